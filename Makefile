@@ -1,0 +1,33 @@
+# make demo | test | lint. Each makes the environment .venv itself when it is missing or out of date.
+#   make test PYTHON=python3.12                                              another interpreter
+#   PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make test       torch without CUDA, a far smaller download
+
+PYTHON ?= python3
+BUDGET ?= 0.25
+PROMPT ?= a striped red circle moving right on a black background
+
+VENV := .venv
+READY := $(VENV)/.ready
+
+.PHONY: demo test lint
+
+demo: $(READY)
+	@mkdir -p outputs
+	$(VENV)/bin/python pipelines/t2v.py --budget $(BUDGET) --compare --prompt "$(PROMPT)" --output outputs/demo.mp4
+	@echo "The clips, the picture that compares them and the figures:"
+	@ls -1 outputs/demo*
+
+test: $(READY)
+	$(VENV)/bin/python -m pytest -q
+
+lint: $(READY)
+	$(VENV)/bin/python -m ruff check .
+	$(VENV)/bin/python -m ruff format --check .
+
+# The stamp is written last, so that an interrupted installation is taken up again.
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "flexivid needs Python 3.11 or later: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install -c constraints.txt torch==2.13.0
+	$(VENV)/bin/python -m pip install -c constraints.txt -e ".[dev,train,eval]"
+	@touch $@

@@ -1,0 +1,236 @@
+"""Which patch size runs at which denoising step, and what that costs.
+
+A schedule is a pure function of (costs, steps, budget, guidance): nothing here knows a model, a scheduler or torch.
+Early steps settle layout and motion and run coarse ("weak") patches, late steps the model's own ("powerful") patch
+(FlexiDiT, arXiv 2502.20126). A patch size is written frames x height x width in latent pixels, as in `1x4x4`.
+"""
+
+import math
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import groupby
+from numbers import Real
+from typing import Literal
+
+PatchSize = tuple[int, int, int]
+Guidance = Literal["same", "weak-uncond"]
+
+_NOTATION = "write frames x height x width in latent pixels, for example 1x4x4"
+
+
+class BudgetError(ValueError):
+    """A budget that is not a number in (0, 1], or that the patch sizes at hand cannot reach."""
+
+
+def parse_patch_size(text: str) -> PatchSize:
+    """`"1x4x4"` -> `(1, 4, 4)`: frames, height, width in latent pixels. Raises ValueError that names what is wrong."""
+    numbers = text.split("x")
+    if not all(re.fullmatch("[0-9]+", number) for number in numbers):
+        raise ValueError(f"{text!r} is not a patch size; {_NOTATION}")
+    if len(numbers) != 3:
+        count = "1 number" if len(numbers) == 1 else f"{len(numbers)} numbers"
+        raise ValueError(f"{text!r} is not a patch size: it has {count} instead of 3; {_NOTATION}")
+    t, h, w = map(int, numbers)
+    if 0 in (t, h, w):
+        raise ValueError(f"{text!r} is not a patch size: each number must be at least 1; {_NOTATION}")
+    return t, h, w
+
+
+def format_patch_size(patch_size: PatchSize) -> str:
+    """`(1, 4, 4)` -> `"1x4x4"`, the inverse of `parse_patch_size`."""
+    t, h, w = patch_size
+    return f"{t}x{h}x{w}"
+
+
+def multiple_of(patch_size: PatchSize, base: PatchSize) -> PatchSize:
+    """How many base patches a patch spans: `(1, 4, 4)` over `(1, 2, 2)` -> `(1, 2, 2)`.
+
+    Raises ValueError, with patch sizes that would do, where a number is not a positive multiple of the base's.
+    """
+    if any(p < b or p % b for p, b in zip(patch_size, base, strict=True)):
+        t, h, w = base
+        space, time, both = (format_patch_size(p) for p in ((t, 2 * h, 2 * w), (2 * t, h, w), (2 * t, 2 * h, 2 * w)))
+        raise ValueError(
+            f"{format_patch_size(patch_size)} is not an integer multiple of the model's own patch size "
+            f"{format_patch_size(base)}; for example {space}, {time} or {both} would be"
+        )
+    t, h, w = (p // b for p, b in zip(patch_size, base, strict=True))
+    return t, h, w
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The patch size of every forward of one sampling run.
+
+    steps: for every denoising step, the patch size of each guidance branch, written as in `1x4x4`: one without
+        guidance, else (conditional, unconditional).
+
+    Raises ValueError for no steps, for steps that differ in their number of branches, and for what is no patch size.
+    """
+
+    steps: tuple[tuple[str, ...], ...]
+
+    def __post_init__(self):
+        if not self.steps:
+            raise ValueError("a schedule has at least one step")
+        branches = len(self.steps[0])
+        for index, step in enumerate(self.steps):
+            if len(step) not in (1, 2) or len(step) != branches:
+                raise ValueError(
+                    f"step {index} has {len(step)} patch sizes; every step has one, or every step has two "
+                    "(conditional, unconditional)"
+                )
+            for name in step:
+                parse_patch_size(name)
+
+    def cost(self, costs: Mapping[str, float]) -> float:
+        """FLOPs of all forwards, given the FLOPs of one forward by patch size; exact where those are integers.
+
+        Raises ValueError where the cost of a patch size is missing.
+        """
+        names = [name for step in self.steps for name in step]
+        if missing := sorted(set(names) - set(costs)):
+            raise ValueError(f"no cost is given for {', '.join(missing)}; there are costs for {', '.join(costs)}")
+        forwards = [costs[name] for name in names]
+        return sum(forwards) if all(isinstance(cost, int) for cost in forwards) else math.fsum(forwards)
+
+    def to_json(self) -> list[list[str]]:
+        """The steps as lists, for `json.dump`: `[["1x4x4", "1x4x4"], ...]`."""
+        return [list(step) for step in self.steps]
+
+    @classmethod
+    def from_json(cls, steps: list[list[str]]) -> "Schedule":
+        """The inverse of `to_json`. Raises ValueError for anything but lists of patch sizes."""
+        if not isinstance(steps, list) or not all(
+            isinstance(step, list) and all(isinstance(name, str) for name in step) for step in steps
+        ):
+            raise ValueError('a schedule is a list with a list of patch sizes per step, such as [["1x4x4", "1x4x4"]]')
+        return cls(tuple(tuple(step) for step in steps))
+
+    def __str__(self) -> str:
+        """Runs of equal steps: `35 x 2x4x4, 5 x 1x2x2`, with `1x2x2/2x4x4` where the two branches differ."""
+        runs = ((step, sum(1 for _ in run)) for step, run in groupby(self.steps))
+        return ", ".join(f"{count} x {step[0] if len(set(step)) == 1 else '/'.join(step)}" for step, count in runs)
+
+
+def schedule_for_budget(
+    costs: Mapping[str, float], steps: int, budget: float, guidance_branches: int, guidance: Guidance = "same"
+) -> Schedule:
+    """The schedule that spends at most `budget` of what the powerful patch size would cost on every forward.
+
+    Steps go from coarse to fine. As many of the last steps as fit are powerful, with all others at the cheapest patch
+    size; what is left of the budget then raises the last weak steps, to the finest weak patch size first. With
+    `weak-uncond` a powerful step runs the powerful patch size on the conditional branch only and the cheapest on the
+    unconditional one, and weak steps run one patch size on both. Every powerful step is then a mixed one, so budgets
+    beyond (powerful + cheapest) / (2 x powerful) change nothing, 1.0 included; and only the conditional branch is
+    monotone where there are three or more patch sizes.
+
+    Args:
+        costs: FLOPs of one forward by patch size. The most expensive one is the powerful one.
+        steps: number of denoising steps.
+        budget: share of the reference, in (0, 1]; the reference is steps x guidance_branches x powerful.
+        guidance_branches: forwards a step makes: 2 with classifier-free guidance, else 1.
+        guidance: `same` runs both branches at one patch size; without guidance, `weak-uncond` is `same`.
+
+    Raises:
+        BudgetError: the budget is not a number in (0, 1], or less than the cheapest patch size costs.
+        ValueError: another argument is out of its range.
+    """
+    _check_budget(budget)
+    modes, prices = _sorted_modes(costs)
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, not {steps}")
+    if guidance_branches not in (1, 2):
+        raise ValueError(f"guidance_branches must be 1 or 2 (with guidance), not {guidance_branches}")
+    if guidance not in ("same", "weak-uncond"):
+        raise ValueError(f"guidance must be same or weak-uncond, not {guidance!r}")
+
+    *weak_steps, powerful_step = [(mode,) * guidance_branches for mode in modes]
+    if guidance == "weak-uncond" and guidance_branches == 2:
+        powerful_step = (modes[-1], modes[0])
+    cheapest_step = (modes[0],) * guidance_branches
+
+    def extra(step: tuple[str, ...]) -> Fraction:
+        """What a step costs beyond the cheapest one."""
+        return sum(prices[mode] for mode in step) - guidance_branches * prices[modes[0]]
+
+    slack = guidance_branches * steps * (_exact(budget) * prices[modes[-1]] - prices[modes[0]])
+    if slack < 0:
+        # Rounded up: the least that is named here must itself be accepted.
+        least = math.ceil(1000 * prices[modes[0]] / prices[modes[-1]]) / 1000
+        raise BudgetError(
+            f"budget {budget} cannot be reached: with {modes[0]} on every step the least is {least:g}; "
+            f"ask for {least:g} or more, or for modes with a coarser patch size"
+        )
+    fine_to_coarse: list[tuple[str, ...]] = []
+    for step in (powerful_step, *reversed(weak_steps[1:])):
+        left = steps - len(fine_to_coarse)
+        count = min(left, slack // extra(step)) if extra(step) else left
+        slack -= count * extra(step)
+        fine_to_coarse += [step] * count
+    fine_to_coarse += [cheapest_step] * (steps - len(fine_to_coarse))
+    return Schedule(tuple(reversed(fine_to_coarse)))
+
+
+def least_budget(costs: Mapping[str, float]) -> float:
+    """The least budget that `schedule_for_budget` can meet: the cheapest patch size on every step.
+
+    costs: FLOPs of one forward by patch size. Raises ValueError where they are empty or not positive.
+    """
+    modes, prices = _sorted_modes(costs)
+    least = prices[modes[0]] / prices[modes[-1]]
+    # The nearest float may lie just below, and would be refused as a budget.
+    return float(least) if _exact(float(least)) >= least else math.nextafter(float(least), math.inf)
+
+
+def explicit_schedule(text: str, steps: int, branches: int, patch_sizes: Collection[str]) -> Schedule:
+    """A schedule as `--schedule` takes it: `2x4x4:30,1x4x4:5,1x2x2:5`, runs of patch size:number of steps.
+
+    Args:
+        text: the runs, in any order; `1x2x2/2x4x4:5` gives the conditional and the unconditional branch their own.
+        steps: number of denoising steps, which the runs must add up to.
+        branches: forwards a step makes: 2 with classifier-free guidance, else 1.
+        patch_sizes: what the model has, written as in `1x4x4`.
+
+    Raises ValueError that names the run that is wrong, or the sum.
+    """
+    schedule: list[tuple[str, ...]] = []
+    for run in text.split(","):
+        run = run.strip()
+        match = re.fullmatch(r"([^:]+):\s*([0-9]+)", run)
+        if not match or int(match[2]) == 0:
+            raise ValueError(f"{run!r} in the schedule is not patch size:number of steps, such as 2x4x4:30")
+        step = tuple(format_patch_size(parse_patch_size(name.strip())) for name in match[1].split("/"))
+        for name in step:
+            if name not in patch_sizes:
+                raise ValueError(f"{name} in the schedule is not a patch size of this model: {', '.join(patch_sizes)}")
+        if len(step) > branches:
+            has = "no guidance, so one branch" if branches == 1 else "two branches, conditional/unconditional"
+            raise ValueError(f"{run!r} in the schedule names {len(step)} patch sizes, but this run has {has}")
+        schedule += [step if len(step) == branches else step * branches] * int(match[2])
+    if len(schedule) != steps:
+        raise ValueError(f"the schedule {text!r} adds up to {len(schedule)} steps, but there are {steps}")
+    return Schedule(tuple(schedule))
+
+
+def _exact(number: float) -> Fraction:
+    """The number as it is written: the float 0.29 is 29/100, so that 29 of 100 is within a budget of 0.29."""
+    return Fraction(number) if isinstance(number, int) else Fraction(str(float(number)))
+
+
+def _check_budget(budget: float) -> None:
+    if not isinstance(budget, Real) or isinstance(budget, bool) or not 0 < budget <= 1:
+        raise BudgetError(f"budget must be a number above 0 and up to 1, the share of the full FLOPs, not {budget!r}")
+
+
+def _sorted_modes(costs: Mapping[str, float]) -> tuple[list[str], dict[str, Fraction]]:
+    """The patch sizes from cheapest to most expensive (the coarser first where they cost the same), exact costs."""
+    if not costs:
+        raise ValueError("costs is empty: it needs the FLOPs of one forward for every patch size")
+    for name, cost in costs.items():
+        if not (math.isfinite(cost) and cost > 0):
+            raise ValueError(f"the cost of {name} must be a positive number of FLOPs, not {cost}")
+    modes = sorted(costs, key=lambda name: (costs[name], -math.prod(parse_patch_size(name))))
+    return modes, {name: _exact(cost) for name, cost in costs.items()}

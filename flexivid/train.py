@@ -1,0 +1,58 @@
+"""Trains the embedded model and flexivid adapters.
+
+    accelerate launch flexivid/train.py --config configs/shapes-vae.yaml
+    accelerate launch flexivid/train.py --config configs/shapes-base.yaml --optim.lr 1e-3
+    accelerate launch flexivid/train.py --config configs/shapes-flex.yaml
+
+A run writes checkpoints, `log.jsonl`, pictures and its result to the config's `output`; started again, it goes on
+from its last checkpoint.
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+# Launched as a script, Python puts flexivid/ itself first on the path; what is imported is the package.
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import torch  # noqa: E402
+from accelerate import Accelerator  # noqa: E402
+from diffusers.utils import logging as diffusers_logging  # noqa: E402
+
+from flexivid.training.config import load_config  # noqa: E402
+from flexivid.training.loop import train  # noqa: E402
+
+
+def build_objective(config, accelerator):
+    if config.objective == "vae":
+        from flexivid.training.vae import VaeObjective as Objective
+    elif config.objective == "pretrain":
+        from flexivid.training.pretrain import PretrainObjective as Objective
+    else:
+        from flexivid.training.distill import DistillObjective as Objective
+    return Objective(config, accelerator)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--config", required=True, help="YAML file; --section.key value overrides a setting")
+    arguments, overrides = parser.parse_known_args()
+    diffusers_logging.set_verbosity_error()
+    try:
+        config = load_config(arguments.config, overrides)
+        accelerator = Accelerator()
+        # The launcher leaves one thread a process unless told otherwise; on a CPU that is half the speed or worse.
+        torch.set_num_threads(max(os.cpu_count() // accelerator.num_processes, 1))
+        objective = build_objective(config, accelerator)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    train(config, objective, accelerator)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,107 @@
+"""The training configuration: YAML -> pydantic, with dotted overrides (`--optim.lr 1e-4`)."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+Positive = Annotated[int, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class OptimConfig(Section):
+    name: Literal["adamw", "muon"] = Field("adamw", description="muon: Muon on the matrices, AdamW on the rest")
+    lr: float = Field(8e-4, gt=0, description="peak learning rate")
+    weight_decay: float = Field(1e-2, ge=0)
+    warmup: int = Field(100, ge=0, description="steps of linear warm-up")
+    decay: Fraction = Field(0.2, description="share of the steps, at the end, over which lr falls linearly to zero")
+    clip: float = Field(1.0, gt=0, description="gradient norm above which gradients are scaled down")
+    ema: Fraction = Field(0.999, description="decay of the exponential moving average of the weights")
+
+
+class DataConfig(Section):
+    clips: Positive = Field(6000, description="rendered clips whose latents are cached before the first step")
+    frames: Positive = 17
+    size: Positive = 64
+    text_lengths: dict[Positive, Fraction] = Field(
+        {32: 0.9, 512: 0.1}, description="padded text length -> how often it is drawn; pipelines pad to 512 by default"
+    )
+    drop_caption: Fraction = Field(0.1, description="how often the caption is empty, for classifier-free guidance")
+
+
+class VaeConfig(Section):
+    base_dim: Positive = 8
+    z_dim: Positive = 8
+    crop: Positive = Field(32, description="side in pixels of the training crops around the object")
+    frames: Positive = Field(5, description="frames of a training crop: 1 + a multiple of 4")
+    image_steps: int = Field(0, ge=0, description="first steps on single frames: many times cheaper, teaches the picture")
+    image_batch: Positive = 64
+    full_share: Fraction = Field(0.2, description="share of steps on whole frames, at a quarter of the batch")
+    kl: float = Field(1e-6, ge=0, description="weight of the KL term beside the mean absolute and squared errors")
+
+
+class TransformerConfig(Section):
+    heads: Positive = 3
+    layers: Positive = 6
+    ffn_dim: Positive = 512
+    image_steps: int = Field(0, ge=0, description="first steps on single frames: 5 times cheaper, teaches the words")
+    image_batch: Positive = 64
+
+
+class DistillConfig(Section):
+    modes: list[str] = Field(["1x4x4", "2x2x2", "2x4x4"], description="weak patch sizes; one is drawn per step")
+    mode_weights: list[float] | None = Field(None, description="how often each mode is drawn; equally by default")
+    parametrisation: Literal["snr", "direct"] = "snr"
+    rank: Positive = Field(32, description="LoRA rank")
+    sigma_range: tuple[Fraction, Fraction] = Field((0.2, 1.0), description="noise levels at which weak modes run")
+
+
+class Config(Section):
+    objective: Literal["vae", "pretrain", "distill"]
+    output: Path = Field(description="folder of checkpoints, log.jsonl, samples and the result")
+    base: Path | None = Field(None, description="pipeline folder that is trained further: of the VAE, or of the teacher")
+    seed: int = 0
+    steps: Positive = 1000
+    batch_size: Positive = Field(32, description="clips a step, over all processes")
+    flow_shift: float = Field(3.0, gt=0, description="shift of the noise levels, in training and in the scheduler")
+    compile: bool = Field(False, description="torch.compile the transformer blocks")
+    log_every: Positive = 10
+    save_every: Positive = 200
+    sample_every: Positive = 500
+    optim: OptimConfig = OptimConfig()
+    data: DataConfig = DataConfig()
+    vae: VaeConfig = VaeConfig()
+    transformer: TransformerConfig = TransformerConfig()
+    distill: DistillConfig = DistillConfig()
+
+
+def load_config(path: str | Path, overrides: list[str] = ()) -> Config:
+    """Reads a YAML file and applies `--section.key value` overrides. Raises ValueError that names what is wrong."""
+    try:
+        tree = yaml.safe_load(Path(path).read_text())
+    except FileNotFoundError:
+        raise ValueError(f"no config file at {path}") from None
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not YAML: {error}") from None
+    if not isinstance(tree, dict):
+        raise ValueError(f"{path} holds {type(tree).__name__}, not a mapping of settings")
+    if len(overrides) % 2:
+        raise ValueError(f"the override {overrides[-1]!r} has no value; write for example --optim.lr 1e-4")
+    for name, value in zip(overrides[::2], overrides[1::2], strict=True):
+        if not name.startswith("--"):
+            raise ValueError(f"expected an override such as --optim.lr, got {name!r}")
+        *sections, key = name.removeprefix("--").split(".")
+        node = tree
+        for section in sections:
+            node = node.setdefault(section, {})
+        node[key] = yaml.safe_load(value)
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        problems = "\n".join(f"  {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise ValueError(f"{path}:\n{problems}") from None

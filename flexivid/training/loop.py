@@ -1,0 +1,168 @@
+"""One training loop for every objective: optimiser, EMA, log, checkpoints that survive a kill."""
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from accelerate import Accelerator
+from diffusers.training_utils import EMAModel
+from safetensors.torch import load_file, save_file
+from tqdm import tqdm
+
+from flexivid.training.config import Config
+
+
+class Objective(Protocol):
+    """What is trained. Batches are a pure function of the step, so that a resumed run repeats and loses nothing."""
+
+    model: torch.nn.Module
+
+    def loss(self, model: torch.nn.Module, step: int) -> torch.Tensor: ...
+
+    def sample(self, path: Path) -> None:
+        """Draws a picture of where training stands."""
+
+    def save(self, folder: Path) -> None:
+        """Writes the result, from the averaged weights that are in `model` at that moment."""
+
+
+def global_batch_slice(accelerator: Accelerator, count: int) -> slice:
+    """The rows of a batch of `count` drawn identically in every process that this process computes."""
+    share = count // accelerator.num_processes
+    return slice(accelerator.process_index * share, (accelerator.process_index + 1) * share)
+
+
+def step_generator(seed: int, step: int) -> torch.Generator:
+    """The randomness of one step: the same at every number of processes and after every resume."""
+    return torch.Generator().manual_seed(seed * 1_000_003 + step)
+
+
+def build_optimizers(config: Config, model: torch.nn.Module) -> list[torch.optim.Optimizer]:
+    """AdamW, or Muon (Jordan et al. 2024) on the hidden matrices and AdamW on everything else."""
+    optim = config.optim
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    matrices = []
+    if optim.name == "muon":
+        matrices = [name for name, p in parameters.items() if p.ndim == 2 and "blocks." in name]
+    rest = [p for name, p in parameters.items() if name not in matrices]
+    optimizers = [torch.optim.AdamW(rest, lr=optim.lr, weight_decay=optim.weight_decay, betas=(0.9, 0.98))]
+    if matrices:
+        hidden = [parameters[name] for name in matrices]
+        # match_rms_adamw scales the update to AdamW's, so that one learning rate serves both.
+        optimizers.append(
+            torch.optim.Muon(hidden, lr=optim.lr, weight_decay=optim.weight_decay, adjust_lr_fn="match_rms_adamw")
+        )
+    return optimizers
+
+
+def learning_rate_factor(config: Config, step: int) -> float:
+    """Linear warm-up, constant, linear decay to zero over the last `optim.decay` of the steps."""
+    warmup = min(1.0, (step + 1) / max(config.optim.warmup, 1))
+    decay_steps = max(config.optim.decay * config.steps, 1)
+    return min(warmup, (config.steps - step) / decay_steps, 1.0)
+
+
+def save_checkpoint(folder: Path, step: int, model, optimizers, ema: EMAModel) -> None:
+    """Writes beside, then renames: a kill at any moment leaves the last whole checkpoint."""
+    tensors = {f"model.{name}": p for name, p in model.named_parameters() if p.requires_grad}
+    tensors |= {f"ema.{i}": p for i, p in enumerate(ema.shadow_params)}
+    for k, optimizer in enumerate(optimizers):
+        for i, state in optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{k}.{i}.{key}": torch.as_tensor(value) for key, value in state.items()}
+    tensors = {name: t.detach().contiguous() for name, t in tensors.items()}
+    beside = folder / "checkpoint.safetensors.partial"
+    save_file(tensors, beside, metadata={"step": str(step), "ema_step": str(ema.optimization_step)})
+    os.replace(beside, folder / "checkpoint.safetensors")
+
+
+def load_checkpoint(folder: Path, model, optimizers, ema: EMAModel) -> int:
+    """Restores the last checkpoint, if there is one. Returns the number of steps that it holds."""
+    path = folder / "checkpoint.safetensors"
+    if not path.exists():
+        return 0
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    tensors = load_file(path)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if p.requires_grad:
+                p.copy_(tensors[f"model.{name}"])
+        for i, p in enumerate(ema.shadow_params):
+            p.copy_(tensors[f"ema.{i}"])
+    ema.optimization_step = int(metadata["ema_step"])
+    for k, optimizer in enumerate(optimizers):
+        state = optimizer.state_dict()
+        state["state"] = {}
+        for name, tensor in tensors.items():
+            if name.startswith(f"optimizer.{k}."):
+                i, key = name.removeprefix(f"optimizer.{k}.").split(".", 1)
+                state["state"].setdefault(int(i), {})[key] = tensor
+        optimizer.load_state_dict(state)
+    return int(metadata["step"])
+
+
+def train(config: Config, objective: Objective, accelerator: Accelerator) -> None:
+    """Runs `objective` for `config.steps` steps, resuming from `config.output` if it holds a checkpoint."""
+    folder = config.output
+    folder.mkdir(parents=True, exist_ok=True)
+    bare_model = objective.model
+    bare_optimizers = build_optimizers(config, bare_model)
+    trainable = [p for p in bare_model.parameters() if p.requires_grad]
+    ema = EMAModel(trainable, decay=config.optim.ema, use_ema_warmup=True, power=0.75)
+    start = load_checkpoint(folder, bare_model, bare_optimizers, ema)
+    model, *optimizers = accelerator.prepare(bare_model, *bare_optimizers)
+    main = accelerator.is_main_process
+    log_path = folder / "log.jsonl"
+    if main:
+        # Lines past the checkpoint belong to steps that are about to be made again.
+        lines = log_path.read_text().splitlines() if log_path.exists() else []
+        log_path.write_text("".join(f"{line}\n" for line in lines if json.loads(line)["step"] <= start))
+        count = sum(p.numel() for p in trainable)
+        print(f"{config.objective}: {count / 1e6:.2f} M trainable parameters, step {start} of {config.steps}")
+    progress = tqdm(total=config.steps, initial=start, disable=not main, mininterval=10, maxinterval=60)
+    began, losses = time.time(), []
+
+    def with_averaged_weights(action, path):
+        ema.store(trainable)
+        ema.copy_to(trainable)
+        action(path)
+        ema.restore(trainable)
+
+    for step in range(start, config.steps):
+        for optimizer in bare_optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = config.optim.lr * learning_rate_factor(config, step)
+        loss = objective.loss(model, step)
+        accelerator.backward(loss)
+        accelerator.clip_grad_norm_(trainable, config.optim.clip)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        ema.step(trainable)
+        losses.append(accelerator.gather(loss.detach()).mean().item())
+        progress.update()
+        done = step + 1
+        if not main:
+            continue
+        if done % config.log_every == 0:
+            mean = sum(losses) / len(losses)
+            seconds = (time.time() - began) / len(losses)
+            line = {"step": done, "loss": round(mean, 6), "seconds_per_step": round(seconds, 3)}
+            with log_path.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+            progress.set_postfix(loss=f"{mean:.4f}")
+            began, losses = time.time(), []
+        if done % config.save_every == 0 or done == config.steps:
+            save_checkpoint(folder, done, bare_model, bare_optimizers, ema)
+        if done % config.sample_every == 0 or done == config.steps:
+            (folder / "samples").mkdir(exist_ok=True)
+            with_averaged_weights(objective.sample, folder / "samples" / f"{done:06d}.png")
+    progress.close()
+    if main:
+        with_averaged_weights(objective.save, folder / "result")
+        print(f"saved {folder / 'result'}")

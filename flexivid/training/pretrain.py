@@ -1,0 +1,89 @@
+"""Objective `pretrain`: flow matching at the base patch size; makes the embedded base model."""
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from diffusers import AutoencoderKLWan, WanPipeline
+
+from flexivid.shapes.oracle import adherence
+from flexivid.shapes.prompts import load_prompts
+from flexivid.training.config import Config
+from flexivid.training.embedded import (
+    build_pipeline,
+    build_text_encoder,
+    build_tokenizer,
+    build_transformer,
+    tile_clips,
+)
+from flexivid.training.loop import global_batch_slice, step_generator
+from flexivid.training.shapes_data import ShapesData
+
+
+def shift_sigma(sigma: torch.Tensor, shift: float) -> torch.Tensor:
+    """Moves noise levels towards 1 (Esser et al. 2024, arXiv 2403.03206, eq. 23): what `flow_shift` does in sampling."""
+    return shift * sigma / (1 + (shift - 1) * sigma)
+
+
+@torch.no_grad()
+def sample_and_judge(pipeline: WanPipeline, path: Path, steps: int, count: int) -> dict[str, float]:
+    """Samples the first `count` seen prompts, tiles them into a picture, returns the oracle's adherence per factor."""
+    scenes = load_prompts()["seen"][:count]
+    pipeline.set_progress_bar_config(disable=True)
+    video = pipeline(
+        [scene.caption for scene in scenes],
+        height=64,
+        width=64,
+        num_frames=17,
+        num_inference_steps=steps,
+        guidance_scale=4.0,
+        max_sequence_length=32,
+        generator=torch.Generator().manual_seed(0),
+        output_type="pt",
+    ).frames
+    clips = video.transpose(1, 2) * 2 - 1
+    tile_clips(clips[:12], path)
+    return {factor: round(hits.float().mean().item(), 3) for factor, hits in adherence(clips, scenes).items()}
+
+
+class PretrainObjective:
+    def __init__(self, config: Config, accelerator: Accelerator):
+        self.config, self.accelerator = config, accelerator
+        self.vae = AutoencoderKLWan.from_pretrained(config.base).requires_grad_(False)
+        self.tokenizer = build_tokenizer()
+        self.text_encoder = build_text_encoder(len(self.tokenizer), config.seed)
+        self.data = ShapesData(
+            config.data, self.vae, self.tokenizer, self.text_encoder, Path(config.base) / "latents-cache"
+        )
+        torch.manual_seed(config.seed)
+        self.model = build_transformer(config)
+        if config.compile:
+            self.model.compile_repeated_blocks(fullgraph=True, dynamic=False)
+
+    def loss(self, model, step):
+        config, generator = self.config, step_generator(self.config.seed, step)
+        images = step < config.transformer.image_steps
+        count = config.transformer.image_batch if images else config.batch_size
+        x_0, text = self.data.batch(count, generator, images)
+        noise = torch.randn(x_0.shape, generator=generator)
+        sigma = shift_sigma(torch.sigmoid(torch.randn(count, generator=generator)), config.flow_shift)
+        part, device = global_batch_slice(self.accelerator, count), self.accelerator.device
+        x_0, text, noise, sigma = (tensor[part].to(device) for tensor in (x_0, text, noise, sigma))
+        level = sigma.view(-1, 1, 1, 1, 1)
+        # Flow matching (Lipman et al. 2023): x_t on the straight line from data to noise, the velocity is its slope.
+        x_t = (1 - level) * x_0 + level * noise
+        velocity = model(x_t, sigma * 1000, text, return_dict=False)[0]
+        return F.mse_loss(velocity.float(), noise - x_0)
+
+    def _pipeline(self) -> WanPipeline:
+        return build_pipeline(self.vae, self.model, self.tokenizer, self.text_encoder, self.config.flow_shift)
+
+    def sample(self, path):
+        print("\nadherence", sample_and_judge(self._pipeline(), path, steps=20, count=32), "->", path)
+
+    def save(self, folder):
+        pipeline = self._pipeline()
+        # Halved and doubled again, so that the folder and this process hold the same numbers.
+        pipeline.to(dtype=torch.float16).save_pretrained(folder)
+        pipeline.to(dtype=torch.float32)

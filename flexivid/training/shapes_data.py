@@ -1,0 +1,60 @@
+"""Training data of the shapes world: cached latents of rendered clips and the text embeddings of their captions."""
+
+import os
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from tqdm import tqdm
+
+from flexivid.shapes.world import all_scenes, sample_clips
+from flexivid.training.config import DataConfig
+from flexivid.training.embedded import encode
+
+SHARD = 500  # clips a file, so that a kill loses at most one
+
+
+class ShapesData:
+    """Random access to (latents, text embeddings) of `config.clips` clips, none of them a held-out combination.
+
+    Latents are encoded once, into `folder`; text embeddings are one row a caption, the empty one last.
+    """
+
+    def __init__(self, config: DataConfig, vae, tokenizer, text_encoder, folder: Path):
+        self.config = config
+        shards = [self._shard(vae, folder, i) for i in tqdm(range(-(-config.clips // SHARD)), desc="latents")]
+        self.latents = torch.cat([shard["latents"] for shard in shards])[: config.clips]
+        self.captions = torch.cat([shard["captions"] for shard in shards])[: config.clips]
+        texts = [scene.caption for scene in all_scenes()] + [""]
+        tokens = tokenizer(texts, padding="max_length", max_length=min(config.text_lengths), return_tensors="pt")
+        with torch.no_grad():
+            states = text_encoder(tokens.input_ids, attention_mask=tokens.attention_mask).last_hidden_state
+        # Pipelines zero what lies behind the end of the text.
+        self.text_embeddings = states * tokens.attention_mask.unsqueeze(-1)
+
+    def _shard(self, vae, folder: Path, index: int) -> dict[str, torch.Tensor]:
+        path = folder / f"{index:04d}.safetensors"
+        if not path.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            generator = torch.Generator().manual_seed(10_000_000 + index)
+            clips, scenes = sample_clips(SHARD, generator, self.config.frames, self.config.size)
+            rows = {scene: row for row, scene in enumerate(all_scenes())}
+            latents = torch.cat([encode(vae, part) for part in clips.split(25)])
+            captions = torch.tensor([rows[scene] for scene in scenes])
+            save_file({"latents": latents.half(), "captions": captions}, f"{path}.partial")
+            os.replace(f"{path}.partial", path)
+        return load_file(path)
+
+    def batch(self, count: int, generator: torch.Generator, images: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+        """Latents (count, C, T, H, W), T = 1 for `images`, and text embeddings (count, length, dim).
+
+        A clip's first latent frame is the latent of its first image, because the VAE is causal.
+        """
+        picks = torch.randint(len(self.latents), (count,), generator=generator)
+        latents = self.latents[picks, :, :1] if images else self.latents[picks]
+        dropped = torch.rand(count, generator=generator) < self.config.drop_caption
+        captions = torch.where(dropped, len(self.text_embeddings) - 1, self.captions[picks])
+        lengths, shares = zip(*self.config.text_lengths.items(), strict=True)
+        length = lengths[torch.multinomial(torch.tensor(shares), 1, generator=generator).item()]
+        embeddings = self.text_embeddings[captions]
+        return latents.float(), torch.nn.functional.pad(embeddings, (0, 0, 0, length - embeddings.shape[1]))

@@ -1,0 +1,87 @@
+"""Objective `vae`: the autoencoder of the embedded model, trained on crops around the object."""
+
+import math
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from tqdm import tqdm
+
+from flexivid.shapes.world import sample_clips
+from flexivid.training.config import Config
+from flexivid.training.embedded import build_vae, decode, encode, tile_clips
+from flexivid.training.loop import global_batch_slice, step_generator
+
+
+class Autoencoder(torch.nn.Module):
+    """Encode, sample, decode in one forward, so that data parallelism sees one module."""
+
+    def __init__(self, vae):
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, clips: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        posterior = self.vae.encode(clips).latent_dist
+        return self.vae.decode(posterior.sample()).sample, posterior.kl()
+
+
+def crop_around_object(clips: torch.Tensor, crop: int, frames: int, generator: torch.Generator) -> torch.Tensor:
+    """A window (crop x crop pixels, `frames` frames) of each clip, jittered about where the object is."""
+    windows = []
+    draws = torch.rand(len(clips), 3, generator=generator).tolist()
+    for clip, (u_time, u_x, u_y) in zip(clips, draws, strict=True):
+        start = int(u_time * (clip.shape[1] - frames + 1))
+        piece = clip[:, start : start + frames]
+        distance = (piece[:, 0] - piece[:, 0, :1, :1]).abs().sum(0)  # from the background, in the top left corner
+        weight = distance / distance.sum()
+        corner = []
+        for axis, u in ((1, u_y), (0, u_x)):
+            centre = (weight.sum(axis) * torch.arange(len(distance))).sum().item()
+            corner.append(int(min(max(centre - crop / 2 + (u - 0.5) * crop / 2, 0), len(distance) - crop)))
+        windows.append(piece[:, :, corner[0] : corner[0] + crop, corner[1] : corner[1] + crop])
+    return torch.stack(windows)
+
+
+class VaeObjective:
+    def __init__(self, config: Config, accelerator: Accelerator):
+        self.config, self.accelerator = config, accelerator
+        torch.manual_seed(config.seed)
+        self.model = Autoencoder(build_vae(config))
+
+    def loss(self, model, step):
+        config, generator = self.config, step_generator(self.config.seed, step)
+        torch.manual_seed(step)  # the posterior's sample
+        images = step < config.vae.image_steps
+        whole = torch.rand(1, generator=generator).item() < config.vae.full_share
+        count = config.vae.image_batch if images else config.batch_size
+        count = count // 4 if whole else count
+        clips, _ = sample_clips(count, generator, frames=3 if images else config.data.frames, size=config.data.size)
+        crop = config.data.size if whole else config.vae.crop
+        clips = crop_around_object(clips, crop, 1 if images else config.vae.frames, generator)
+        clips = clips[global_batch_slice(self.accelerator, count)].to(self.accelerator.device)
+        reconstruction, kl = model(clips)
+        # The squared error moves colours while they are far off; the absolute error sharpens edges later.
+        error = F.l1_loss(reconstruction, clips) + F.mse_loss(reconstruction, clips)
+        return error + config.vae.kl * kl.mean()
+
+    def _reconstruct(self, count: int, seed: int):
+        clips, _ = sample_clips(count, torch.Generator().manual_seed(seed), size=self.config.data.size)
+        vae = self.model.vae.cpu()
+        return clips, decode(vae, encode(vae, clips))
+
+    def sample(self, path: Path):
+        clips, reconstruction = self._reconstruct(4, seed=123)
+        error = (clips - reconstruction).div(2).square().mean().item()
+        print(f"\nreconstruction PSNR {-10 * math.log10(error):.2f} dB -> {path}")
+        tile_clips(torch.stack([clips, reconstruction], 1).flatten(0, 1), path)
+
+    def save(self, folder: Path):
+        """The VAE folder, with the mean and standard deviation of its latents over clips it was trained on."""
+        vae, latents = self.model.vae.cpu(), []
+        for seed in tqdm(range(12), desc="latent statistics"):
+            clips, _ = sample_clips(16, torch.Generator().manual_seed(1_000_000 + seed), size=self.config.data.size)
+            latents.append(encode(vae, clips))
+        values = torch.cat(latents).transpose(0, 1).flatten(1)
+        vae.register_to_config(latents_mean=values.mean(1).tolist(), latents_std=values.std(1).tolist())
+        vae.save_pretrained(folder)

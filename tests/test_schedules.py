@@ -1,0 +1,304 @@
+import json
+import math
+import random
+from fractions import Fraction
+
+import pytest
+
+from flexivid.schedules import (
+    BudgetError,
+    Schedule,
+    explicit_schedule,
+    format_patch_size,
+    least_budget,
+    multiple_of,
+    parse_patch_size,
+    schedule_for_budget,
+)
+
+# FLOPs of one Wan2.1-1.3B forward at 480x832x81, and the ratios of its coarse modes.
+WAN = {"1x2x2": 283_000_000_000_000, "1x4x4": 33_677_000_000_000, "2x4x4": 14_716_000_000_000}
+
+
+# ---- patch sizes
+
+
+def test_patch_size_round_trip():
+    assert parse_patch_size("1x4x4") == (1, 4, 4)
+    assert parse_patch_size("2x16x8") == (2, 16, 8)
+    assert format_patch_size((1, 4, 4)) == "1x4x4"
+    assert format_patch_size(parse_patch_size("2x16x8")) == "2x16x8"
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("4x4", "2 numbers instead of 3"),
+        ("4", "1 number instead of 3"),
+        ("1x2x2x2", "4 numbers instead of 3"),
+        ("1x0x4", "at least 1"),
+        ("abc", "is not a patch size"),
+        ("", "is not a patch size"),
+        ("1x-2x4", "is not a patch size"),
+        ("1x2.0x4", "is not a patch size"),
+        ("1x_2x4", "is not a patch size"),
+        ("1x4x4 ", "is not a patch size"),
+    ],
+)
+def test_bad_patch_size_says_what_is_wrong_and_what_is_right(text, says):
+    with pytest.raises(ValueError) as error:
+        parse_patch_size(text)
+    assert repr(text) in str(error.value) and says in str(error.value) and "1x4x4" in str(error.value)
+
+
+def test_multiple_of():
+    assert multiple_of((1, 4, 4), (1, 2, 2)) == (1, 2, 2)
+    assert multiple_of((2, 2, 2), (1, 2, 2)) == (2, 1, 1)
+    assert multiple_of((1, 2, 2), (1, 2, 2)) == (1, 1, 1)
+    assert multiple_of((2, 6, 4), (1, 2, 2)) == (2, 3, 2)
+
+
+@pytest.mark.parametrize("patch_size", [(1, 3, 3), (1, 1, 1), (1, 2, 3), (0, 2, 2)])
+def test_no_multiple_names_patch_sizes_that_are(patch_size):
+    with pytest.raises(ValueError) as error:
+        multiple_of(patch_size, (1, 2, 2))
+    assert str(error.value) == (
+        f"{format_patch_size(patch_size)} is not an integer multiple of the model's own patch size 1x2x2; "
+        "for example 1x4x4, 2x2x2 or 2x4x4 would be"
+    )
+
+
+# ---- Schedule
+
+
+def test_schedule_text_cost_and_json():
+    schedule = Schedule((("2x4x4", "2x4x4"),) * 3 + (("1x2x2", "2x4x4"),) + (("1x2x2", "1x2x2"),))
+    assert str(schedule) == "3 x 2x4x4, 1 x 1x2x2/2x4x4, 1 x 1x2x2"
+    assert str(Schedule((("1x4x4",),) * 2)) == "2 x 1x4x4"
+    assert schedule.cost({"2x4x4": 1, "1x2x2": 100}) == 7 * 1 + 3 * 100
+    assert schedule.to_json() == [["2x4x4", "2x4x4"]] * 3 + [["1x2x2", "2x4x4"], ["1x2x2", "1x2x2"]]
+    assert Schedule.from_json(json.loads(json.dumps(schedule.to_json()))) == schedule
+
+
+def test_integer_costs_are_summed_exactly():
+    assert Schedule((("1x2x2", "1x2x2"),) * 40).cost({"1x2x2": 2**60 + 1}) == 80 * (2**60 + 1)
+
+
+def test_cost_names_a_missing_patch_size():
+    with pytest.raises(ValueError, match=r"no cost is given for 2x4x4; there are costs for 1x2x2"):
+        Schedule((("2x4x4",), ("1x2x2",))).cost({"1x2x2": 1})
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        [],
+        [[]],
+        ["1x4x4"],
+        [[1, 4, 4]],
+        {"1x4x4": 3},
+        None,
+        [["1x4x4"], ["1x4x4", "1x4x4"]],
+        [["1x4x4"] * 3],
+        [["4x4"]],
+    ],
+)
+def test_from_json_refuses_what_is_no_schedule(steps):
+    with pytest.raises(ValueError):
+        Schedule.from_json(steps)
+
+
+# ---- budgets
+
+
+def random_cases(count):
+    """Costs of 1 to 5 modes, integers or floats, coarser always cheaper; budgets drawn where they can be reached."""
+    rng = random.Random(0)
+    names = ["1x2x2", "1x4x4", "2x4x4", "2x8x8", "4x8x8"]
+    for _ in range(count):
+        modes = names[: rng.randint(1, 5)]
+        draw = rng.choice([lambda: rng.randint(1, 50), lambda: rng.randint(10**12, 10**16), rng.random])
+        values = sorted({draw() for _ in modes}, reverse=True)
+        costs = list(zip(modes, values, strict=False))
+        rng.shuffle(costs)
+        costs = dict(costs)
+        low = least_budget(costs)
+        budget = rng.choice([low, 1.0, rng.uniform(low, 1), max(low, round(rng.uniform(low, 1), 2))])
+        yield costs, rng.randint(1, 60), budget, rng.choice([1, 2]), rng.choice(["same", "weak-uncond"])
+
+
+def written(number):
+    """A float as its decimal digits say, which is how a budget is meant."""
+    return Fraction(number) if isinstance(number, int) else Fraction(str(number))
+
+
+def exact_cost(steps, costs):
+    return sum(written(costs[name]) for step in steps for name in step)
+
+
+def test_schedules_within_budget_monotone_and_maximal():
+    for case in random_cases(500):
+        costs, steps, budget, branches, guidance = case
+        schedule = schedule_for_budget(costs, steps, budget, branches, guidance)
+        order = sorted(costs, key=costs.get)
+        cheapest, powerful = order[0], order[-1]
+        limit = written(budget) * steps * branches * written(costs[powerful])
+
+        assert len(schedule.steps) == steps and {len(step) for step in schedule.steps} == {branches}, case
+        assert exact_cost(schedule.steps, costs) <= limit, case
+        conditional = [costs[step[0]] for step in schedule.steps]
+        assert conditional == sorted(conditional), case
+
+        mixed = guidance == "weak-uncond" and branches == 2
+        powerful_step = (powerful, cheapest) if mixed else (powerful,) * branches
+        for step in schedule.steps:
+            assert step == powerful_step or len(set(step)) == 1, case
+
+        count = schedule.steps.count(powerful_step)
+        if count < steps:
+            one_more = [powerful_step] * (count + 1) + [(cheapest,) * branches] * (steps - count - 1)
+            assert exact_cost(one_more, costs) > limit, case
+            left = limit - exact_cost(schedule.steps, costs)
+            for step in set(schedule.steps[: steps - count]):
+                for finer in order[order.index(step[0]) + 1 : -1]:
+                    assert exact_cost([(finer,) * branches], costs) - exact_cost([step], costs) > left, case
+        assert Schedule.from_json(json.loads(json.dumps(schedule.to_json()))) == schedule
+
+
+@pytest.mark.parametrize("branches", [1, 2])
+@pytest.mark.parametrize("powerful", [283.1e12, 0.1, 1 / 3, 3 * 10**17 + 1])
+def test_full_budget_is_all_powerful(branches, powerful):
+    costs = {"1x4x4": powerful / 7, "1x2x2": powerful}
+    for steps in range(1, 61):
+        for budget in (1.0, 1):
+            schedule = schedule_for_budget(costs, steps, budget, branches)
+            assert schedule.steps == (("1x2x2",) * branches,) * steps
+
+
+def test_a_budget_that_is_met_exactly_is_used():
+    # .29 x 100 is 28.999999999999996 in floating point.
+    assert str(schedule_for_budget({"1x2x2": 10, "1x4x4": 1}, 10, 0.28, 1)) == "8 x 1x4x4, 2 x 1x2x2"
+    assert str(schedule_for_budget({"1x2x2": 100, "1x4x4": 29}, 7, 0.29, 1)) == "7 x 1x4x4"
+    assert str(schedule_for_budget({"1x2x2": 1.0, "1x4x4": 0.2}, 40, 0.6, 2)) == "20 x 1x4x4, 20 x 1x2x2"
+    assert str(schedule_for_budget({"1x2x2": 1.0, "1x4x4": 0.2}, 40, 0.599, 2)) == "21 x 1x4x4, 19 x 1x2x2"
+
+
+def test_wan_at_a_quarter():
+    schedule = schedule_for_budget(WAN, 40, 0.25, 2)
+    assert str(schedule) == "27 x 2x4x4, 5 x 1x4x4, 8 x 1x2x2"
+    assert schedule.cost(WAN) / (80 * WAN["1x2x2"]) <= 0.25
+
+
+def test_weak_uncond_mixes_the_powerful_steps():
+    costs = {"1x2x2": 100, "1x4x4": 20}
+    schedule = schedule_for_budget(costs, 10, 0.4, 2, "weak-uncond")
+    # 40 for a weak step, 120 for a mixed one, 800 in all.
+    assert schedule.to_json() == [["1x4x4", "1x4x4"]] * 5 + [["1x2x2", "1x4x4"]] * 5
+    assert schedule.cost(costs) == 800
+
+
+def test_weak_uncond_at_full_budget_is_mixed_on_every_step():
+    costs = {"1x2x2": 100, "1x4x4": 20}
+    for budget in (0.6, 1.0):
+        assert str(schedule_for_budget(costs, 10, budget, 2, "weak-uncond")) == "10 x 1x2x2/1x4x4"
+
+
+def test_weak_uncond_without_guidance_is_same():
+    for costs, steps, budget, _, _ in random_cases(200):
+        args = costs, steps, budget, 1
+        assert schedule_for_budget(*args, "weak-uncond") == schedule_for_budget(*args, "same")
+
+
+def test_one_mode_runs_only_at_full_budget():
+    assert str(schedule_for_budget({"1x2x2": 7}, 4, 1.0, 2)) == "4 x 1x2x2"
+    with pytest.raises(BudgetError, match="the least is 1;"):
+        schedule_for_budget({"1x2x2": 7}, 4, 0.99, 2)
+
+
+def test_equal_costs_go_to_the_finer_patch():
+    costs = {"1x2x2": 10, "1x4x4": 10, "2x4x4": 1}
+    assert str(schedule_for_budget(costs, 2, 1.0, 1)) == "2 x 1x2x2"
+    assert str(schedule_for_budget({"1x2x2": 10, "1x4x4": 1, "2x2x2": 1}, 3, 0.4, 1)) == "2 x 2x2x2, 1 x 1x2x2"
+
+
+@pytest.mark.parametrize("budget", [0, 0.0, -1, 1.5, math.nan, math.inf, "0.5", None, True, 1j])
+def test_budget_must_be_a_share(budget):
+    with pytest.raises(BudgetError, match="budget must be a number above 0 and up to 1"):
+        schedule_for_budget(WAN, 40, budget, 2)
+
+
+@pytest.mark.parametrize("guidance", ["same", "weak-uncond"])
+def test_unreachable_budget_names_the_least(guidance):
+    costs = {"1x2x2": 100_000, "1x4x4": 33_000, "2x4x4": 14_249}
+    with pytest.raises(BudgetError) as error:
+        schedule_for_budget(costs, 40, 0.1, 2, guidance)
+    # .14249 is named as .143: .142 would be refused in its turn.
+    assert str(error.value).startswith(
+        "budget 0.1 cannot be reached: with 2x4x4 on every step the least is 0.143; ask for 0.143 or more"
+    )
+    assert schedule_for_budget(costs, 40, 0.143, 2, guidance).steps[0] == ("2x4x4", "2x4x4")
+    with pytest.raises(BudgetError):
+        schedule_for_budget(costs, 40, 0.142, 2, guidance)
+
+
+def test_least_budget_is_accepted_and_anything_less_is_not():
+    for costs, steps, _, branches, guidance in random_cases(300):
+        least = least_budget(costs)
+        assert schedule_for_budget(costs, steps, least, branches, guidance).steps
+        with pytest.raises(BudgetError, match="cannot be reached"):
+            schedule_for_budget(costs, steps, least * (1 - 1e-12), branches, guidance)
+    assert least_budget({"1x2x2": 100, "1x4x4": 20}) == 0.2
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"costs": {}}, "costs is empty"),
+        ({"costs": {"1x2x2": 0}}, "must be a positive number of FLOPs"),
+        ({"costs": {"1x2x2": math.nan}}, "must be a positive number of FLOPs"),
+        ({"costs": {"fine": 1}}, "is not a patch size"),
+        ({"steps": 0}, "steps must be at least 1"),
+        ({"guidance_branches": 3}, "guidance_branches must be 1 or 2"),
+        ({"guidance": "weak"}, "guidance must be same or weak-uncond"),
+    ],
+)
+def test_other_arguments_out_of_range(change, says):
+    arguments = {"costs": WAN, "steps": 40, "budget": 0.5, "guidance_branches": 2, "guidance": "same"} | change
+    with pytest.raises(ValueError, match=says) as error:
+        schedule_for_budget(**arguments)
+    assert not isinstance(error.value, BudgetError)
+
+
+# ---- explicit schedules
+
+
+def test_explicit_schedule():
+    text = "2x4x4:30, 1x4x4:5,1x2x2:5"
+    assert str(explicit_schedule(text, 40, 2, WAN)) == "30 x 2x4x4, 5 x 1x4x4, 5 x 1x2x2"
+    assert explicit_schedule(text, 40, 1, WAN).steps[0] == ("2x4x4",)
+    assert explicit_schedule("2x4x4:1,1x2x2/2x4x4:1", 2, 2, WAN).to_json() == [["2x4x4", "2x4x4"], ["1x2x2", "2x4x4"]]
+
+
+@pytest.mark.parametrize(
+    ("text", "branches", "says"),
+    [
+        ("2x4x4:30,1x2x2:5", 2, "adds up to 35 steps, but there are 40"),
+        ("1x2x2:41", 2, "adds up to 41 steps, but there are 40"),
+        ("2x4x4", 2, "'2x4x4' in the schedule is not patch size:number of steps"),
+        ("2x4x4:", 2, "'2x4x4:' in the schedule is not"),
+        ("2x4x4:40,", 2, "'' in the schedule is not"),
+        ("", 2, "'' in the schedule is not"),
+        ("2x4x4:0,1x2x2:40", 2, "'2x4x4:0' in the schedule is not"),
+        ("2x4x4:-5,1x2x2:45", 2, "'2x4x4:-5' in the schedule is not"),
+        ("2x4x4:half", 2, "'2x4x4:half' in the schedule is not"),
+        ("4x4:40", 2, "'4x4' is not a patch size: it has 2 numbers"),
+        ("1x8x8:40", 2, "1x8x8 in the schedule is not a patch size of this model: 1x2x2, 1x4x4, 2x4x4"),
+        ("1x2x2/2x4x4:40", 1, "names 2 patch sizes, but this run has no guidance"),
+        ("1x2x2/2x4x4/2x4x4:40", 2, "names 3 patch sizes, but this run has two branches"),
+        ("1x2x2/:40", 2, "'' is not a patch size"),
+    ],
+)
+def test_bad_explicit_schedule(text, branches, says):
+    with pytest.raises(ValueError) as error:
+        explicit_schedule(text, 40, branches, WAN)
+    assert says in str(error.value)
