@@ -1,0 +1,20 @@
+"""flexivid: run a pretrained video diffusion transformer with large patches early and its own patches late."""
+
+from flexivid.adapter import AdapterError
+from flexivid.api import disable, enable, summary
+from flexivid.schedules import BudgetError, Schedule
+from flexivid.session import Summary
+from flexivid.tubelet import FlexTubeletEmbed, FlexTubeletUnembed
+
+__version__ = "0.1.0"
+__all__ = [
+    "AdapterError",
+    "BudgetError",
+    "FlexTubeletEmbed",
+    "FlexTubeletUnembed",
+    "Schedule",
+    "Summary",
+    "disable",
+    "enable",
+    "summary",
+]

@@ -138,7 +138,7 @@ def schedule_for_budget(
         BudgetError: the budget is not a number in (0, 1], or less than the cheapest patch size costs.
         ValueError: another argument is out of its range.
     """
-    _check_budget(budget)
+    check_budget(budget)
     modes, prices = _sorted_modes(costs)
     if steps < 1:
         raise ValueError(f"steps must be at least 1, not {steps}")
@@ -220,7 +220,7 @@ def _exact(number: float) -> Fraction:
     return Fraction(number) if isinstance(number, int) else Fraction(str(float(number)))
 
 
-def _check_budget(budget: float) -> None:
+def check_budget(budget: float) -> None:
     if not isinstance(budget, Real) or isinstance(budget, bool) or not 0 < budget <= 1:
         raise BudgetError(f"budget must be a number above 0 and up to 1, the share of the full FLOPs, not {budget!r}")
 

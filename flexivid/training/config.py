@@ -17,6 +17,7 @@ class Section(BaseModel):
 class OptimConfig(Section):
     name: Literal["adamw", "muon"] = Field("adamw", description="muon: Muon on the matrices, AdamW on the rest")
     lr: float = Field(8e-4, gt=0, description="peak learning rate")
+    muon_lr: float = Field(5e-3, gt=0, description="peak learning rate of Muon, on AdamW's scale")
     weight_decay: float = Field(1e-2, ge=0)
     warmup: int = Field(100, ge=0, description="steps of linear warm-up")
     decay: Fraction = Field(0.2, description="share of the steps, at the end, over which lr falls linearly to zero")
@@ -35,10 +36,10 @@ class DataConfig(Section):
 
 
 class VaeConfig(Section):
-    base_dim: Positive = 8
-    z_dim: Positive = 8
+    base_dim: Positive = 16
+    z_dim: Positive = 16
     crop: Positive = Field(32, description="side in pixels of the training crops around the object")
-    frames: Positive = Field(5, description="frames of a training crop: 1 + a multiple of 4")
+    frames: Positive = Field(9, description="frames of a training crop: 1 + a multiple of 4")
     image_steps: int = Field(0, ge=0, description="first steps on single frames: many times cheaper, teaches the picture")
     image_batch: Positive = 64
     full_share: Fraction = Field(0.2, description="share of steps on whole frames, at a quarter of the batch")

@@ -40,21 +40,37 @@ def step_generator(seed: int, step: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed * 1_000_003 + step)
 
 
-def build_optimizers(config: Config, model: torch.nn.Module) -> list[torch.optim.Optimizer]:
-    """AdamW, or Muon (Jordan et al. 2024) on the hidden matrices and AdamW on everything else."""
+class FlatMuon(torch.optim.Muon):
+    """Muon (Jordan et al. 2024) that sees convolution kernels as (out, everything else) matrices."""
+
+    def __init__(self, weights: list[torch.nn.Parameter], **settings):
+        self.weights = weights
+        # Views share storage with the weights; match_rms_adamw scales updates so that learning rates compare to AdamW's.
+        flat = [torch.nn.Parameter(weight.detach().flatten(1)) for weight in weights]
+        super().__init__(flat, adjust_lr_fn="match_rms_adamw", **settings)
+
+    def step(self, closure=None):
+        for flat, weight in zip(self.param_groups[0]["params"], self.weights, strict=True):
+            flat.grad = None if weight.grad is None else weight.grad.flatten(1)
+        return super().step(closure)
+
+    def zero_grad(self, set_to_none: bool = True):
+        super().zero_grad(set_to_none)
+        for weight in self.weights:
+            weight.grad = None
+
+
+def build_optimizers(config: Config, trainable: dict[str, torch.nn.Parameter]) -> list[torch.optim.Optimizer]:
+    """AdamW, or Muon on hidden matrices and convolution kernels and AdamW on everything else."""
     optim = config.optim
-    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    matrices = []
+    hidden = []
     if optim.name == "muon":
-        matrices = [name for name, p in parameters.items() if p.ndim == 2 and "blocks." in name]
-    rest = [p for name, p in parameters.items() if name not in matrices]
+        hidden = [name for name, p in trainable.items() if p.ndim >= 4 or (p.ndim == 2 and "blocks." in name)]
+    rest = [p for name, p in trainable.items() if name not in hidden]
     optimizers = [torch.optim.AdamW(rest, lr=optim.lr, weight_decay=optim.weight_decay, betas=(0.9, 0.98))]
-    if matrices:
-        hidden = [parameters[name] for name in matrices]
-        # match_rms_adamw scales the update to AdamW's, so that one learning rate serves both.
-        optimizers.append(
-            torch.optim.Muon(hidden, lr=optim.lr, weight_decay=optim.weight_decay, adjust_lr_fn="match_rms_adamw")
-        )
+    if hidden:
+        weights = [trainable[name] for name in hidden]
+        optimizers.append(FlatMuon(weights, lr=optim.muon_lr, weight_decay=optim.weight_decay))
     return optimizers
 
 
@@ -65,9 +81,9 @@ def learning_rate_factor(config: Config, step: int) -> float:
     return min(warmup, (config.steps - step) / decay_steps, 1.0)
 
 
-def save_checkpoint(folder: Path, step: int, model, optimizers, ema: EMAModel) -> None:
+def save_checkpoint(folder: Path, step: int, trainable: dict, optimizers, ema: EMAModel) -> None:
     """Writes beside, then renames: a kill at any moment leaves the last whole checkpoint."""
-    tensors = {f"model.{name}": p for name, p in model.named_parameters() if p.requires_grad}
+    tensors = {f"model.{name}": p for name, p in trainable.items()}
     tensors |= {f"ema.{i}": p for i, p in enumerate(ema.shadow_params)}
     for k, optimizer in enumerate(optimizers):
         for i, state in optimizer.state_dict()["state"].items():
@@ -78,7 +94,7 @@ def save_checkpoint(folder: Path, step: int, model, optimizers, ema: EMAModel) -
     os.replace(beside, folder / "checkpoint.safetensors")
 
 
-def load_checkpoint(folder: Path, model, optimizers, ema: EMAModel) -> int:
+def load_checkpoint(folder: Path, trainable: dict, optimizers, ema: EMAModel) -> int:
     """Restores the last checkpoint, if there is one. Returns the number of steps that it holds."""
     path = folder / "checkpoint.safetensors"
     if not path.exists():
@@ -89,9 +105,8 @@ def load_checkpoint(folder: Path, model, optimizers, ema: EMAModel) -> int:
         metadata = file.metadata()
     tensors = load_file(path)
     with torch.no_grad():
-        for name, p in model.named_parameters():
-            if p.requires_grad:
-                p.copy_(tensors[f"model.{name}"])
+        for name, p in trainable.items():
+            p.copy_(tensors[f"model.{name}"])
         for i, p in enumerate(ema.shadow_params):
             p.copy_(tensors[f"ema.{i}"])
     ema.optimization_step = int(metadata["ema_step"])
@@ -110,11 +125,14 @@ def train(config: Config, objective: Objective, accelerator: Accelerator) -> Non
     """Runs `objective` for `config.steps` steps, resuming from `config.output` if it holds a checkpoint."""
     folder = config.output
     folder.mkdir(parents=True, exist_ok=True)
-    bare_model = objective.model
-    bare_optimizers = build_optimizers(config, bare_model)
-    trainable = [p for p in bare_model.parameters() if p.requires_grad]
-    ema = EMAModel(trainable, decay=config.optim.ema, use_ema_warmup=True, power=0.75)
-    start = load_checkpoint(folder, bare_model, bare_optimizers, ema)
+    bare_model = objective.model.to(accelerator.device)
+    # Taken once: peft switches requires_grad with the adapter that is active.
+    trainable = {name: p for name, p in bare_model.named_parameters() if p.requires_grad}
+    weights = list(trainable.values())
+    bare_optimizers = build_optimizers(config, trainable)
+    peaks = [optimizer.param_groups[0]["lr"] for optimizer in bare_optimizers]
+    ema = EMAModel(weights, decay=config.optim.ema, use_ema_warmup=True, power=0.75)
+    start = load_checkpoint(folder, trainable, bare_optimizers, ema)
     model, *optimizers = accelerator.prepare(bare_model, *bare_optimizers)
     main = accelerator.is_main_process
     log_path = folder / "log.jsonl"
@@ -122,28 +140,27 @@ def train(config: Config, objective: Objective, accelerator: Accelerator) -> Non
         # Lines past the checkpoint belong to steps that are about to be made again.
         lines = log_path.read_text().splitlines() if log_path.exists() else []
         log_path.write_text("".join(f"{line}\n" for line in lines if json.loads(line)["step"] <= start))
-        count = sum(p.numel() for p in trainable)
+        count = sum(p.numel() for p in weights)
         print(f"{config.objective}: {count / 1e6:.2f} M trainable parameters, step {start} of {config.steps}")
     progress = tqdm(total=config.steps, initial=start, disable=not main, mininterval=10, maxinterval=60)
     began, losses = time.time(), []
 
     def with_averaged_weights(action, path):
-        ema.store(trainable)
-        ema.copy_to(trainable)
+        ema.store(weights)
+        ema.copy_to(weights)
         action(path)
-        ema.restore(trainable)
+        ema.restore(weights)
 
     for step in range(start, config.steps):
-        for optimizer in bare_optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = config.optim.lr * learning_rate_factor(config, step)
+        for optimizer, peak in zip(bare_optimizers, peaks, strict=True):
+            optimizer.param_groups[0]["lr"] = peak * learning_rate_factor(config, step)
         loss = objective.loss(model, step)
         accelerator.backward(loss)
-        accelerator.clip_grad_norm_(trainable, config.optim.clip)
+        accelerator.clip_grad_norm_(weights, config.optim.clip)
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
-        ema.step(trainable)
+        ema.step(weights)
         losses.append(accelerator.gather(loss.detach()).mean().item())
         progress.update()
         done = step + 1
@@ -158,7 +175,7 @@ def train(config: Config, objective: Objective, accelerator: Accelerator) -> Non
             progress.set_postfix(loss=f"{mean:.4f}")
             began, losses = time.time(), []
         if done % config.save_every == 0 or done == config.steps:
-            save_checkpoint(folder, done, bare_model, bare_optimizers, ema)
+            save_checkpoint(folder, done, trainable, bare_optimizers, ema)
         if done % config.sample_every == 0 or done == config.steps:
             (folder / "samples").mkdir(exist_ok=True)
             with_averaged_weights(objective.sample, folder / "samples" / f"{done:06d}.png")

@@ -1,0 +1,164 @@
+"""Adapter folders: `flexivid_config.json`, `flexivid.safetensors`, `pytorch_lora_weights.safetensors`.
+
+The LoRA file carries diffusers' key names and metadata under the prefix `<component>.<patch size>`, so that
+`transformer.load_lora_adapter(folder, prefix="transformer.1x4x4")` reads it too.
+"""
+
+import json
+import os
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from flexivid.flexible import FlexTransformer
+from flexivid.lora import add_lora
+
+CONFIG_NAME = "flexivid_config.json"
+WEIGHTS_NAME = "flexivid.safetensors"
+LORA_NAME = "pytorch_lora_weights.safetensors"
+
+
+class AdapterError(ValueError):
+    """An adapter folder that cannot be used; the message says why and what would be right."""
+
+
+class AdapterConfig(BaseModel):
+    """The contents of `flexivid_config.json`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    format: int = Field(1, ge=1, le=1)
+    patch_sizes: list[str] = Field(min_length=1, description="weak patch sizes, as 1x4x4")
+    parametrisation: str
+    lora_rank: int = Field(gt=0)
+    components: list[str] = Field(description="pipeline components that are adapted")
+    base_model: str = Field(description="id or path of the model it was trained on")
+    transformer_class: str
+    transformer_shape: dict[str, int | list[int]] = Field(description="config values that must agree with the model")
+    max_sequence_length: int | None = Field(None, description="padded text length that the adapter was trained for")
+    training: dict = Field(default_factory=dict, description="facts about the training run")
+
+
+def transformer_shape(flex: FlexTransformer) -> dict[str, int | list[int]]:
+    """The config values that an adapter depends on."""
+    config = flex.transformer.config
+    names = ("patch_size", "in_channels", "out_channels", "num_attention_heads", "attention_head_dim", "num_layers")
+    return {name: list(value) if isinstance(value := config[name], (tuple, list)) else value for name in names}
+
+
+def read_config(folder: Path) -> AdapterConfig:
+    """Raises AdapterError if the folder is not an adapter or its config is not valid."""
+    path = folder / CONFIG_NAME
+    if not path.is_file():
+        raise AdapterError(f"{folder} is not a flexivid adapter: it has no {CONFIG_NAME}")
+    try:
+        return AdapterConfig.model_validate(json.loads(path.read_text()))
+    except json.JSONDecodeError as error:
+        raise AdapterError(f"{path} is not JSON: {error}") from None
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise AdapterError(f"{path}: {problems}") from None
+
+
+def locate_adapter(adapter: str | os.PathLike) -> Path:
+    """The local folder of an adapter given as a folder or as a hub id. Raises AdapterError if it is neither."""
+    folder = Path(adapter)
+    if folder.is_dir():
+        return folder
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        return Path(snapshot_download(str(adapter), allow_patterns=["*.json", "*.safetensors"]))
+    except HFValidationError:
+        raise AdapterError(f"no adapter at {adapter}: it is neither a folder nor a hub id") from None
+    except Exception as error:
+        raise AdapterError(f"no folder {adapter}, and the hub does not have it either: {error}") from None
+
+
+def check_matches(config: AdapterConfig, component: str, flex: FlexTransformer) -> None:
+    """Raises AdapterError if the adapter was made for another model, naming what differs."""
+    name = type(flex.transformer).__name__
+    if config.transformer_class != name:
+        raise AdapterError(f"the adapter is for {config.transformer_class}, but this model's {component} is {name}")
+    shape = transformer_shape(flex)
+    differing = [f"{key} {config.transformer_shape.get(key)} != {shape[key]}" for key in shape
+                 if config.transformer_shape.get(key) != shape[key]]
+    if differing:
+        raise AdapterError(
+            f"the adapter was made for {config.base_model}; this model's {component} differs: {', '.join(differing)}"
+        )
+    if component not in config.components:
+        raise AdapterError(f"the adapter has weights for {', '.join(config.components)}, but none for {component}")
+
+
+def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise AdapterError(f"the adapter is incomplete: {path} is missing") from None
+    except SafetensorError as error:
+        raise AdapterError(f"{path} is not a whole safetensors file: {error}") from None
+
+
+def load_adapter(folder: Path, config: AdapterConfig, flexes: dict[str, FlexTransformer]) -> None:
+    """Fills the weak modes and LoRA of `flexes`, by pipeline component, from an adapter folder.
+
+    Raises AdapterError for missing, corrupt or foreign files, before anything of the model is changed.
+    """
+    for component, flex in flexes.items():
+        check_matches(config, component, flex)
+    weights, lora = _read_tensors(folder / WEIGHTS_NAME), _read_tensors(folder / LORA_NAME)
+
+    def under(tensors, prefix):
+        found = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+        if not found:
+            raise AdapterError(f"the adapter in {folder} has no weights under {prefix}")
+        return found
+
+    for component, flex in flexes.items():
+        for patch_size, mode in flex.weak_modes.items():
+            try:
+                mode.load_state_dict(under(weights, f"{component}.{patch_size}."))
+            except RuntimeError as error:
+                raise AdapterError(f"{folder / WEIGHTS_NAME} does not fit the model: {error}") from None
+        loras = {patch_size: under(lora, f"{component}.{patch_size}.") for patch_size in flex.weak_modes}
+        add_lora(flex, config.lora_rank)
+        for patch_size, state in loras.items():
+            set_peft_model_state_dict(flex.transformer, state, adapter_name=flex.lora_name(patch_size))
+
+
+def save_adapter(folder: Path, config: AdapterConfig, flexes: dict[str, FlexTransformer]) -> None:
+    """Writes an adapter folder in half precision; each file beside, then renamed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    weights, lora, metadata = {}, {}, {}
+    for component, flex in flexes.items():
+        for patch_size, mode in flex.weak_modes.items():
+            prefix = f"{component}.{patch_size}."
+            weights |= {prefix + name: tensor for name, tensor in mode.state_dict().items()}
+            name = flex.lora_name(patch_size)
+            state = get_peft_model_state_dict(flex.transformer, adapter_name=name)
+            lora |= {prefix + key: tensor for key, tensor in state.items()}
+            facts = flex.transformer.peft_config[name].to_dict()
+            metadata |= {prefix + key: value for key, value in facts.items() if key in _LORA_FACTS}
+
+    def halved(tensors):
+        return {name: tensor.detach().half().contiguous().cpu() for name, tensor in tensors.items()}
+
+    files = {
+        WEIGHTS_NAME: lambda path: save_file(halved(weights), path, {"format": "pt"}),
+        LORA_NAME: lambda path: save_file(
+            halved(lora), path, {"format": "pt", "lora_adapter_metadata": json.dumps(metadata, sort_keys=True)}
+        ),
+        CONFIG_NAME: lambda path: path.write_text(config.model_dump_json(indent=2) + "\n"),
+    }
+    for name, write in files.items():
+        write(folder / f"{name}.partial")
+        os.replace(folder / f"{name}.partial", folder / name)
+
+
+_LORA_FACTS = {"r", "lora_alpha", "target_modules"} & set(LoraConfig.__dataclass_fields__)

@@ -1,0 +1,139 @@
+"""The public surface: enable, disable, summary."""
+
+import os
+
+from diffusers import DiffusionPipeline
+from diffusers.hooks import HookRegistry
+from torch import nn
+
+from flexivid.adapter import load_adapter, locate_adapter, read_config
+from flexivid.families import family_of
+from flexivid.flexible import HOOK_NAME, FlexTransformer
+from flexivid.lora import remove_lora
+from flexivid.schedules import Schedule, check_budget, parse_patch_size
+from flexivid.session import Session, Summary
+
+COMPONENTS = ("transformer", "transformer_2")
+
+
+def _transformers(target: DiffusionPipeline | nn.Module) -> dict[str, nn.Module]:
+    """The transformers to flexify, by component name. Wan2.2-A14B has two."""
+    if isinstance(target, DiffusionPipeline):
+        found = {name: getattr(target, name, None) for name in COMPONENTS}
+        found = {name: module for name, module in found.items() if module is not None}
+        if not found:
+            raise ValueError(f"{type(target).__name__} has no transformer; flexivid works on diffusion transformers")
+        return found
+    return {"transformer": target}
+
+
+def _attached(transformer: nn.Module) -> FlexTransformer | None:
+    hook = HookRegistry.check_if_exists_or_initialize(transformer).get_hook(HOOK_NAME)
+    return hook.flex if hook is not None else None
+
+
+def _session(flex: FlexTransformer) -> Session | None:
+    return getattr(flex.policy, "__self__", None)
+
+
+def enable(
+    target: DiffusionPipeline | nn.Module,
+    adapter: str | os.PathLike | None = None,
+    modes: list[str] | None = None,
+    budget: float | None = None,
+    schedule: Schedule | str | None = None,
+    guidance: str = "same",
+    parametrisation: str | None = None,
+) -> None:
+    """Makes a diffusers pipeline, or a bare transformer, run at several patch sizes.
+
+    Nothing of the pipeline is copied or edited: call it as before, and `disable` gives it back. Enabling twice
+    replaces the first.
+
+    Args:
+        target: a pipeline, or a bare transformer that then runs at one fixed patch size.
+        adapter: folder or hub id of a flexivid adapter. Without one, weak modes are training-free.
+        modes: weak patch sizes as `1x4x4`, t x h x w in latent pixels; those of the adapter, or the family's default.
+        budget: share of the stock call's FLOPs that the transformer may spend, in (0, 1].
+        schedule: instead of a budget: a `Schedule`, `2x4x4:35,1x2x2:5`, or one patch size for every step.
+        guidance: `same` (both guidance branches at one patch size) or `weak-uncond` (in powerful steps the
+            unconditional branch runs at the cheapest patch size).
+        parametrisation: `snr` or `direct`; the adapter's, or `snr` without one.
+
+    Raises:
+        ValueError: an argument is out of range, the model is unknown, the transformer is enabled through another
+            pipeline, or (AdapterError) the adapter does not fit. An unreachable budget is raised by the first call,
+            when sizes and steps are known.
+    """
+    is_pipeline = isinstance(target, DiffusionPipeline)
+    if budget is not None and schedule is not None:
+        raise ValueError("give a budget or a schedule, not both")
+    if is_pipeline and budget is None and schedule is None:
+        raise ValueError("give a budget such as 0.25, or a schedule such as 2x4x4:35,1x2x2:5")
+    if not is_pipeline and (budget is not None or not isinstance(schedule, str) or ":" in schedule):
+        raise ValueError("a bare transformer has no steps: give schedule= one patch size such as 1x4x4, and no budget")
+    if budget is not None:
+        check_budget(budget)
+    if guidance not in ("same", "weak-uncond"):
+        raise ValueError(f"guidance must be same or weak-uncond, not {guidance!r}")
+    transformers = _transformers(target)
+    families = [family_of(transformer) for transformer in transformers.values()]
+    if guidance == "weak-uncond" and not all(family.separate_guidance for family in families):
+        raise ValueError(f"weak-uncond needs a pipeline that calls its guidance branches apart; {families[0].name} "
+                         f"batches them")
+    for transformer in transformers.values():
+        attached = _attached(transformer)
+        session = attached and _session(attached)
+        if session and session.pipe is not target:
+            raise ValueError(
+                "this transformer is enabled through another pipeline that shares it; disable that one first"
+            )
+
+    folder = config = None
+    if adapter is not None:
+        folder = locate_adapter(adapter)
+        config = read_config(folder)
+        if parametrisation not in (None, config.parametrisation):
+            raise ValueError(f"the adapter was trained for {config.parametrisation}, not {parametrisation}")
+        missing = [mode for mode in modes or [] if mode not in config.patch_sizes]
+        if missing:
+            raise ValueError(f"the adapter has no mode {missing[0]}; it has {', '.join(config.patch_sizes)}")
+    for mode in modes or []:
+        parse_patch_size(mode)
+    modes = list(dict.fromkeys(modes or (config.patch_sizes if config else families[0].default_modes)))
+
+    disable(target)
+    flexes: dict[str, FlexTransformer] = {}
+    try:
+        for name, transformer in transformers.items():
+            kind = config.parametrisation if config else parametrisation or "snr"
+            flexes[name] = FlexTransformer(transformer, modes, kind)
+        if config is not None:
+            load_adapter(folder, config, flexes)
+        if is_pipeline:
+            Session(target, flexes, budget, schedule, guidance)
+        else:
+            flexes["transformer"].policy = flexes["transformer"].fixed_policy(schedule)
+    except BaseException:
+        # Nothing half-enabled is left behind.
+        disable(target)
+        raise
+
+
+def disable(target: DiffusionPipeline | nn.Module) -> None:
+    """Gives back the stock pipeline or transformer, the user's own LoRAs as they were. Harmless if not enabled."""
+    for transformer in _transformers(target).values():
+        flex = _attached(transformer)
+        if flex is not None:
+            flex.remove()
+            remove_lora(flex)
+
+
+def summary(pipe: DiffusionPipeline) -> Summary:
+    """What ran at which step of the last call, FLOPs used and saved. Raises ValueError before there was one."""
+    for transformer in _transformers(pipe).values():
+        flex = _attached(transformer)
+        session = flex and _session(flex)
+        if session and session.summary is not None:
+            return session.summary
+    raise ValueError("nothing to sum up: enable the pipeline and call it first")

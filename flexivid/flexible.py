@@ -1,0 +1,239 @@
+"""A stock transformer that runs at any of its patch sizes, through diffusers hooks and nothing else.
+
+Hooks named "flexivid" sit on the root, the patch embedder, the head and the rotary embedding. In powerful mode they
+pass everything through untouched; in a weak mode the root folds the latents, calls the stock forward, and unfolds.
+"""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from diffusers.hooks import HookRegistry, ModelHook
+from diffusers.hooks.hooks import CacheContext, StateManager
+from diffusers.models.modeling_outputs import Transformer2DModelOutput
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+
+from flexivid.families import family_of
+from flexivid.folding import Folding, folding_for
+from flexivid.modes import WeakMode
+from flexivid.parametrisation import coarse_guidance, normaliser, output_for_x0, predicted_x0
+from flexivid.positions import centred_rope
+from flexivid.schedules import format_patch_size
+
+HOOK_NAME = "flexivid"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What one forward is to do.
+
+    sigma: noise level of the latents, None to take it from the timestep. keep: a later branch of the same step needs
+    this prediction. guide: replace the part of the prediction that the coarse grid cannot see by the kept one.
+    last: the call's last forward, after which the stock mode is set.
+    """
+
+    patch_size: str
+    sigma: float | None = None
+    keep: bool = False
+    guide: bool = False
+    last: bool = False
+
+
+Policy = Callable[["FlexTransformer", dict, CacheContext | None], Choice]
+
+
+class FlexTransformer:
+    """Attaches weak modes to a transformer. `policy` says before every forward which patch size runs.
+
+    transformer: a diffusers transformer that has a row in `families.py`. patch_sizes: the weak ones, as `1x4x4`.
+    Raises ValueError for an unknown transformer, a patch size that is no multiple of the base one, or one that is
+    already enabled.
+    """
+
+    def __init__(self, transformer: nn.Module, patch_sizes: list[str], parametrisation: str):
+        self.transformer = transformer
+        self.family = family_of(transformer)
+        self.parametrisation = parametrisation
+        self.embedder = transformer.get_submodule(self.family.embedder)
+        self.head = transformer.get_submodule(self.family.head)
+        self.base_patch = tuple(self.embedder.kernel_size)
+        self.powerful = format_patch_size(self.base_patch)
+        if self.powerful in patch_sizes:
+            raise ValueError(f"{self.powerful} is the model's own patch size; modes lists the coarser ones")
+        self.weak_modes = nn.ModuleDict(
+            {name: WeakMode(name, self.embedder, self.head, parametrisation) for name in patch_sizes}
+        )
+        self.policy: Policy = self.fixed_policy(self.powerful)
+        self.mode: WeakMode | None = None
+        self._folding: Folding | None = None
+        self._lora_mode: str | None = None
+        self._kept: torch.Tensor | None = None
+        self._signature = inspect.signature(type(transformer).forward)
+        hooks = {
+            transformer: _RootHook(self),
+            self.embedder: _EmbedderHook(self),
+            self.head: _HeadHook(self),
+            transformer.get_submodule(self.family.rope): _RopeHook(self),
+        }
+        for module, hook in hooks.items():
+            HookRegistry.check_if_exists_or_initialize(module).register_hook(hook, HOOK_NAME)
+        transformer._diffusers_hook.invalidate_child_registries_cache()
+
+    @property
+    def patch_sizes(self) -> list[str]:
+        return [*self.weak_modes, self.powerful]
+
+    def fixed_policy(self, patch_size: str) -> Policy:
+        """The policy of a bare transformer: one patch size, the noise level read from the timestep."""
+        if patch_size not in self.patch_sizes:
+            raise ValueError(f"{patch_size} is not a patch size of this model: {', '.join(self.patch_sizes)}")
+        return lambda flex, call, context: Choice(patch_size)
+
+    def remove(self) -> None:
+        """Takes every hook off; LoRA is taken off by `lora.remove_lora`."""
+        self.set_stock_mode()
+        self.transformer._diffusers_hook.remove_hook(HOOK_NAME, recurse=True)
+        self.transformer._diffusers_hook.invalidate_child_registries_cache()
+
+    def set_stock_mode(self) -> None:
+        self.mode, self._folding, self._kept = None, None, None
+        self._toggle_lora(None)
+
+    def lora_name(self, patch_size: str) -> str:
+        return f"{HOOK_NAME}-{patch_size}"
+
+    def _toggle_lora(self, patch_size: str | None) -> None:
+        """Makes ours active in a weak mode only; whatever else the user has active stays so."""
+        if patch_size == self._lora_mode:
+            return
+        for layer in self.transformer.modules():
+            if isinstance(layer, BaseTunerLayer):
+                names = [name for name in layer.active_adapters if not name.startswith(f"{HOOK_NAME}-")]
+                if patch_size is not None and self.lora_name(patch_size) in self.transformer.peft_config:
+                    names.append(self.lora_name(patch_size))
+                layer.set_adapter(names)
+        self._lora_mode = patch_size
+
+    def run(self, stock_forward: Callable, context: CacheContext | None, args: tuple, kwargs: dict):
+        """One forward of the transformer at the patch size that the policy chooses."""
+        call = self._signature.bind(self.transformer, *args, **kwargs).arguments
+        call.pop("self")
+        try:
+            choice = self.policy(self, call, context)
+            if choice.patch_size == self.powerful:
+                self.mode = None
+                self._toggle_lora(None)
+                output = stock_forward(*args, **kwargs)
+            else:
+                prediction = self._weak_forward(stock_forward, call, choice)
+                output = Transformer2DModelOutput(sample=prediction) if call.get("return_dict", True) else (prediction,)
+            self._kept = output[0] if choice.keep else None
+            if choice.last:
+                self.set_stock_mode()
+            return output
+        except BaseException:
+            # An error or Ctrl-C in the middle of a step must not leave a weak mode behind.
+            self.set_stock_mode()
+            raise
+        finally:
+            self.mode = None
+
+    def _weak_forward(self, stock_forward: Callable, call: dict, choice: Choice) -> torch.Tensor:
+        latents, timestep = call["hidden_states"], call["timestep"]
+        if timestep.ndim > 1:
+            raise ValueError("flexivid does not support per-token timesteps yet; use a model with one timestep a clip")
+        self._toggle_lora(choice.patch_size)
+        mode = self.weak_modes[choice.patch_size].to(latents.device, self.embedder.weight.dtype)
+        folding = folding_for(tuple(latents.shape[2:]), mode.multiple, self.base_patch, self.family.causal)
+        self.mode, self._folding = mode, folding
+
+        sigma = timestep / self.family.time_scale if choice.sigma is None else torch.tensor(choice.sigma)
+        s = sigma.to(latents.device, torch.float32).expand(len(latents)).view(-1, 1, 1, 1, 1)
+        alpha, prediction_type = 1 - s, self.family.prediction
+        x_t = latents[:, : mode.out_channels].float()
+
+        def network(folded: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+            changed = {"hidden_states": folded.to(latents.dtype), "timestep": timestep, "return_dict": False}
+            return stock_forward(**{**call, **changed})[0].float()
+
+        if mode.parametrisation == "direct":
+            prediction = folding.unfold(network(folding.fold(latents), timestep))
+        else:
+            kappa = folding.kappa.to(latents.device)
+            typical_kappa = kappa.median()
+            c = normaliser(prediction_type, alpha, s, kappa)
+            # Condition channels carry no noise: they are averaged as they are.
+            noisy, condition = folding.fold(latents.float()).unflatten(1, (-1, latents.shape[1])).split(
+                [mode.out_channels, latents.shape[1] - mode.out_channels], dim=2
+            )
+            folded = torch.cat([noisy / c.unsqueeze(1), condition], dim=2).flatten(1, 2)
+            # Every block has its own c; the network is told one noise level, that of a block without padding.
+            level = (s * typical_kappa / normaliser(prediction_type, alpha, s, typical_kappa)).flatten()
+            coarse, residual = network(folded, level * self.family.time_scale).tensor_split([mode.out_channels], dim=1)
+            x_coarse = folding.block_mean(x_t) / c
+            x_0_coarse = predicted_x0(prediction_type, x_coarse, coarse, alpha / c, s * kappa / c)
+            x_0 = folding.upsample(x_0_coarse) + folding.unfold(residual)
+            prediction = output_for_x0(prediction_type, x_t, x_0, alpha, s)
+
+        if choice.guide:
+            x_0_weak = predicted_x0(prediction_type, x_t, prediction, alpha, s)
+            x_0_conditional = predicted_x0(prediction_type, x_t, self._kept.float(), alpha, s)
+            x_0 = coarse_guidance(folding, x_0_conditional, x_0_weak)
+            prediction = output_for_x0(prediction_type, x_t, x_0, alpha, s)
+        return prediction.to(latents.dtype)
+
+
+class _State:
+    """diffusers hands the cache context only to hooks that hold a state manager; ours keeps no other state."""
+
+    def reset(self) -> None: ...
+
+
+class _RootHook(ModelHook):
+    _is_stateful = True
+
+    def __init__(self, flex: FlexTransformer):
+        super().__init__()
+        self.flex = flex
+        self.state_manager = StateManager(_State)
+
+    def new_forward(self, module, *args, **kwargs):
+        return self.flex.run(self.fn_ref.original_forward, self.state_manager._context, args, kwargs)
+
+    def reset_state(self, module):
+        self.state_manager.reset()
+        return module
+
+
+class _SubmoduleHook(ModelHook):
+    def __init__(self, flex: FlexTransformer):
+        super().__init__()
+        self.flex = flex
+
+    def new_forward(self, module, x: torch.Tensor):
+        if self.flex.mode is None:
+            return self.fn_ref.original_forward(x)
+        return self.weak(self.flex.mode, x)
+
+
+class _EmbedderHook(_SubmoduleHook):
+    def weak(self, mode: WeakMode, folded: torch.Tensor) -> torch.Tensor:
+        return mode.embed(folded)
+
+
+class _HeadHook(_SubmoduleHook):
+    def weak(self, mode: WeakMode, tokens: torch.Tensor) -> torch.Tensor:
+        return mode.head(tokens)
+
+
+class _RopeHook(_SubmoduleHook):
+    def weak(self, mode: WeakMode, folded: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The stock tables of the base grid, read at the centres of the coarse tokens."""
+        folding = self.flex._folding
+        base_latents = folded.new_empty(()).expand(1, 1, *folding.size)
+        cos, sin = self.fn_ref.original_forward(base_latents)
+        grid = [length // patch for length, patch in zip(folding.size, folding.patch_size, strict=True)]
+        tables = (table.view(*grid, table.shape[-1]) for table in (cos, sin))
+        return tuple(table.flatten(0, 2)[None, :, None] for table in centred_rope(*tables, folding.token_sources))

@@ -1,0 +1,46 @@
+"""FLOPs of one forward, counted on the meta device: no weights, no arithmetic, about a second for a large model."""
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+from flexivid.flexible import FlexTransformer
+
+
+def flop_counter_mode() -> FlopCounterMode:
+    """torch's counter, with the CPU's attention kernel added: it knows every other one and counts that as nothing."""
+
+    def attention(query_shape, key_shape, value_shape, *args, **kwargs) -> int:
+        return sdpa_flop_count(query_shape, key_shape, value_shape)
+
+    cpu_attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    return FlopCounterMode(display=False, custom_mapping={cpu_attention: attention})
+
+
+class FlopCounter:
+    """Counts forwards of a flexible transformer at any of its patch sizes, its LoRA and heads included.
+
+    Works on a twin of the transformer on the meta device, built from its config.
+    """
+
+    def __init__(self, flex: FlexTransformer):
+        with torch.device("meta"):
+            twin = type(flex.transformer).from_config(flex.transformer.config)
+            self.twin = FlexTransformer(twin, list(flex.weak_modes), flex.parametrisation)
+            for name, config in getattr(flex.transformer, "peft_config", {}).items():
+                twin.add_adapter(config, name)
+        self.twin.set_stock_mode()
+        if getattr(flex.transformer, "peft_config", {}):
+            twin.set_adapter([])
+        self._counts: dict[tuple, int] = {}
+
+    def count(self, patch_size: str, call: dict) -> int:
+        """FLOPs (2 per multiply-add) of one forward of one clip, with arguments shaped as in `call`."""
+        shapes = {name: (1, *value.shape[1:]) for name, value in call.items() if isinstance(value, torch.Tensor)}
+        key = (patch_size, tuple(sorted(shapes.items())))
+        if key not in self._counts:
+            self.twin.policy = self.twin.fixed_policy(patch_size)
+            inputs = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+            with flop_counter_mode() as counter, torch.no_grad():
+                self.twin.transformer(**inputs, return_dict=False)
+            self._counts[key] = counter.get_total_flops()
+        return self._counts[key]

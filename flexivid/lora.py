@@ -1,0 +1,40 @@
+"""LoRA (Hu et al. 2021, arXiv 2106.09685) through peft: one adapter a weak mode, next to whatever the user has."""
+
+from peft import LoraConfig
+from peft.tuners.tuners_utils import BaseTunerLayer
+
+from flexivid.flexible import HOOK_NAME, FlexTransformer
+
+
+def add_lora(flex: FlexTransformer, rank: int) -> None:
+    """Adds one idle LoRA per weak mode, of `rank`, to self-attention and feed-forward layers.
+
+    The user's active adapters stay active.
+    """
+    transformer = flex.transformer
+    active = transformer.active_adapters() if transformer._hf_peft_config_loaded else []
+    for patch_size in flex.weak_modes:
+        config = LoraConfig(
+            r=rank, lora_alpha=rank, init_lora_weights=True, target_modules=flex.family.lora_targets
+        )
+        transformer.add_adapter(config, adapter_name=flex.lora_name(patch_size))
+    transformer.set_adapter(active)
+    flex._lora_mode = None
+
+
+def remove_lora(flex: FlexTransformer) -> None:
+    """Deletes flexivid's adapters; peft's wrappers go too if no other adapter needs them."""
+    transformer = flex.transformer
+    if not transformer._hf_peft_config_loaded:
+        return
+    ours = [name for name in transformer.peft_config if name.startswith(f"{HOOK_NAME}-")]
+    if len(ours) == len(transformer.peft_config):
+        transformer.unload_lora()
+    elif ours:
+        active = [name for name in transformer.active_adapters() if name not in ours]
+        transformer.delete_adapters(ours)
+        transformer.set_adapter(active)
+        # Layers that only ours had adapted keep an empty wrapper, which would show in the state_dict keys.
+        for name, layer in list(transformer.named_modules()):
+            if isinstance(layer, BaseTunerLayer) and not layer.lora_A:
+                transformer.set_submodule(name, layer.base_layer)

@@ -1,0 +1,116 @@
+"""A pipeline's session: which step of which call this is, which patch size runs in it, and what it costs."""
+
+from dataclasses import dataclass, field
+
+from diffusers.hooks.hooks import CacheContext
+
+from flexivid.flexible import Choice, FlexTransformer
+from flexivid.flops import FlopCounter
+from flexivid.schedules import Schedule, explicit_schedule, schedule_for_budget
+
+
+@dataclass
+class Summary:
+    """What ran in the last call of a pipeline.
+
+    schedule: what was planned. steps: per step, the patch size that each guidance branch ran at. flops_full: of the
+    stock call; flops_used: of this one. Both count the transformer's forwards only, over the whole batch.
+    """
+
+    schedule: Schedule
+    flops_full: int
+    flops_used: int = 0
+    steps: list[list[str]] = field(default_factory=list)
+
+    @property
+    def ratio(self) -> float:
+        return self.flops_used / self.flops_full
+
+    def __str__(self) -> str:
+        saved = 1 - self.ratio
+        return (
+            f"{Schedule.from_json(self.steps)}\n"
+            f"{self.flops_used / 1e12:.4g} of {self.flops_full / 1e12:.4g} TFLOP ({self.ratio:.1%}), {saved:.1%} saved"
+        )
+
+
+class Session:
+    """Runs the transformers of one pipeline by a budget or an explicit schedule, resolved anew for every call."""
+
+    def __init__(self, pipe, flexes: dict[str, FlexTransformer], budget, schedule, guidance: str):
+        self.pipe, self.flexes = pipe, flexes
+        self.budget, self.schedule, self.guidance = budget, schedule, guidance
+        self.counters = {name: FlopCounter(flex) for name, flex in flexes.items()}
+        self.summary: Summary | None = None
+        self._position: tuple[int, int] | None = None
+        for flex in flexes.values():
+            flex.policy = self.choose
+
+    def costs(self, call: dict) -> dict[str, int]:
+        """FLOPs of one forward of one clip by patch size. Where there are two transformers they share their shape."""
+        name, flex = next(iter(self.flexes.items()))
+        return {patch_size: self.counters[name].count(patch_size, call) for patch_size in flex.patch_sizes}
+
+    def plan(self, call: dict, steps: int, branches: int) -> Schedule:
+        """The schedule of a call whose forwards are shaped as `call`. Raises ValueError if it cannot be met."""
+        costs = self.costs(call)
+        if isinstance(self.schedule, Schedule):
+            if len(self.schedule.steps) != steps:
+                raise ValueError(f"the schedule has {len(self.schedule.steps)} steps, but this call makes {steps}")
+            return self.schedule
+        if self.schedule is not None:
+            text = self.schedule if ":" in self.schedule else f"{self.schedule}:{steps}"
+            schedule = explicit_schedule(text, steps, branches, list(costs))
+            for step in schedule.steps:
+                if costs[step[0]] < costs[step[-1]]:
+                    raise ValueError(
+                        f"{'/'.join(step)} runs the unconditional branch at a finer patch size than the conditional "
+                        f"one, so guidance would multiply detail that only the former has; swap the two"
+                    )
+            return schedule
+        return schedule_for_budget(costs, steps, self.budget, branches, self.guidance)
+
+    def _clock(self, call: dict, context: CacheContext | None) -> tuple[int, int, int]:
+        """(step, guidance branch, number of steps) of this forward."""
+        scheduler = self.pipe.scheduler
+        begin = getattr(scheduler, "begin_index", None) or 0
+        if context is not None and context.step_index is not None:
+            step, steps = context.step_index, context.num_inference_steps
+        else:
+            steps = len(scheduler.timesteps) - begin
+            if hasattr(scheduler, "step_index"):
+                step = 0 if scheduler.step_index is None else scheduler.step_index - begin
+            else:
+                timestep = call["timestep"].flatten()[0].to(scheduler.timesteps)
+                step = int((scheduler.timesteps - timestep).abs().argmin()) - begin
+        if context is not None:
+            return step, int(context.name == "uncond"), steps
+        # No context: the pipeline calls the conditional branch first, the unconditional one second.
+        return step, int(self._position == (step, 0)), steps
+
+    def choose(self, flex: FlexTransformer, call: dict, context: CacheContext | None) -> Choice:
+        step, branch, steps = self._clock(call, context)
+        branches = 2 if getattr(self.pipe, "do_classifier_free_guidance", False) else 1
+        batch = len(call["hidden_states"])
+        costs = self.costs(call)
+        if (step, branch) == (0, 0):
+            full = costs[flex.powerful] * steps * branches * batch
+            self.summary = Summary(self.plan(call, steps, branches), full)
+        self._position = (step, branch)
+        planned = self.summary.schedule.steps[step]
+        patch_size = planned[branch]
+        if branch == 0:
+            self.summary.steps.append([])
+        self.summary.steps[-1].append(patch_size)
+        self.summary.flops_used += costs[patch_size] * batch
+        mixed = len(set(planned)) > 1
+        sigma = context.sigma if context is not None else None
+        if sigma is None:
+            sigma = float(self.pipe.scheduler.sigmas[step + (getattr(self.pipe.scheduler, "begin_index", None) or 0)])
+        return Choice(
+            patch_size,
+            sigma=sigma,
+            keep=mixed and branch == 0,
+            guide=mixed and branch == 1,
+            last=(step, branch) == (steps - 1, branches - 1),
+        )

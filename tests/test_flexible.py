@@ -1,0 +1,262 @@
+"""The core on tiny real transformers: exactness, positions, gradients, LoRA, adapters."""
+
+import json
+
+import pytest
+import torch
+from conftest import forward_inputs, tiny_transformer
+from peft import LoraConfig
+
+import flexivid
+from flexivid.adapter import AdapterConfig, load_adapter, read_config, save_adapter, transformer_shape
+from flexivid.flexible import Choice, FlexTransformer
+from flexivid.flops import FlopCounter, flop_counter_mode
+from flexivid.folding import folding_for
+from flexivid.lora import add_lora, remove_lora
+from flexivid.resize import resize_matrix
+
+WEAK = ["1x4x4", "2x2x2", "2x4x4"]
+
+
+def run(transformer, **inputs):
+    with torch.no_grad():
+        return transformer(**inputs, return_dict=False)[0]
+
+
+def randomise_adapter(flex: FlexTransformer, scale: float = 0.05) -> None:
+    """An adapter that does something, so that being idle can be told from being absent."""
+    torch.manual_seed(5)
+    with torch.no_grad():
+        for p in flex.weak_modes.parameters():
+            p.add_(scale * torch.randn_like(p))
+        for name, p in flex.transformer.named_parameters():
+            if "lora_B.flexivid" in name:
+                p.copy_(scale * torch.randn_like(p))
+
+
+def attach(transformer, parametrisation="snr", patch_sizes=WEAK, rank=4) -> FlexTransformer:
+    flex = FlexTransformer(transformer, patch_sizes, parametrisation)
+    add_lora(flex, rank)
+    randomise_adapter(flex)
+    return flex
+
+
+@pytest.mark.parametrize("parametrisation", ["snr", "direct"])
+def test_idle_powerful_mode_is_bit_identical_also_after_weak_forwards(transformer, parametrisation):
+    inputs = forward_inputs()
+    stock, keys = run(transformer, **inputs), list(transformer.state_dict())
+    flex = attach(transformer, parametrisation)
+    assert torch.equal(run(transformer, **inputs), stock)
+    for patch_size in WEAK:
+        flex.policy = flex.fixed_policy(patch_size)
+        assert not torch.equal(run(transformer, **inputs), stock)
+        flex.policy = flex.fixed_policy(flex.powerful)
+        assert torch.equal(run(transformer, **inputs), stock)
+    flex.remove()
+    remove_lora(flex)
+    assert torch.equal(run(transformer, **inputs), stock)
+    assert list(transformer.state_dict()) == keys
+
+
+def test_a_users_lora_stays_active_in_every_mode_and_after_disable(transformer):
+    inputs = forward_inputs()
+    transformer.add_adapter(LoraConfig(r=2, target_modules=["to_q"], init_lora_weights=False), "style")
+    styled, keys = run(transformer, **inputs), list(transformer.state_dict())
+    flex = attach(transformer)
+    assert torch.equal(run(transformer, **inputs), styled)
+    flex.policy = flex.fixed_policy("1x4x4")
+    with_style = run(transformer, **inputs)
+    flex._toggle_lora("1x4x4")
+    assert set(transformer.active_adapters()) == {"style", "flexivid-1x4x4"}
+    transformer.set_adapters(["style"], [0.0])
+    flex._lora_mode = None
+    assert not torch.equal(run(transformer, **inputs), with_style)
+    transformer.set_adapters(["style"], [1.0])
+    flex.remove()
+    remove_lora(flex)
+    assert transformer.active_adapters() == ["style"]
+    assert torch.equal(run(transformer, **inputs), styled)
+    assert list(transformer.state_dict()) == keys
+
+
+@pytest.mark.parametrize("parametrisation", ["snr", "direct"])
+@pytest.mark.parametrize("size", [(1, 2, 2), (5, 6, 10), (4, 14, 2), (2, 8, 8)])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_odd_sizes_run_and_keep_their_shape(transformer, parametrisation, size, batch):
+    flex = attach(transformer, parametrisation)
+    inputs = forward_inputs(batch, *size)
+    for patch_size in WEAK:
+        flex.policy = flex.fixed_policy(patch_size)
+        output = run(transformer, **inputs)
+        assert output.shape == inputs["hidden_states"].shape and output.isfinite().all()
+
+
+@pytest.mark.parametrize("patch_size", WEAK)
+def test_direct_coarse_pass_over_upsampled_latents_is_the_base_pass_at_coarse_positions(transformer, patch_size):
+    """A coarse pass over R x equals R of the base pass over x, when the base run is given the coarse positions."""
+    flex = FlexTransformer(transformer, WEAK, "direct")
+    mode = flex.weak_modes[patch_size]
+    small = forward_inputs(1, 3, 4, 6)
+    x = small["hidden_states"]
+    coarse_patch = tuple(m * p for m, p in zip(mode.multiple, (1, 2, 2), strict=True))
+    matrix = resize_matrix((1, 2, 2), coarse_patch).float()
+
+    def upsample_patches(latents):
+        """R on every base patch: (1, C, T, H, W) -> (1, C, T m_t, H m_h, W m_w)."""
+        patches = latents.unfold(2, 1, 1).unfold(3, 2, 2).unfold(4, 2, 2).flatten(5)
+        large = (patches @ matrix.T).unflatten(-1, coarse_patch)
+        return large.permute(0, 1, 2, 5, 3, 6, 4, 7).flatten(6).flatten(4, 5).flatten(2, 3)
+
+    large = upsample_patches(x)
+    # Not causal here: every base frame became m_t frames, none of which stands alone.
+    object.__setattr__(flex, "family", _not_causal(flex.family))
+    flex.policy = flex.fixed_policy(patch_size)
+    coarse = run(transformer, **{**small, "hidden_states": large})
+
+    folding = folding_for(tuple(large.shape[2:]), mode.multiple, (1, 2, 2), False)
+    flex.mode, flex._folding = mode, folding
+    tables = transformer.rope(folding.fold(large))
+    flex.remove()
+    transformer.rope.forward = lambda hidden_states: tables
+    assert torch.allclose(coarse, upsample_patches(run(transformer, **small)), atol=1e-4)
+
+
+def _not_causal(family):
+    import dataclasses
+
+    return dataclasses.replace(family, causal=False)
+
+
+def test_training_free_snr_denoises_a_flat_clip_as_the_base_does():
+    """On a clip that is constant in space the coarse grid loses nothing: both x0 predictions average the same."""
+    transformer = tiny_transformer()
+    inputs = forward_inputs(1, 3, 8, 8)
+    inputs["hidden_states"] = torch.ones(1, 4, 3, 8, 8)
+    inputs["timestep"] = torch.tensor([1e-3])  # next to no noise: v is what is left
+    flex = FlexTransformer(transformer, ["1x4x4"], "snr")
+    flex.policy = flex.fixed_policy("1x4x4")
+    sigma = inputs["timestep"].item() / 1000
+    x_0 = inputs["hidden_states"] - sigma * run(transformer, **inputs)
+    assert torch.allclose(x_0, inputs["hidden_states"], atol=1e-3)
+
+
+def test_gradients_reach_every_trained_parameter_and_no_frozen_one(transformer):
+    transformer.requires_grad_(False)
+    flex = FlexTransformer(transformer, WEAK, "snr")
+    add_lora(flex, 4)
+    randomise_adapter(flex)
+    inputs = forward_inputs()
+    for patch_size in WEAK:
+        flex.policy = flex.fixed_policy(flex.powerful)
+        with torch.no_grad():
+            target = transformer(**inputs, return_dict=False)[0]
+        flex.policy = flex.fixed_policy(patch_size)
+        output = transformer(**inputs, return_dict=False)[0]
+        (output - target).square().mean().backward()
+        assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in flex.weak_modes[patch_size].parameters())
+        for name, p in transformer.named_parameters():
+            if f"flexivid-{patch_size}" in name:
+                assert p.grad is not None and p.grad.abs().sum() > 0, name
+    assert all(p.grad is None for name, p in transformer.named_parameters() if "lora_" not in name)
+
+
+@pytest.mark.parametrize("patch_size", ["1x2x2", *WEAK])
+def test_flops_on_the_meta_device_are_those_of_a_real_forward(transformer, patch_size):
+    flex = attach(transformer)
+    inputs = forward_inputs(3)
+    flex.policy = flex.fixed_policy(patch_size)
+    with flop_counter_mode() as counter:
+        run(transformer, **inputs)
+    assert counter.get_total_flops() == pytest.approx(3 * FlopCounter(flex).count(patch_size, inputs), rel=0.01)
+
+
+def test_an_error_in_a_forward_leaves_the_stock_mode(transformer):
+    inputs = forward_inputs()
+    stock = run(transformer, **inputs)
+    flex = attach(transformer)
+    flex.policy = flex.fixed_policy("1x4x4")
+    handle = transformer.blocks[1].register_forward_hook(lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        run(transformer, **inputs)
+    handle.remove()
+    assert flex.mode is None and transformer.active_adapters() == []
+    flex.policy = flex.fixed_policy(flex.powerful)
+    assert torch.equal(run(transformer, **inputs), stock)
+
+
+def config_of(flex: FlexTransformer) -> AdapterConfig:
+    return AdapterConfig(
+        patch_sizes=list(flex.weak_modes),
+        parametrisation=flex.parametrisation,
+        lora_rank=4,
+        components=["transformer"],
+        base_model="tiny",
+        transformer_class=type(flex.transformer).__name__,
+        transformer_shape=transformer_shape(flex),
+    )
+
+
+@pytest.fixture
+def adapter_folder(tmp_path):
+    flex = attach(tiny_transformer())
+    with torch.no_grad():
+        for p in [*flex.weak_modes.parameters(), *flex.transformer.parameters()]:
+            p.copy_(p.half())
+    save_adapter(tmp_path / "adapter", config_of(flex), {"transformer": flex})
+    flex.policy = flex.fixed_policy("2x4x4")
+    return tmp_path / "adapter", run(flex.transformer, **forward_inputs())
+
+
+def test_adapter_round_trip_is_exact(adapter_folder):
+    folder, expected = adapter_folder
+    transformer = tiny_transformer()
+    with torch.no_grad():
+        for p in transformer.parameters():
+            p.copy_(p.half())
+    flexivid.enable(transformer, adapter=folder, schedule="2x4x4")
+    assert torch.equal(run(transformer, **forward_inputs()), expected)
+
+
+def test_diffusers_reads_the_lora_file(adapter_folder):
+    folder, _ = adapter_folder
+    transformer = tiny_transformer()
+    transformer.load_lora_adapter(
+        str(folder), prefix="transformer.1x4x4", adapter_name="plain", weight_name="pytorch_lora_weights.safetensors"
+    )
+    assert transformer.peft_config["plain"].r == 4
+    assert any(p.abs().sum() > 0 for name, p in transformer.named_parameters() if "lora_B" in name)
+
+
+def test_adapter_errors_name_what_is_wrong(adapter_folder, tmp_path):
+    folder, _ = adapter_folder
+    with pytest.raises(flexivid.AdapterError, match="num_layers 2 != 3"):
+        flexivid.enable(tiny_transformer(num_layers=3), adapter=folder, schedule="1x4x4")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(flexivid.AdapterError, match="has no flexivid_config.json"):
+        flexivid.enable(tiny_transformer(), adapter=tmp_path / "empty", schedule="1x4x4")
+    config = json.loads((folder / "flexivid_config.json").read_text())
+    (folder / "flexivid_config.json").write_text(json.dumps({**config, "colour": "red"}))
+    with pytest.raises(flexivid.AdapterError, match="colour"):
+        read_config(folder)
+    (folder / "flexivid_config.json").write_text(json.dumps(config))
+    for name in ("flexivid.safetensors", "pytorch_lora_weights.safetensors"):
+        whole = (folder / name).read_bytes()
+        (folder / name).write_bytes(whole[: len(whole) // 2])
+        transformer = tiny_transformer()
+        keys, stock = list(transformer.state_dict()), run(transformer, **forward_inputs())
+        with pytest.raises(flexivid.AdapterError, match="not a whole safetensors file"):
+            flexivid.enable(transformer, adapter=folder, schedule="1x4x4")
+        assert list(transformer.state_dict()) == keys
+        assert torch.equal(run(transformer, **forward_inputs()), stock)
+        (folder / name).write_bytes(whole)
+    flex = FlexTransformer(tiny_transformer(), WEAK, "snr")
+    load_adapter(folder, read_config(folder), {"transformer": flex})
+
+
+def test_a_choice_without_sigma_reads_the_timestep(transformer):
+    flex = attach(transformer)
+    inputs = forward_inputs()
+    flex.policy = flex.fixed_policy("1x4x4")
+    from_timestep = run(transformer, **inputs)
+    flex.policy = lambda flex, call, context: Choice("1x4x4", sigma=0.8)
+    assert torch.allclose(run(transformer, **inputs), from_timestep)

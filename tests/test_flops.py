@@ -1,0 +1,28 @@
+"""FLOPs of the published architectures, on the meta device: the check values of the design."""
+
+import pytest
+import torch
+from diffusers import WanTransformer3DModel
+
+from flexivid.flexible import FlexTransformer
+from flexivid.flops import FlopCounter
+
+
+def wan2_1_1_3b():
+    with torch.device("meta"):
+        return WanTransformer3DModel(num_attention_heads=12, ffn_dim=8960, num_layers=30)
+
+
+def test_wan_1_3b_agrees_with_the_published_figures():
+    flex = FlexTransformer(wan2_1_1_3b(), ["1x4x4", "2x2x2", "2x4x4"], "direct")
+    call = {
+        "hidden_states": torch.empty(1, 16, 21, 60, 104, device="meta"),
+        "timestep": torch.empty(1, device="meta"),
+        "encoder_hidden_states": torch.empty(1, 512, 4096, device="meta"),
+    }
+    counter = FlopCounter(flex)
+    full = counter.count("1x2x2", call)
+    assert full / 1e12 == pytest.approx(283, abs=1)
+    assert counter.count("1x4x4", call) / full == pytest.approx(0.119, abs=0.001)
+    assert counter.count("2x2x2", call) / full == pytest.approx(0.350, abs=0.001)
+    assert counter.count("2x4x4", call) / full == pytest.approx(0.052, abs=0.001)

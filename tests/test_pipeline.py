@@ -1,0 +1,181 @@
+"""enable / disable / summary on a tiny stock WanPipeline."""
+
+import pytest
+import torch
+from conftest import forward_inputs, sample, tiny_pipeline, tiny_transformer
+from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline
+
+import flexivid
+from flexivid.flops import flop_counter_mode
+
+MODES = ["1x4x4", "2x2x2", "2x4x4"]
+
+
+def euler():
+    return FlowMatchEulerDiscreteScheduler(shift=3.0)
+
+
+def test_budget_one_and_disable_are_the_stock_pipeline(pipe):
+    keys, stock = list(pipe.transformer.state_dict()), sample(pipe)
+    flexivid.enable(pipe, modes=MODES, budget=1.0)
+    assert torch.equal(sample(pipe), stock)
+    flexivid.enable(pipe, modes=MODES, budget=0.5)
+    assert not torch.equal(sample(pipe), stock)
+    flexivid.disable(pipe)
+    assert torch.equal(sample(pipe), stock)
+    assert list(pipe.transformer.state_dict()) == keys
+
+
+@pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
+@pytest.mark.parametrize("make_scheduler", [None, euler])
+@pytest.mark.parametrize("budget", [1.0, 0.8, 0.6, 0.5, 0.4, 0.3, 0.25])
+def test_counted_flops_keep_the_budget_and_the_prediction(pipe, budget, make_scheduler, guidance_scale):
+    if make_scheduler:
+        pipe.scheduler = make_scheduler()
+    settings = dict(steps=10, height=64, width=64, guidance_scale=guidance_scale, max_sequence_length=4)
+    prompt_embeds, negative = pipe.encode_prompt("a red circle", max_sequence_length=4)
+    settings |= dict(prompt=None, prompt_embeds=prompt_embeds, negative_prompt_embeds=negative)
+    flexivid.enable(pipe, modes=MODES, budget=budget)
+    with flop_counter_mode() as counter:
+        sample(pipe, **settings)
+    result = flexivid.summary(pipe)
+    assert counter.get_total_flops() == pytest.approx(result.flops_used, rel=0.01)
+    flexivid.disable(pipe)
+    with flop_counter_mode() as full_counter:
+        sample(pipe, **settings)
+    assert full_counter.get_total_flops() == pytest.approx(result.flops_full, rel=0.01)
+    assert counter.get_total_flops() <= budget * full_counter.get_total_flops()
+    assert [tuple(step) for step in result.steps] == list(result.schedule.steps)
+
+
+def test_unreachable_budgets_name_the_least(pipe):
+    flexivid.enable(pipe, modes=["2x2x2"], budget=0.1)
+    with pytest.raises(flexivid.BudgetError, match="the least is 0\\."):
+        sample(pipe)
+
+
+@pytest.mark.parametrize("budget", [0, -1, 1.5, float("nan"), "abc"])
+def test_budgets_out_of_range_are_refused_at_once(pipe, budget):
+    with pytest.raises(flexivid.BudgetError, match="above 0 and up to 1"):
+        flexivid.enable(pipe, budget=budget)
+
+
+def test_arguments_that_make_no_sense_are_refused(pipe):
+    with pytest.raises(ValueError, match="not both"):
+        flexivid.enable(pipe, budget=0.5, schedule="1x4x4")
+    with pytest.raises(ValueError, match="give a budget"):
+        flexivid.enable(pipe)
+    with pytest.raises(ValueError, match="1x3x3"):
+        flexivid.enable(pipe, modes=["1x3x3"], budget=0.5)
+    with pytest.raises(ValueError, match="4x4"):
+        flexivid.enable(pipe, modes=["4x4"], budget=0.5)
+    with pytest.raises(ValueError, match="no steps"):
+        flexivid.enable(pipe.transformer, budget=0.5)
+    with pytest.raises(ValueError, match="does not know"):
+        flexivid.enable(torch.nn.Linear(1, 1), schedule="1x4x4")
+    stock = sample(tiny_pipeline())
+    assert torch.equal(sample(pipe), stock)
+
+
+@pytest.mark.parametrize("make_scheduler", [None, euler])
+def test_the_clock_starts_at_zero_in_every_call(pipe, make_scheduler):
+    if make_scheduler:
+        pipe.scheduler = make_scheduler()
+    flexivid.enable(pipe, modes=MODES, schedule="2x4x4:2,1x4x4:1,1x2x2:2")
+    first = sample(pipe, steps=5)
+    steps = flexivid.summary(pipe).steps
+    assert steps == [["2x4x4"] * 2] * 2 + [["1x4x4"] * 2] + [["1x2x2"] * 2] * 2
+    assert torch.equal(sample(pipe, steps=5), first)
+    assert flexivid.summary(pipe).steps == steps
+
+
+def test_the_clock_without_cache_contexts(pipe, monkeypatch):
+    """Pipelines that open no cache context are timed by their scheduler, branches by the order of the calls."""
+    from contextlib import nullcontext
+
+    flexivid.enable(pipe, modes=MODES, schedule="2x4x4:1,1x2x2/1x4x4:2,1x2x2:1")
+    with_context = sample(pipe, steps=4)
+    steps = flexivid.summary(pipe).steps
+    monkeypatch.setattr(type(pipe.transformer), "cache_context", lambda self, name, **_: nullcontext())
+    assert torch.allclose(sample(pipe, steps=4), with_context, atol=1e-5)
+    assert flexivid.summary(pipe).steps == steps
+
+
+def test_the_unconditional_branch_must_not_be_the_finer_one(pipe):
+    flexivid.enable(pipe, modes=["1x4x4"], schedule="1x4x4/1x2x2:4")
+    with pytest.raises(ValueError, match="swap the two"):
+        sample(pipe, steps=4)
+
+
+def test_the_same_noise_for_the_same_seed_at_every_budget(pipe, monkeypatch):
+    starts = []
+    prepare = WanPipeline.prepare_latents
+
+    def remember(self, *args, **kwargs):
+        starts.append(prepare(self, *args, **kwargs))
+        return starts[-1]
+
+    monkeypatch.setattr(WanPipeline, "prepare_latents", remember)
+    for budget in (1.0, 0.6, 0.45):
+        flexivid.enable(pipe, modes=["1x4x4"], budget=budget)
+        sample(pipe)
+    assert torch.equal(starts[0], starts[1]) and torch.equal(starts[0], starts[2])
+
+
+@pytest.mark.parametrize("frames", [1, 5, 17, 21])
+@pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
+def test_frames_batch_and_guidance(pipe, frames, guidance_scale):
+    flexivid.enable(pipe, modes=MODES, schedule="2x4x4:1,2x2x2:1,1x4x4:1,1x2x2:1")
+    video = sample(
+        pipe, steps=4, num_frames=frames, guidance_scale=guidance_scale, prompt=["a red circle"] * 3, output_type="np"
+    )
+    assert video.shape == (3, frames, 32, 32, 3)
+
+
+def test_a_shared_transformer_is_refused(pipe):
+    other = WanPipeline(**pipe.components)
+    flexivid.enable(pipe, modes=MODES, budget=0.5)
+    with pytest.raises(ValueError, match="another pipeline"):
+        flexivid.enable(other, modes=MODES, budget=0.5)
+    flexivid.disable(pipe)
+    flexivid.enable(other, modes=MODES, budget=0.5)
+
+
+def test_an_interrupted_call_leaves_the_stock_transformer(pipe):
+    inputs = forward_inputs()
+    stock = pipe.transformer(**inputs, return_dict=False)[0]
+    flexivid.enable(pipe, modes=MODES, budget=0.5)
+
+    def interrupt(pipe, i, t, kwargs):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        sample(pipe, callback_on_step_end=interrupt)
+    sample(pipe)
+    flexivid.disable(pipe)
+    assert torch.equal(pipe.transformer(**inputs, return_dict=False)[0], stock)
+
+
+def test_two_transformers_split_at_a_boundary():
+    """Wan2.2-A14B: high-noise steps run in `transformer`, low-noise ones in `transformer_2`."""
+    components = tiny_pipeline().components
+    components |= {"transformer_2": tiny_transformer(seed=7), "boundary_ratio": 0.875}
+    pipe = WanPipeline(**components)
+    pipe.set_progress_bar_config(disable=True)
+    stock = sample(pipe)
+    flexivid.enable(pipe, modes=MODES, schedule="1x4x4:5,1x2x2:1")
+    calls = {"transformer": 0, "transformer_2": 0}
+    for name in calls:
+        getattr(pipe, name).blocks[0].register_forward_hook(
+            lambda *_, name=name: calls.__setitem__(name, calls[name] + 1)
+        )
+    assert not torch.equal(sample(pipe), stock)
+    assert flexivid.summary(pipe).steps == [["1x4x4"] * 2] * 5 + [["1x2x2"] * 2]
+    assert calls["transformer"] > 0 and calls["transformer_2"] > 0 and sum(calls.values()) == 12
+    flexivid.disable(pipe)
+    assert torch.equal(sample(pipe), stock)
+
+
+def test_summary_before_a_call_says_so(pipe):
+    with pytest.raises(ValueError, match="call it first"):
+        flexivid.summary(pipe)
