@@ -17,7 +17,7 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import torch  # noqa: E402
-from accelerate import Accelerator  # noqa: E402
+from accelerate import Accelerator, DistributedDataParallelKwargs  # noqa: E402
 from diffusers.utils import logging as diffusers_logging  # noqa: E402
 
 from flexivid.training.config import load_config  # noqa: E402
@@ -43,7 +43,9 @@ def main() -> int:
     diffusers_logging.set_verbosity_error()
     try:
         config = load_config(arguments.config, overrides)
-        accelerator = Accelerator()
+        # One weak mode is drawn per step, so that the parameters of the others get no gradient in it.
+        unused = DistributedDataParallelKwargs(find_unused_parameters=config.objective == "distill")
+        accelerator = Accelerator(kwargs_handlers=[unused])
         # The launcher leaves one thread a process unless told otherwise; on a CPU that is half the speed or worse.
         torch.set_num_threads(max(os.cpu_count() // accelerator.num_processes, 1))
         objective = build_objective(config, accelerator)

@@ -1,0 +1,117 @@
+"""Objective `distill`: weak modes learn to predict what the frozen powerful mode predicts (FlexiDiT, section 3.2).
+
+Trained are the coarse embedders, heads and patch-size embeddings, and a LoRA per weak mode; the base stays frozen,
+so that the powerful mode stays exact.
+"""
+
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from diffusers import WanPipeline
+
+from flexivid.adapter import AdapterConfig, save_adapter, transformer_shape
+from flexivid.flexible import FlexTransformer
+from flexivid.lora import add_lora
+from flexivid.session import Session
+from flexivid.training.config import Config
+from flexivid.training.loop import global_batch_slice, step_generator
+from flexivid.training.pretrain import sample_and_judge, shift_sigma
+from flexivid.training.shapes_data import ShapesData
+
+
+def uniform_steps_sigma(u: torch.Tensor, sigma_range: tuple[float, float], shift: float) -> torch.Tensor:
+    """Noise levels as a sampler visits them: evenly spaced before the shift, within `sigma_range` after it."""
+    low, high = (shift_sigma(torch.tensor(bound), 1 / shift) for bound in sigma_range)
+    return shift_sigma(low + (high - low) * u, shift)
+
+
+class Student(torch.nn.Module):
+    """The transformer and its weak modes in one module, so that data parallelism sees every trained parameter."""
+
+    def __init__(self, flex: FlexTransformer):
+        super().__init__()
+        self.transformer, self.weak_modes = flex.transformer, flex.weak_modes
+        self._flex = [flex]  # in a list: it is no submodule
+
+    def forward(self, patch_size: str, x_t, timestep, text) -> torch.Tensor:
+        flex = self._flex[0]
+        flex.policy = flex.fixed_policy(patch_size)
+        return self.transformer(x_t, timestep, text, return_dict=False)[0].float()
+
+
+def build_student(transformer: torch.nn.Module, modes: list[str], parametrisation: str, rank: int) -> Student:
+    """Freezes the transformer and attaches trainable weak modes and LoRA."""
+    transformer.requires_grad_(False)
+    flex = FlexTransformer(transformer, modes, parametrisation)
+    add_lora(flex, rank)
+    for name, parameter in transformer.named_parameters():
+        parameter.requires_grad_("lora_" in name)
+    return Student(flex)
+
+
+def distillation_loss(student: torch.nn.Module, powerful: str, patch_size: str, x_t, sigma, text) -> torch.Tensor:
+    """|| sigma (v_powerful - v_weak) ||^2, the squared difference of the x0 predictions; sigma: (B,).
+
+    The teacher runs first: when its forward switches LoRA off, peft also switches off their gradients, and the
+    student's forward switches them on again. The other order silently trains nothing.
+    """
+    timestep = sigma * 1000
+    with torch.no_grad():
+        v_powerful = student(powerful, x_t, timestep, text)
+    v_weak = student(patch_size, x_t, timestep, text)
+    return (sigma.view(-1, 1, 1, 1, 1) * (v_powerful - v_weak)).square().mean()
+
+
+class DistillObjective:
+    def __init__(self, config: Config, accelerator: Accelerator):
+        self.config, self.accelerator = config, accelerator
+        self.pipeline = WanPipeline.from_pretrained(config.base)
+        parts = (self.pipeline.vae, self.pipeline.tokenizer, self.pipeline.text_encoder)
+        self.data = ShapesData(config.data, *parts, Path(config.output).parent / "shapes-vae/result/latents-cache")
+        torch.manual_seed(config.seed)
+        settings = config.distill
+        self.model = build_student(self.pipeline.transformer, settings.modes, settings.parametrisation, settings.rank)
+        self.flex = self.model._flex[0]
+
+    def loss(self, model, step):
+        config, generator = self.config, step_generator(self.config.seed, step)
+        settings = config.distill
+        weights = torch.tensor(settings.mode_weights or [1.0] * len(settings.modes))
+        patch_size = settings.modes[torch.multinomial(weights, 1, generator=generator).item()]
+        x_0, text = self.data.batch(config.batch_size, generator)
+        noise = torch.randn(x_0.shape, generator=generator)
+        u = torch.rand(config.batch_size, generator=generator)
+        sigma = uniform_steps_sigma(u, settings.sigma_range, config.flow_shift)
+        part, device = global_batch_slice(self.accelerator, config.batch_size), self.accelerator.device
+        x_0, text, noise, sigma = (tensor[part].to(device) for tensor in (x_0, text, noise, sigma))
+        level = sigma.view(-1, 1, 1, 1, 1)
+        x_t = (1 - level) * x_0 + level * noise
+        return distillation_loss(model, self.flex.powerful, patch_size, x_t, sigma, text)
+
+    def sample(self, path):
+        Session(self.pipeline, {"transformer": self.flex}, budget=0.25, schedule=None, guidance="same")
+        print("\nadherence at budget 0.25", sample_and_judge(self.pipeline, path, steps=40, count=32), "->", path)
+
+    def save(self, folder):
+        config, settings = self.config, self.config.distill
+        facts = {
+            "objective": "distill",
+            "steps": config.steps,
+            "clips_per_step": config.batch_size,
+            "sigma_range": list(settings.sigma_range),
+            "learning_rate": config.optim.lr,
+            "seed": config.seed,
+        }
+        adapter = AdapterConfig(
+            patch_sizes=settings.modes,
+            parametrisation=settings.parametrisation,
+            lora_rank=settings.rank,
+            components=["transformer"],
+            base_model=str(config.base),
+            transformer_class=type(self.flex.transformer).__name__,
+            transformer_shape=transformer_shape(self.flex),
+            max_sequence_length=min(config.data.text_lengths),
+            training=facts,
+        )
+        save_adapter(folder, adapter, {"transformer": self.flex})
