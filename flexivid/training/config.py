@@ -27,6 +27,7 @@ class OptimConfig(Section):
 
 class DataConfig(Section):
     clips: Positive = Field(6000, description="rendered clips whose latents are cached before the first step")
+    cache: Path = Field(Path("runs/shapes-latents"), description="folder of the cached latents, one subfolder a VAE")
     frames: Positive = 17
     size: Positive = 64
     text_lengths: dict[Positive, Fraction] = Field(

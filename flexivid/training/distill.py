@@ -4,8 +4,6 @@ Trained are the coarse embedders, heads and patch-size embeddings, and a LoRA pe
 so that the powerful mode stays exact.
 """
 
-from pathlib import Path
-
 import torch
 from accelerate import Accelerator
 from diffusers import WanPipeline
@@ -67,8 +65,9 @@ class DistillObjective:
     def __init__(self, config: Config, accelerator: Accelerator):
         self.config, self.accelerator = config, accelerator
         self.pipeline = WanPipeline.from_pretrained(config.base)
-        parts = (self.pipeline.vae, self.pipeline.tokenizer, self.pipeline.text_encoder)
-        self.data = ShapesData(config.data, *parts, Path(config.output).parent / "shapes-vae/result/latents-cache")
+        self.data = ShapesData(
+            config.data, self.pipeline.vae, self.pipeline.tokenizer, self.pipeline.text_encoder
+        )
         torch.manual_seed(config.seed)
         settings = config.distill
         self.model = build_student(self.pipeline.transformer, settings.modes, settings.parametrisation, settings.rank)

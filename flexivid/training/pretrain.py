@@ -53,9 +53,7 @@ class PretrainObjective:
         self.vae = AutoencoderKLWan.from_pretrained(config.base).requires_grad_(False)
         self.tokenizer = build_tokenizer()
         self.text_encoder = build_text_encoder(len(self.tokenizer), config.seed)
-        self.data = ShapesData(
-            config.data, self.vae, self.tokenizer, self.text_encoder, Path(config.base) / "latents-cache"
-        )
+        self.data = ShapesData(config.data, self.vae, self.tokenizer, self.text_encoder)
         torch.manual_seed(config.seed)
         self.model = build_transformer(config)
         if config.compile:

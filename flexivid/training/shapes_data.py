@@ -1,5 +1,6 @@
 """Training data of the shapes world: cached latents of rendered clips and the text embeddings of their captions."""
 
+import hashlib
 import os
 from pathlib import Path
 
@@ -14,17 +15,28 @@ from flexivid.training.embedded import encode
 SHARD = 500  # clips a file, so that a kill loses at most one
 
 
+def fingerprint(module: torch.nn.Module) -> str:
+    """A short hash of a module's weights, in the half precision in which they are shipped."""
+    digest = hashlib.sha256()
+    for tensor in module.state_dict().values():
+        digest.update(tensor.half().cpu().numpy().tobytes())
+    return digest.hexdigest()[:12]
+
+
 class ShapesData:
     """Random access to (latents, text embeddings) of `config.clips` clips, none of them a held-out combination.
 
-    Latents are encoded once, into `folder`; text embeddings are one row a caption, the empty one last.
+    Latents are encoded once, into `config.cache`, under the fingerprint of the VAE that made them; text embeddings are one row a caption, the empty one last.
     """
 
-    def __init__(self, config: DataConfig, vae, tokenizer, text_encoder, folder: Path):
+    def __init__(self, config: DataConfig, vae, tokenizer, text_encoder):
         self.config = config
-        shards = [self._shard(vae, folder, i) for i in tqdm(range(-(-config.clips // SHARD)), desc="latents")]
-        self.latents = torch.cat([shard["latents"] for shard in shards])[: config.clips]
-        self.captions = torch.cat([shard["captions"] for shard in shards])[: config.clips]
+        folder = config.cache / f"{fingerprint(vae)}-{config.frames}x{config.size}"
+        counts = [min(SHARD, config.clips - start) for start in range(0, config.clips, SHARD)]
+        progress = tqdm(enumerate(counts), total=len(counts), desc="latents")
+        shards = [self._shard(vae, folder, index, count) for index, count in progress]
+        self.latents = torch.cat([shard["latents"] for shard in shards])
+        self.captions = torch.cat([shard["captions"] for shard in shards])
         texts = [scene.caption for scene in all_scenes()] + [""]
         tokens = tokenizer(texts, padding="max_length", max_length=min(config.text_lengths), return_tensors="pt")
         with torch.no_grad():
@@ -32,12 +44,12 @@ class ShapesData:
         # Pipelines zero what lies behind the end of the text.
         self.text_embeddings = states * tokens.attention_mask.unsqueeze(-1)
 
-    def _shard(self, vae, folder: Path, index: int) -> dict[str, torch.Tensor]:
-        path = folder / f"{index:04d}.safetensors"
+    def _shard(self, vae, folder: Path, index: int, count: int) -> dict[str, torch.Tensor]:
+        path = folder / f"{index:04d}-{count}.safetensors"
         if not path.exists():
             folder.mkdir(parents=True, exist_ok=True)
             generator = torch.Generator().manual_seed(10_000_000 + index)
-            clips, scenes = sample_clips(SHARD, generator, self.config.frames, self.config.size)
+            clips, scenes = sample_clips(count, generator, self.config.frames, self.config.size)
             rows = {scene: row for row, scene in enumerate(all_scenes())}
             latents = torch.cat([encode(vae, part) for part in clips.split(25)])
             captions = torch.tensor([rows[scene] for scene in scenes])

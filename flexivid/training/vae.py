@@ -78,10 +78,11 @@ class VaeObjective:
 
     def save(self, folder: Path):
         """The VAE folder, with the mean and standard deviation of its latents over clips it was trained on."""
-        vae, latents = self.model.vae.cpu(), []
+        # Rounded to what is shipped, so that cached latents belong to that.
+        vae, latents = self.model.vae.cpu().half().float(), []
         for seed in tqdm(range(12), desc="latent statistics"):
             clips, _ = sample_clips(16, torch.Generator().manual_seed(1_000_000 + seed), size=self.config.data.size)
             latents.append(encode(vae, clips))
         values = torch.cat(latents).transpose(0, 1).flatten(1)
         vae.register_to_config(latents_mean=values.mean(1).tolist(), latents_std=values.std(1).tolist())
-        vae.save_pretrained(folder)
+        vae.half().save_pretrained(folder)

@@ -1,0 +1,149 @@
+"""Training: configs that say what is wrong, the order of teacher and student, resume after a kill."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from conftest import forward_inputs, tiny_pipeline, tiny_transformer
+
+from flexivid.training.config import load_config
+from flexivid.training.distill import build_student, distillation_loss, uniform_steps_sigma
+from flexivid.training.pretrain import shift_sigma
+
+ROOT = Path(__file__).parents[1]
+
+
+def write_config(path: Path, **settings) -> Path:
+    path.write_text(yaml.safe_dump(settings))
+    return path
+
+
+def test_overrides_are_dotted_and_typed(tmp_path):
+    path = write_config(tmp_path / "c.yaml", objective="distill", output="out")
+    config = load_config(path, ["--optim.lr", "1e-4", "--distill.modes", "[1x4x4]", "--steps", "7"])
+    assert (config.optim.lr, config.distill.modes, config.steps) == (1e-4, ["1x4x4"], 7)
+
+
+@pytest.mark.parametrize(
+    ("settings", "overrides", "message"),
+    [
+        ({"objective": "distill", "output": "o", "colour": 1}, [], "colour: Extra inputs are not permitted"),
+        ({"objective": "distil", "output": "o"}, [], "objective"),
+        ({"objective": "vae", "output": "o"}, ["--optim.speed", "3"], "optim.speed: Extra inputs"),
+        ({"objective": "vae", "output": "o"}, ["--steps"], "has no value"),
+        ({"objective": "vae", "output": "o"}, ["--steps", "0"], "steps: Input should be greater than 0"),
+    ],
+)
+def test_config_errors_name_the_key(tmp_path, settings, overrides, message):
+    with pytest.raises(ValueError, match=message):
+        load_config(write_config(tmp_path / "c.yaml", **settings), overrides)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)
+def test_committed_configs_are_valid(path):
+    load_config(path)
+
+
+def test_train_exits_with_2_and_one_line_for_a_bad_config(tmp_path):
+    path = write_config(tmp_path / "c.yaml", objective="vae", output=str(tmp_path / "out"), colour=1)
+    done = subprocess.run([sys.executable, ROOT / "flexivid/train.py", "--config", path], capture_output=True, text=True)
+    assert done.returncode == 2 and "colour" in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_sampled_noise_levels_are_those_of_the_schedule():
+    u = torch.linspace(0, 1, 41)
+    assert torch.allclose(uniform_steps_sigma(u, (0.0, 1.0), 3.0), shift_sigma(u, 3.0), atol=1e-6)
+    limited = uniform_steps_sigma(u, (0.3, 0.9), 3.0)
+    assert limited[0].item() == pytest.approx(0.3) and limited[-1].item() == pytest.approx(0.9)
+
+
+@pytest.mark.parametrize("parametrisation", ["snr", "direct"])
+def test_distillation_gradients_reach_all_of_the_mode_and_nothing_of_the_base(parametrisation):
+    """Fails when the student runs before the teacher: peft then switches the gradients of LoRA off."""
+    student = build_student(tiny_transformer(), ["1x4x4", "2x4x4"], parametrisation, rank=4)
+    inputs = forward_inputs()
+    for patch_size in ("1x4x4", "2x4x4"):
+        student.zero_grad()
+        # The second round has lora_B away from zero, so that lora_A gets a gradient too.
+        for _ in range(2):
+            loss = distillation_loss(
+                student, "1x2x2", patch_size, inputs["hidden_states"], torch.tensor([0.9, 0.6]),
+                inputs["encoder_hidden_states"],
+            )
+            loss.backward()
+            with torch.no_grad():
+                for p in student.parameters():
+                    if p.grad is not None:
+                        p.sub_(0.01 * p.grad.sign())
+        for name, p in student.named_parameters():
+            if patch_size in name:
+                assert p.grad is not None and p.grad.abs().sum() > 0, name
+            elif "lora_" not in name and "weak_modes" not in name:
+                assert p.grad is None and not p.requires_grad, name
+
+
+def test_distillation_lowers_the_error_to_the_teacher():
+    student = build_student(tiny_transformer(), ["1x4x4"], "snr", rank=4)
+    optimizer = torch.optim.AdamW([p for p in student.parameters() if p.requires_grad], lr=3e-3)
+    inputs = forward_inputs(4)
+    losses = []
+    for _ in range(30):
+        loss = distillation_loss(
+            student, "1x2x2", "1x4x4", inputs["hidden_states"], torch.full((4,), 0.8), inputs["encoder_hidden_states"]
+        )
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < 0.7 * losses[0]
+
+
+@pytest.fixture
+def training_config(tmp_path):
+    tiny_pipeline().save_pretrained(tmp_path / "base")
+    return dict(
+        objective="distill",
+        base=str(tmp_path / "base"),
+        steps=12,
+        batch_size=4,
+        log_every=1,
+        save_every=3,
+        sample_every=1000,
+        optim={"warmup": 2, "ema": 0.9},
+        data={"clips": 24, "frames": 5, "size": 16, "cache": str(tmp_path / "latents"), "text_lengths": {16: 1.0}},
+        distill={"modes": ["1x4x4", "2x4x4"], "rank": 4},
+    )
+
+
+def losses_by_step(output: Path) -> dict[int, float]:
+    lines = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == sorted({line["step"] for line in lines}), "a step was logged twice"
+    return {line["step"]: line["loss"] for line in lines}
+
+
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path, training_config, monkeypatch):
+    # The final picture needs 64x64 clips; it is not what is tested here.
+    command = [sys.executable, str(ROOT / "tests/train_without_samples.py"), "--config"]
+    whole = write_config(tmp_path / "whole.yaml", **training_config, output=str(tmp_path / "whole"))
+    subprocess.run([*command, whole], check=True, capture_output=True)
+    killed = write_config(tmp_path / "killed.yaml", **training_config, output=str(tmp_path / "killed"))
+    process = subprocess.Popen([*command, killed], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    log = tmp_path / "killed/log.jsonl"
+    while not (log.exists() and len(log.read_text().splitlines()) >= 5):
+        assert process.poll() is None, "the run ended before it could be killed"
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "killed/result").exists()
+    subprocess.run([*command, killed], check=True, capture_output=True)
+    assert losses_by_step(tmp_path / "killed") == losses_by_step(tmp_path / "whole")
+    assert set(losses_by_step(tmp_path / "whole")) == set(range(1, 13))
+    for name in ("flexivid.safetensors", "pytorch_lora_weights.safetensors"):
+        assert (tmp_path / "killed/result" / name).read_bytes() == (tmp_path / "whole/result" / name).read_bytes()
