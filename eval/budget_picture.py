@@ -1,0 +1,63 @@
+"""The picture of the README: the same prompts and seeds at several budgets of the embedded model.
+
+    python eval/budget_picture.py --output docs/budgets.png
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+from diffusers import WanPipeline
+from diffusers.utils import logging
+from PIL import Image, ImageDraw
+from tqdm import tqdm
+
+import flexivid
+
+ASSETS = Path(flexivid.__file__).parent / "assets"
+PROMPTS = (
+    "a striped red circle moving right on a black background",
+    "a checked yellow square turning on a gray background",
+    "a plain blue triangle moving up on a white background",
+    "a dotted green cross growing on a black background",
+)
+FRAMES = (0, 8, 16)
+SCALE, HEADER = 2, 18
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--budgets", type=float, nargs="+", default=[1.0, 0.6, 0.4, 0.25])
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path, default=Path("outputs/budgets.png"))
+    arguments = parser.parse_args()
+    logging.set_verbosity_error()
+    pipe = WanPipeline.from_pretrained(ASSETS / "shapes")
+    pipe.set_progress_bar_config(disable=True)
+    cell, gap = 64 * SCALE, 8
+    column = len(FRAMES) * cell + gap
+    picture = Image.new("RGB", (len(arguments.budgets) * column - gap, HEADER + len(PROMPTS) * (cell + gap)), "white")
+    draw = ImageDraw.Draw(picture)
+    for i, budget in enumerate(tqdm(arguments.budgets)):
+        flexivid.enable(pipe, adapter=ASSETS / "shapes-flex", budget=budget)
+        videos = pipe(
+            list(PROMPTS),
+            height=64,
+            width=64,
+            num_frames=17,
+            num_inference_steps=40,
+            guidance_scale=4.0,
+            max_sequence_length=32,
+            generator=torch.Generator().manual_seed(arguments.seed),
+        ).frames
+        draw.text((i * column, 3), f"{flexivid.summary(pipe).ratio:.0%} of the FLOPs, frames 1, 9, 17", fill="black")
+        for row, video in enumerate(videos):
+            for k, frame in enumerate(FRAMES):
+                image = Image.fromarray((video[frame] * 255).round().astype("uint8")).resize((cell, cell), 0)
+                picture.paste(image, (i * column + k * cell, HEADER + row * (cell + gap)))
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    picture.save(arguments.output)
+
+
+if __name__ == "__main__":
+    main()
