@@ -112,9 +112,7 @@ def main() -> None:
         arms.append(Arm("direct-adapter-0.25", 40, 0.25, arguments.direct_adapter))
     arguments.output.mkdir(parents=True, exist_ok=True)
     results = {
-        arm.name: sample_arm(
-            pipe, arm, scenes, arguments.seeds, arguments.output / f"{arm.name}.json", arguments.batch
-        )
+        arm.name: sample_arm(pipe, arm, scenes, arguments.seeds, arguments.output / f"{arm.name}.json", arguments.batch)
         for arm in arms
     }
     lines = ["| split | arm | FLOPs | " + " | ".join(COLUMNS) + " |", "|---" * (3 + len(COLUMNS)) + "|"]

@@ -1,6 +1,6 @@
 """The picture of the README: the same prompts and seeds at several budgets of the embedded model.
 
-    python eval/budget_picture.py --output docs/budgets.png
+python eval/budget_picture.py --output docs/budgets.png
 """
 
 import argparse

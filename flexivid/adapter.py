@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -46,7 +46,8 @@ class AdapterConfig(BaseModel):
 def transformer_shape(flex: FlexTransformer) -> dict[str, int | list[int]]:
     """The config values that an adapter depends on."""
     config = flex.transformer.config
-    names = ("patch_size", "in_channels", "out_channels", "num_attention_heads", "attention_head_dim", "num_layers")
+    names = ["patch_size", "in_channels", "out_channels"]
+    names += ["num_attention_heads", "attention_head_dim", "ffn_dim", "num_layers"]
     return {name: list(value) if isinstance(value := config[name], (tuple, list)) else value for name in names}
 
 
@@ -86,8 +87,11 @@ def check_matches(config: AdapterConfig, component: str, flex: FlexTransformer) 
     if config.transformer_class != name:
         raise AdapterError(f"the adapter is for {config.transformer_class}, but this model's {component} is {name}")
     shape = transformer_shape(flex)
-    differing = [f"{key} {config.transformer_shape.get(key)} != {shape[key]}" for key in shape
-                 if config.transformer_shape.get(key) != shape[key]]
+    differing = [
+        f"{key} {config.transformer_shape.get(key)} != {shape[key]}"
+        for key in shape
+        if config.transformer_shape.get(key) != shape[key]
+    ]
     if differing:
         raise AdapterError(
             f"the adapter was made for {config.base_model}; this model's {component} differs: {', '.join(differing)}"
@@ -108,7 +112,7 @@ def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
 def load_adapter(folder: Path, config: AdapterConfig, flexes: dict[str, FlexTransformer]) -> None:
     """Fills the weak modes and LoRA of `flexes`, by pipeline component, from an adapter folder.
 
-    Raises AdapterError for missing, corrupt or foreign files, before anything of the model is changed.
+    Raises AdapterError for missing, corrupt or foreign files; the caller then takes the hooks off again.
     """
     for component, flex in flexes.items():
         check_matches(config, component, flex)
@@ -129,7 +133,19 @@ def load_adapter(folder: Path, config: AdapterConfig, flexes: dict[str, FlexTran
         loras = {patch_size: under(lora, f"{component}.{patch_size}.") for patch_size in flex.weak_modes}
         add_lora(flex, config.lora_rank)
         for patch_size, state in loras.items():
-            set_peft_model_state_dict(flex.transformer, state, adapter_name=flex.lora_name(patch_size))
+            name = flex.lora_name(patch_size)
+            own = get_peft_model_state_dict(flex.transformer, adapter_name=name)
+            differing = {
+                key
+                for key in own.keys() | state.keys()
+                if key not in own or key not in state or own[key].shape != state[key].shape
+            }
+            if differing:
+                raise AdapterError(
+                    f"{folder / LORA_NAME} does not fit the model: {len(differing)} tensors of {patch_size} "
+                    f"are missing, unknown or of another shape, for example {min(differing)}"
+                )
+            set_peft_model_state_dict(flex.transformer, state, adapter_name=name)
 
 
 def save_adapter(folder: Path, config: AdapterConfig, flexes: dict[str, FlexTransformer]) -> None:
@@ -144,7 +160,7 @@ def save_adapter(folder: Path, config: AdapterConfig, flexes: dict[str, FlexTran
             state = get_peft_model_state_dict(flex.transformer, adapter_name=name)
             lora |= {prefix + key: tensor for key, tensor in state.items()}
             facts = flex.transformer.peft_config[name].to_dict()
-            metadata |= {prefix + key: value for key, value in facts.items() if key in _LORA_FACTS}
+            metadata |= {prefix + key: facts[key] for key in ("r", "lora_alpha", "target_modules")}
 
     def halved(tensors):
         return {name: tensor.detach().half().contiguous().cpu() for name, tensor in tensors.items()}
@@ -159,6 +175,3 @@ def save_adapter(folder: Path, config: AdapterConfig, flexes: dict[str, FlexTran
     for name, write in files.items():
         write(folder / f"{name}.partial")
         os.replace(folder / f"{name}.partial", folder / name)
-
-
-_LORA_FACTS = {"r", "lora_alpha", "target_modules"} & set(LoraConfig.__dataclass_fields__)

@@ -1,16 +1,20 @@
 """The public surface: enable, disable, summary."""
 
 import os
+import re
+from contextlib import contextmanager
 
 from diffusers import DiffusionPipeline
 from diffusers.hooks import HookRegistry
+from diffusers.loaders.lora_base import _func_optionally_disable_offloading
 from torch import nn
 
 from flexivid.adapter import load_adapter, locate_adapter, read_config
 from flexivid.families import family_of
 from flexivid.flexible import HOOK_NAME, FlexTransformer
 from flexivid.lora import remove_lora
-from flexivid.schedules import Schedule, check_budget, parse_patch_size
+from flexivid.parametrisation import PARAMETRISATIONS
+from flexivid.schedules import Schedule, check_budget, format_patch_size, multiple_of, parse_patch_size
 from flexivid.session import Session, Summary
 
 COMPONENTS = ("transformer", "transformer_2")
@@ -25,6 +29,20 @@ def _transformers(target: DiffusionPipeline | nn.Module) -> dict[str, nn.Module]
             raise ValueError(f"{type(target).__name__} has no transformer; flexivid works on diffusion transformers")
         return found
     return {"transformer": target}
+
+
+@contextmanager
+def _without_offloading(target: DiffusionPipeline | nn.Module):
+    """CPU offload wraps `forward` as our hooks do, and unwraps it in its own order: off while ours change."""
+    pipe = target if isinstance(target, DiffusionPipeline) else None
+    model_offload, sequential_offload, _ = _func_optionally_disable_offloading(pipe)
+    try:
+        yield
+    finally:
+        if model_offload:
+            pipe.enable_model_cpu_offload(device=pipe._offload_device)
+        elif sequential_offload:
+            pipe.enable_sequential_cpu_offload(device=pipe._offload_device)
 
 
 def _attached(transformer: nn.Module) -> FlexTransformer | None:
@@ -76,11 +94,16 @@ def enable(
         check_budget(budget)
     if guidance not in ("same", "weak-uncond"):
         raise ValueError(f"guidance must be same or weak-uncond, not {guidance!r}")
+    if guidance != "same" and schedule is not None:
+        raise ValueError("guidance belongs to a budget; a schedule names the branches itself, such as 1x2x2/1x4x4:5")
+    if is_pipeline and target.config.get("expand_timesteps"):
+        raise ValueError(f"{type(target).__name__} with a timestep per token is not supported yet")
     transformers = _transformers(target)
     families = [family_of(transformer) for transformer in transformers.values()]
     if guidance == "weak-uncond" and not all(family.separate_guidance for family in families):
-        raise ValueError(f"weak-uncond needs a pipeline that calls its guidance branches apart; {families[0].name} "
-                         f"batches them")
+        raise ValueError(
+            f"weak-uncond needs a pipeline that calls its guidance branches apart; {families[0].name} batches them"
+        )
     for transformer in transformers.values():
         attached = _attached(transformer)
         session = attached and _session(attached)
@@ -98,30 +121,48 @@ def enable(
         missing = [mode for mode in modes or [] if mode not in config.patch_sizes]
         if missing:
             raise ValueError(f"the adapter has no mode {missing[0]}; it has {', '.join(config.patch_sizes)}")
-    for mode in modes or []:
-        parse_patch_size(mode)
-    modes = list(dict.fromkeys(modes or (config.patch_sizes if config else families[0].default_modes)))
+    kind = config.parametrisation if config else parametrisation or "snr"
+    if kind not in PARAMETRISATIONS:
+        raise ValueError(f"parametrisation must be one of {', '.join(PARAMETRISATIONS)}, not {kind!r}")
+    base_patch = tuple(next(iter(transformers.values())).config.patch_size)
+    modes = list(dict.fromkeys(modes or _modes_of(schedule, config, families[0], format_patch_size(base_patch))))
+    for mode in modes:
+        multiple_of(parse_patch_size(mode), base_patch)
 
-    disable(target)
-    flexes: dict[str, FlexTransformer] = {}
-    try:
-        for name, transformer in transformers.items():
-            kind = config.parametrisation if config else parametrisation or "snr"
-            flexes[name] = FlexTransformer(transformer, modes, kind)
-        if config is not None:
-            load_adapter(folder, config, flexes)
-        if is_pipeline:
-            Session(target, flexes, budget, schedule, guidance)
-        else:
-            flexes["transformer"].policy = flexes["transformer"].fixed_policy(schedule)
-    except BaseException:
-        # Nothing half-enabled is left behind.
-        disable(target)
-        raise
+    with _without_offloading(target):
+        _disable(target)
+        flexes: dict[str, FlexTransformer] = {}
+        try:
+            for name, transformer in transformers.items():
+                flexes[name] = FlexTransformer(transformer, modes, kind)
+            if config is not None:
+                load_adapter(folder, config, flexes)
+            if is_pipeline:
+                Session(target, flexes, budget, schedule, guidance)
+            else:
+                flexes["transformer"].policy = flexes["transformer"].fixed_policy(schedule)
+        except BaseException:
+            # Nothing half-enabled is left behind.
+            _disable(target)
+            raise
+
+
+def _modes_of(schedule: Schedule | str | None, config, family, powerful: str) -> list[str]:
+    """The weak patch sizes when the user names none: the adapter's, those of the schedule, or the family's."""
+    if config is not None:
+        return config.patch_sizes
+    text = " ".join(name for step in schedule.steps for name in step) if isinstance(schedule, Schedule) else schedule
+    named = [name for name in re.findall(r"\d+x\d+x\d+", text or "") if name != powerful]
+    return named or list(family.default_modes)
 
 
 def disable(target: DiffusionPipeline | nn.Module) -> None:
     """Gives back the stock pipeline or transformer, the user's own LoRAs as they were. Harmless if not enabled."""
+    with _without_offloading(target):
+        _disable(target)
+
+
+def _disable(target: DiffusionPipeline | nn.Module) -> None:
     for transformer in _transformers(target).values():
         flex = _attached(transformer)
         if flex is not None:

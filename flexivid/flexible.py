@@ -31,14 +31,12 @@ class Choice:
 
     sigma: noise level of the latents, None to take it from the timestep. keep: a later branch of the same step needs
     this prediction. guide: replace the part of the prediction that the coarse grid cannot see by the kept one.
-    last: the call's last forward, after which the stock mode is set.
     """
 
     patch_size: str
     sigma: float | None = None
     keep: bool = False
     guide: bool = False
-    last: bool = False
 
 
 Policy = Callable[["FlexTransformer", dict, CacheContext | None], Choice]
@@ -68,6 +66,8 @@ class FlexTransformer:
         self.policy: Policy = self.fixed_policy(self.powerful)
         self.mode: WeakMode | None = None
         self._folding: Folding | None = None
+        self.has_lora = False
+        self.requires_grad_before: dict[int, bool] = {}
         self._lora_mode: str | None = None
         self._kept: torch.Tensor | None = None
         self._signature = inspect.signature(type(transformer).forward)
@@ -93,27 +93,25 @@ class FlexTransformer:
 
     def remove(self) -> None:
         """Takes every hook off; LoRA is taken off by `lora.remove_lora`."""
-        self.set_stock_mode()
+        self._toggle_lora(None)
         self.transformer._diffusers_hook.remove_hook(HOOK_NAME, recurse=True)
         self.transformer._diffusers_hook.invalidate_child_registries_cache()
-
-    def set_stock_mode(self) -> None:
-        self.mode, self._folding, self._kept = None, None, None
-        self._toggle_lora(None)
 
     def lora_name(self, patch_size: str) -> str:
         return f"{HOOK_NAME}-{patch_size}"
 
     def _toggle_lora(self, patch_size: str | None) -> None:
         """Makes ours active in a weak mode only; whatever else the user has active stays so."""
-        if patch_size == self._lora_mode:
+        if not self.has_lora or patch_size == self._lora_mode:
             return
+        ours = [] if patch_size is None else [self.lora_name(patch_size)]
+        if ours and ours[0] not in getattr(self.transformer, "peft_config", {}):
+            raise RuntimeError("flexivid's LoRA was unloaded with the others; call flexivid.enable again")
         for layer in self.transformer.modules():
             if isinstance(layer, BaseTunerLayer):
-                names = [name for name in layer.active_adapters if not name.startswith(f"{HOOK_NAME}-")]
-                if patch_size is not None and self.lora_name(patch_size) in self.transformer.peft_config:
-                    names.append(self.lora_name(patch_size))
-                layer.set_adapter(names)
+                if ours and (layer.merged or layer.disable_adapters):
+                    raise RuntimeError("LoRA is fused or disabled, so flexivid's cannot run: unfuse or enable it again")
+                layer.set_adapter([name for name in layer.active_adapters if not name.startswith(HOOK_NAME)] + ours)
         self._lora_mode = patch_size
 
     def run(self, stock_forward: Callable, context: CacheContext | None, args: tuple, kwargs: dict):
@@ -130,20 +128,17 @@ class FlexTransformer:
                 prediction = self._weak_forward(stock_forward, call, choice)
                 output = Transformer2DModelOutput(sample=prediction) if call.get("return_dict", True) else (prediction,)
             self._kept = output[0] if choice.keep else None
-            if choice.last:
-                self.set_stock_mode()
             return output
-        except BaseException:
-            # An error or Ctrl-C in the middle of a step must not leave a weak mode behind.
-            self.set_stock_mode()
-            raise
         finally:
-            self.mode = None
+            # Between forwards the model is stock, whatever happens there: fusing, saving, an error, Ctrl-C.
+            self.mode, self._folding = None, None
+            if not torch.is_grad_enabled():  # the backward pass still needs the LoRA's gradients switched on
+                self._toggle_lora(None)
 
     def _weak_forward(self, stock_forward: Callable, call: dict, choice: Choice) -> torch.Tensor:
         latents, timestep = call["hidden_states"], call["timestep"]
-        if timestep.ndim > 1:
-            raise ValueError("flexivid does not support per-token timesteps yet; use a model with one timestep a clip")
+        if self.has_lora and (call.get("attention_kwargs") or {}).get("scale", 1.0) != 1.0:
+            raise ValueError("attention_kwargs scale would scale flexivid's LoRA too; use set_adapters for your own")
         self._toggle_lora(choice.patch_size)
         mode = self.weak_modes[choice.patch_size].to(latents.device, self.embedder.weight.dtype)
         folding = folding_for(tuple(latents.shape[2:]), mode.multiple, self.base_patch, self.family.causal)
@@ -165,8 +160,10 @@ class FlexTransformer:
             typical_kappa = kappa.median()
             c = normaliser(prediction_type, alpha, s, kappa)
             # Condition channels carry no noise: they are averaged as they are.
-            noisy, condition = folding.fold(latents.float()).unflatten(1, (-1, latents.shape[1])).split(
-                [mode.out_channels, latents.shape[1] - mode.out_channels], dim=2
+            noisy, condition = (
+                folding.fold(latents.float())
+                .unflatten(1, (-1, latents.shape[1]))
+                .split([mode.out_channels, latents.shape[1] - mode.out_channels], dim=2)
             )
             folded = torch.cat([noisy / c.unsqueeze(1), condition], dim=2).flatten(1, 2)
             # Every block has its own c; the network is told one noise level, that of a block without padding.

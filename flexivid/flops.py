@@ -1,9 +1,12 @@
 """FLOPs of one forward, counted on the meta device: no weights, no arithmetic, about a second for a large model."""
 
+import copy
+
 import torch
+from diffusers.models.attention_dispatch import attention_backend
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from flexivid.flexible import FlexTransformer
+from flexivid.flexible import HOOK_NAME, FlexTransformer
 
 
 def flop_counter_mode() -> FlopCounterMode:
@@ -17,9 +20,9 @@ def flop_counter_mode() -> FlopCounterMode:
 
 
 class FlopCounter:
-    """Counts forwards of a flexible transformer at any of its patch sizes, its LoRA and heads included.
+    """Counts forwards of a flexible transformer at any of its patch sizes.
 
-    Works on a twin of the transformer on the meta device, built from its config.
+    flexivid's LoRA and heads are included, a user's own LoRA is not. Works on a twin of the transformer on the meta device, built from its config.
     """
 
     def __init__(self, flex: FlexTransformer):
@@ -27,9 +30,10 @@ class FlopCounter:
             twin = type(flex.transformer).from_config(flex.transformer.config)
             self.twin = FlexTransformer(twin, list(flex.weak_modes), flex.parametrisation)
             for name, config in getattr(flex.transformer, "peft_config", {}).items():
-                twin.add_adapter(config, name)
-        self.twin.set_stock_mode()
-        if getattr(flex.transformer, "peft_config", {}):
+                if name.startswith(HOOK_NAME):
+                    twin.add_adapter(copy.deepcopy(config), name)
+                    self.twin.has_lora = True
+        if self.twin.has_lora:
             twin.set_adapter([])
         self._counts: dict[tuple, int] = {}
 
@@ -40,7 +44,8 @@ class FlopCounter:
         if key not in self._counts:
             self.twin.policy = self.twin.fixed_policy(patch_size)
             inputs = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
-            with flop_counter_mode() as counter, torch.no_grad():
+            # The user's attention backend may not run on meta tensors, or not be known to the counter.
+            with attention_backend("native"), flop_counter_mode() as counter, torch.no_grad():
                 self.twin.transformer(**inputs, return_dict=False)
             self._counts[key] = counter.get_total_flops()
         return self._counts[key]

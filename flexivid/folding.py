@@ -86,11 +86,6 @@ class Folding:
             )
         )
 
-    @property
-    def regular_kappa(self) -> float:
-        """kappa of a block without padding: M^(-1/2)."""
-        return math.prod(self.multiple) ** -0.5
-
     def pad(self, x: torch.Tensor) -> torch.Tensor:
         """(B, C, T, H, W) -> (B, C, T' m_t, H' m_h, W' m_w) by replicating edges."""
         for axis, sources in enumerate(self.sources):
@@ -118,14 +113,19 @@ class Folding:
 
     def upsample(self, x: torch.Tensor) -> torch.Tensor:
         """U: (B, C, T', H', W') -> (B, C, T, H, W), trilinear between the centres of what the blocks cover."""
-        for axis, matrix in enumerate(self.upsampling):
-            x = torch.tensordot(x, matrix.to(x.device, x.dtype), dims=([axis + 2], [1])).movedim(-1, axis + 2)
+        # Autocast would round the product, and x0 is divided by the noise level later.
+        with torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False):
+            for axis, matrix in enumerate(self.upsampling):
+                x = torch.tensordot(x, matrix.to(x.device, x.dtype), dims=([axis + 2], [1])).movedim(-1, axis + 2)
         return x
 
 
 @lru_cache(maxsize=64)
+@torch.inference_mode(False)  # cached tensors are used in training too
 def folding_for(size: Size3, multiple: Size3, patch_size: Size3, causal: bool) -> Folding:
-    """The folding of latents of `size` (T, H, W); T, H, W must be multiples of the base patch size."""
+    """The folding of latents of `size` (T, H, W). Raises ValueError if they are no multiple of the base patch size."""
+    if any(length % patch for length, patch in zip(size, patch_size, strict=True)):
+        raise ValueError(f"latents of size {size} cannot be cut into the model's own patches of {patch_size}")
     sources, upsampling, gains = [], [], []
     for axis in range(3):
         causal_axis = causal and axis == 0

@@ -9,23 +9,25 @@ from flexivid.flexible import HOOK_NAME, FlexTransformer
 def add_lora(flex: FlexTransformer, rank: int) -> None:
     """Adds one idle LoRA per weak mode, of `rank`, to self-attention and feed-forward layers.
 
-    The user's active adapters stay active.
+    The user's active adapters stay active. Raises ValueError if they are fused into the weights.
     """
     transformer = flex.transformer
+    layers = [layer for layer in transformer.modules() if isinstance(layer, BaseTunerLayer)]
+    if any(layer.merged for layer in layers):
+        raise ValueError("a LoRA is fused into this model: call unload_lora_weights() after fuse_lora(), then enable")
     active = transformer.active_adapters() if transformer._hf_peft_config_loaded else []
+    flex.requires_grad_before = {id(p): p.requires_grad for p in transformer.parameters()}
     for patch_size in flex.weak_modes:
-        config = LoraConfig(
-            r=rank, lora_alpha=rank, init_lora_weights=True, target_modules=flex.family.lora_targets
-        )
+        config = LoraConfig(r=rank, lora_alpha=rank, init_lora_weights=True, target_modules=flex.family.lora_targets)
         transformer.add_adapter(config, adapter_name=flex.lora_name(patch_size))
     transformer.set_adapter(active)
-    flex._lora_mode = None
+    flex.has_lora = True
 
 
 def remove_lora(flex: FlexTransformer) -> None:
     """Deletes flexivid's adapters; peft's wrappers go too if no other adapter needs them."""
     transformer = flex.transformer
-    if not transformer._hf_peft_config_loaded:
+    if not flex.has_lora or not transformer._hf_peft_config_loaded:
         return
     ours = [name for name in transformer.peft_config if name.startswith(f"{HOOK_NAME}-")]
     if len(ours) == len(transformer.peft_config):
@@ -38,3 +40,6 @@ def remove_lora(flex: FlexTransformer) -> None:
         for name, layer in list(transformer.named_modules()):
             if isinstance(layer, BaseTunerLayer) and not layer.lora_A:
                 transformer.set_submodule(name, layer.base_layer)
+    # peft freezes the model when the first adapter is added, and the user's adapters when ours are toggled.
+    for parameter in transformer.parameters():
+        parameter.requires_grad_(flex.requires_grad_before.get(id(parameter), parameter.requires_grad))

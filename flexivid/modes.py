@@ -43,9 +43,7 @@ class WeakMode(nn.Module):
                 head_weight, head_bias = (self._with_residual(rows, base_patch) for rows in (head.weight, head.bias))
 
         placed = {"device": embedder.weight.device, "dtype": embedder.weight.dtype}
-        self.embedder = nn.Conv3d(
-            embed_weight.shape[1], embedder.out_channels, base_patch, stride=base_patch, **placed
-        )
+        self.embedder = nn.Conv3d(embed_weight.shape[1], embedder.out_channels, base_patch, stride=base_patch, **placed)
         self.head = nn.Linear(head.in_features, len(head_weight), **placed)
         self.patch_size_embedding = nn.Parameter(torch.zeros(embedder.out_channels, **placed))
         with torch.no_grad():

@@ -12,11 +12,13 @@ def centred_rope(
     """Rotary tables of a coarse grid from those of the base grid, without knowing the frequencies.
 
     cos, sin: (T, H, W, D) of the base grid; token_sources: per axis (coarse tokens, multiple), the base tokens that
-    each coarse token covers. The mean of unit phasors at evenly spaced angles points at the middle angle, so averaging
-    the covered rows and renormalising gives the table at the centre, exactly. Returns two (T', H', W', D).
+    each coarse token covers. The mean of the unit phasors of the one or two middle tokens points at the angle of the
+    centre, exactly once renormalised; a mean over all of more than six would turn round at the fastest frequency.
+    Returns two (T', H', W', D).
     """
     for axis, sources in enumerate(token_sources):
-        index = sources.to(cos.device)
+        multiple = sources.shape[1]
+        index = sources[:, [(multiple - 1) // 2, multiple // 2]].to(cos.device)
         shape = (*cos.shape[:axis], *index.shape, *cos.shape[axis + 1 :])
         cos = cos.index_select(axis, index.flatten()).view(shape).mean(axis + 1)
         sin = sin.index_select(axis, index.flatten()).view(shape).mean(axis + 1)
@@ -38,7 +40,7 @@ def interpolate_table(table: torch.Tensor, positions: torch.Tensor) -> torch.Ten
 
 
 def sincos_table(positions: torch.Tensor, dim: int, theta: float = 10000.0) -> torch.Tensor:
-    """Sin-cos embeddings (Vaswani et al. 2017, arXiv 1706.03762) at fractional positions: (n,) -> (n, dim), sines first."""
+    """Sin-cos embeddings (Vaswani et al. 2017, arXiv 1706.03762) at any positions: (n,) -> (n, dim), sines first."""
     frequencies = theta ** (-torch.arange(dim // 2, dtype=torch.float64) / (dim // 2))
     angles = positions.double()[:, None] * frequencies
     return torch.cat([angles.sin(), angles.cos()], -1).float()

@@ -1,12 +1,13 @@
 """A pipeline's session: which step of which call this is, which patch size runs in it, and what it costs."""
 
 from dataclasses import dataclass, field
+from itertools import groupby
 
 from diffusers.hooks.hooks import CacheContext
 
 from flexivid.flexible import Choice, FlexTransformer
 from flexivid.flops import FlopCounter
-from flexivid.schedules import Schedule, explicit_schedule, schedule_for_budget
+from flexivid.schedules import Schedule, explicit_schedule, parse_patch_size, schedule_for_budget
 
 
 @dataclass
@@ -28,8 +29,9 @@ class Summary:
 
     def __str__(self) -> str:
         saved = 1 - self.ratio
+        runs = ((step, len(list(run))) for step, run in groupby(self.steps))
         return (
-            f"{Schedule.from_json(self.steps)}\n"
+            ", ".join(f"{count} x {'/'.join(dict.fromkeys(step))}" for step, count in runs) + "\n"
             f"{self.flops_used / 1e12:.4g} of {self.flops_full / 1e12:.4g} TFLOP ({self.ratio:.1%}), {saved:.1%} saved"
         )
 
@@ -42,6 +44,8 @@ class Session:
         self.budget, self.schedule, self.guidance = budget, schedule, guidance
         self.counters = {name: FlopCounter(flex) for name, flex in flexes.items()}
         self.summary: Summary | None = None
+        self._timesteps = None
+        self._begin = 0
         self._position: tuple[int, int] | None = None
         for flex in flexes.values():
             flex.policy = self.choose
@@ -54,49 +58,62 @@ class Session:
     def plan(self, call: dict, steps: int, branches: int) -> Schedule:
         """The schedule of a call whose forwards are shaped as `call`. Raises ValueError if it cannot be met."""
         costs = self.costs(call)
+        if self.schedule is None:
+            return schedule_for_budget(costs, steps, self.budget, branches, self.guidance)
         if isinstance(self.schedule, Schedule):
-            if len(self.schedule.steps) != steps:
-                raise ValueError(f"the schedule has {len(self.schedule.steps)} steps, but this call makes {steps}")
-            return self.schedule
-        if self.schedule is not None:
+            text = ",".join(f"{'/'.join(step)}:1" for step in self.schedule.steps)
+        else:
             text = self.schedule if ":" in self.schedule else f"{self.schedule}:{steps}"
-            schedule = explicit_schedule(text, steps, branches, list(costs))
-            for step in schedule.steps:
-                if costs[step[0]] < costs[step[-1]]:
-                    raise ValueError(
-                        f"{'/'.join(step)} runs the unconditional branch at a finer patch size than the conditional "
-                        f"one, so guidance would multiply detail that only the former has; swap the two"
-                    )
-            return schedule
-        return schedule_for_budget(costs, steps, self.budget, branches, self.guidance)
+        schedule = explicit_schedule(text, steps, branches, list(costs))
+        for step in schedule.steps:
+            conditional, unconditional = parse_patch_size(step[0]), parse_patch_size(step[-1])
+            if any(coarse > fine for coarse, fine in zip(conditional, unconditional, strict=True)):
+                raise ValueError(
+                    f"{'/'.join(step)} runs the unconditional branch at a finer patch size than the conditional one, "
+                    f"so guidance would multiply detail that only the former has; swap the two"
+                )
+        return schedule
 
-    def _clock(self, call: dict, context: CacheContext | None) -> tuple[int, int, int]:
+    def _clock(self, call: dict, context: CacheContext | None, branches: int) -> tuple[int, int, int]:
         """(step, guidance branch, number of steps) of this forward."""
         scheduler = self.pipe.scheduler
-        begin = getattr(scheduler, "begin_index", None) or 0
+
+        def index_of_timestep() -> int:
+            timestep = call["timestep"].flatten()[0].to(scheduler.timesteps)
+            return int((scheduler.timesteps - timestep).abs().argmin())
+
+        if scheduler.timesteps is not self._timesteps:  # set_timesteps makes a new tensor for every call
+            self._timesteps, self._position = scheduler.timesteps, None
+            # Video-to-video starts midway, and most schedulers are not told.
+            begin = getattr(scheduler, "begin_index", None)
+            self._begin = index_of_timestep() if begin is None else begin
         if context is not None and context.step_index is not None:
             step, steps = context.step_index, context.num_inference_steps
         else:
-            steps = len(scheduler.timesteps) - begin
-            if hasattr(scheduler, "step_index"):
-                step = 0 if scheduler.step_index is None else scheduler.step_index - begin
+            steps = len(scheduler.timesteps) - self._begin
+            if not hasattr(scheduler, "step_index"):
+                step = index_of_timestep() - self._begin
             else:
-                timestep = call["timestep"].flatten()[0].to(scheduler.timesteps)
-                step = int((scheduler.timesteps - timestep).abs().argmin()) - begin
+                step = 0 if scheduler.step_index is None else scheduler.step_index - self._begin
         if context is not None:
             return step, int(context.name == "uncond"), steps
         # No context: the pipeline calls the conditional branch first, the unconditional one second.
-        return step, int(self._position == (step, 0)), steps
+        return step, int(branches == 2 and self._position == (step, 0)), steps
 
     def choose(self, flex: FlexTransformer, call: dict, context: CacheContext | None) -> Choice:
-        step, branch, steps = self._clock(call, context)
-        branches = 2 if getattr(self.pipe, "do_classifier_free_guidance", False) else 1
+        if flex.transformer.is_cache_enabled:
+            raise ValueError("a cache of diffusers does not work with several patch sizes yet; call disable_cache()")
+        branches = 2 if self.pipe.do_classifier_free_guidance else 1
+        step, branch, steps = self._clock(call, context, branches)
         batch = len(call["hidden_states"])
         costs = self.costs(call)
         if (step, branch) == (0, 0):
             full = costs[flex.powerful] * steps * branches * batch
+            self.summary = None
             self.summary = Summary(self.plan(call, steps, branches), full)
         self._position = (step, branch)
+        if self.summary is None or branch >= branches or step >= len(self.summary.schedule.steps):
+            raise ValueError("the transformer was called by something else than the pipeline that was enabled")
         planned = self.summary.schedule.steps[step]
         patch_size = planned[branch]
         if branch == 0:
@@ -106,11 +123,10 @@ class Session:
         mixed = len(set(planned)) > 1
         sigma = context.sigma if context is not None else None
         if sigma is None:
-            sigma = float(self.pipe.scheduler.sigmas[step + (getattr(self.pipe.scheduler, "begin_index", None) or 0)])
+            sigma = float(self.pipe.scheduler.sigmas[step + self._begin])
         return Choice(
             patch_size,
             sigma=sigma,
             keep=mixed and branch == 0,
             guide=mixed and branch == 1,
-            last=(step, branch) == (steps - 1, branches - 1),
         )

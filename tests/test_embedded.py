@@ -78,9 +78,7 @@ def test_mixed_guidance_keeps_the_latents_standard_deviation(embedded, adapter):
             seen.append(kwargs["latents"].std())
             return kwargs
 
-        sample(
-            embedded, load_prompts()["seen"][:4], steps=20, output_type="latent", callback_on_step_end=remember
-        )
+        sample(embedded, load_prompts()["seen"][:4], steps=20, output_type="latent", callback_on_step_end=remember)
         mixed = sum(len(set(step)) == 2 for step in flexivid.summary(embedded).steps)
         assert (mixed > 5) == (guidance == "weak-uncond")
         stds[guidance] = torch.stack(seen)

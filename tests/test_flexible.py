@@ -66,10 +66,8 @@ def test_a_users_lora_stays_active_in_every_mode_and_after_disable(transformer):
     assert torch.equal(run(transformer, **inputs), styled)
     flex.policy = flex.fixed_policy("1x4x4")
     with_style = run(transformer, **inputs)
-    flex._toggle_lora("1x4x4")
-    assert set(transformer.active_adapters()) == {"style", "flexivid-1x4x4"}
+    assert transformer.active_adapters() == ["style"]  # between forwards ours are idle
     transformer.set_adapters(["style"], [0.0])
-    flex._lora_mode = None
     assert not torch.equal(run(transformer, **inputs), with_style)
     transformer.set_adapters(["style"], [1.0])
     flex.remove()
@@ -179,7 +177,7 @@ def test_an_error_in_a_forward_leaves_the_stock_mode(transformer):
     with pytest.raises(KeyboardInterrupt):
         run(transformer, **inputs)
     handle.remove()
-    assert flex.mode is None and transformer.active_adapters() == []
+    assert flex.mode is None and list(transformer.active_adapters()) == []
     flex.policy = flex.fixed_policy(flex.powerful)
     assert torch.equal(run(transformer, **inputs), stock)
 

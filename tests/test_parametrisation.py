@@ -91,7 +91,9 @@ def test_centred_rope_is_the_table_at_the_centres():
     tables = [rope_table(p, dim) for p in positions]
 
     def spread(which):
-        parts = [t[which].view(*[n if a == axis else 1 for a, n in enumerate(grid)], dim) for axis, t in enumerate(tables)]
+        parts = [
+            t[which].view(*[n if a == axis else 1 for a, n in enumerate(grid)], dim) for axis, t in enumerate(tables)
+        ]
         return torch.cat([part.expand(*grid, dim) for part in parts], -1)
 
     folding = folding_for(grid, (2, 2, 3), (1, 1, 1), True)
@@ -107,7 +109,9 @@ def test_centred_rope_is_the_table_at_the_centres():
 
 def test_additive_tables_are_read_at_fractional_positions():
     table = torch.arange(10.0)[:, None].expand(10, 4)
-    assert torch.allclose(interpolate_table(table, torch.tensor([0.5, 2.25, 9.0, 12.0]))[:, 0], torch.tensor([0.5, 2.25, 9, 9]))
+    assert torch.allclose(
+        interpolate_table(table, torch.tensor([0.5, 2.25, 9.0, 12.0]))[:, 0], torch.tensor([0.5, 2.25, 9, 9])
+    )
     longer = interpolate_table(table, stretched_positions(20, 10))
     assert longer.shape == (20, 4) and (longer[1:, 0] >= longer[:-1, 0]).all()
     fine = sincos_table(torch.arange(8.0), 12)

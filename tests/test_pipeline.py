@@ -3,7 +3,8 @@
 import pytest
 import torch
 from conftest import forward_inputs, sample, tiny_pipeline, tiny_transformer
-from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline
+from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline, WanVideoToVideoPipeline
+from PIL import Image
 
 import flexivid
 from flexivid.flops import flop_counter_mode
@@ -184,3 +185,71 @@ def test_two_transformers_split_at_a_boundary():
 def test_summary_before_a_call_says_so(pipe):
     with pytest.raises(ValueError, match="call it first"):
         flexivid.summary(pipe)
+
+
+def test_video_to_video_starts_midway(pipe):
+    """It opens no cache context and slices the timesteps, so the first forward is step 0 at a noise level below 1."""
+    video_to_video = WanVideoToVideoPipeline(
+        **{name: pipe.components[name] for name in ("tokenizer", "text_encoder", "transformer", "vae", "scheduler")}
+    )
+    video_to_video.set_progress_bar_config(disable=True)
+    video = [Image.new("RGB", (32, 32), (40 * i, 0, 0)) for i in range(5)]
+    sigmas = []
+    flexivid.enable(video_to_video, modes=["1x4x4"], schedule="1x4x4:3,1x2x2:2")
+    session = video_to_video.transformer._diffusers_hook.get_hook("flexivid").flex.policy.__self__
+    session.flexes["transformer"].policy = lambda *args: sigmas.append(session.choose(*args)) or sigmas[-1]
+    for _ in range(2):
+        video_to_video(
+            video=video,
+            prompt="a red circle",
+            height=32,
+            width=32,
+            num_inference_steps=10,
+            strength=0.5,
+            guidance_scale=3.0,
+            max_sequence_length=16,
+            output_type="latent",
+        )
+        assert session.summary.steps == [["1x4x4"] * 2] * 3 + [["1x2x2"] * 2] * 2
+    expected = [float(sigma) for sigma in video_to_video.scheduler.sigmas[5:10] for _ in range(2)] * 2
+    assert [choice.sigma for choice in sigmas] == pytest.approx(expected)
+
+
+def test_cpu_offload_before_or_after_enable(pipe):
+    expected = None
+    for offload_first in (True, False):
+        fresh = tiny_pipeline()
+        stock = sample(fresh)
+        if offload_first:
+            fresh.enable_model_cpu_offload(device="cpu")
+        flexivid.enable(fresh, modes=MODES, budget=0.5)
+        if not offload_first:
+            fresh.enable_model_cpu_offload(device="cpu")
+        first = sample(fresh)
+        assert torch.equal(sample(fresh), first) and not torch.equal(first, stock)
+        assert expected is None or torch.equal(first, expected)
+        expected = first
+        flexivid.disable(fresh)
+        assert torch.equal(sample(fresh), stock) and torch.equal(sample(fresh), stock)
+
+
+def test_a_schedule_names_its_own_modes_and_is_checked(pipe):
+    flexivid.enable(pipe, schedule="2x4x4:2,1x2x2:2")
+    sample(pipe, steps=4)
+    assert flexivid.summary(pipe).steps[0] == ["2x4x4"] * 2
+    flexivid.enable(pipe, schedule=flexivid.Schedule((("1x4x4",), ("1x2x2",))))
+    sample(pipe, steps=2)
+    assert flexivid.summary(pipe).steps == [["1x4x4"] * 2, ["1x2x2"] * 2]
+    with pytest.raises(ValueError, match="adds up to 2 steps, but there are 3"):
+        sample(pipe, steps=3)
+    flexivid.enable(pipe, schedule="2x2x2/1x4x4:2", modes=["2x2x2", "1x4x4"])
+    with pytest.raises(ValueError, match="swap the two"):
+        sample(pipe, steps=2)
+
+
+def test_a_failed_enable_keeps_the_one_before(pipe):
+    flexivid.enable(pipe, modes=MODES, schedule="1x4x4")
+    before = sample(pipe)
+    with pytest.raises(ValueError, match="1x3x3"):
+        flexivid.enable(pipe, modes=["1x3x3"], budget=0.5)
+    assert torch.equal(sample(pipe), before)

@@ -53,7 +53,9 @@ def test_committed_configs_are_valid(path):
 
 def test_train_exits_with_2_and_one_line_for_a_bad_config(tmp_path):
     path = write_config(tmp_path / "c.yaml", objective="vae", output=str(tmp_path / "out"), colour=1)
-    done = subprocess.run([sys.executable, ROOT / "flexivid/train.py", "--config", path], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, ROOT / "flexivid/train.py", "--config", path], capture_output=True, text=True
+    )
     assert done.returncode == 2 and "colour" in done.stderr and "Traceback" not in done.stderr
     assert not (tmp_path / "out").exists()
 
@@ -75,7 +77,11 @@ def test_distillation_gradients_reach_all_of_the_mode_and_nothing_of_the_base(pa
         # The second round has lora_B away from zero, so that lora_A gets a gradient too.
         for _ in range(2):
             loss = distillation_loss(
-                student, "1x2x2", patch_size, inputs["hidden_states"], torch.tensor([0.9, 0.6]),
+                student,
+                "1x2x2",
+                patch_size,
+                inputs["hidden_states"],
+                torch.tensor([0.9, 0.6]),
                 inputs["encoder_hidden_states"],
             )
             loss.backward()
@@ -150,3 +156,9 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path, training_conf
         killed_tensors, whole_tensors = (load_file(tmp_path / run / "result" / name) for run in ("killed", "whole"))
         assert killed_tensors.keys() == whole_tensors.keys()
         assert all(torch.equal(killed_tensors[key], whole_tensors[key]) for key in whole_tensors)
+    # The result is the average, of every mode: peft freezes those that were not drawn, and frozen ones are not averaged.
+    raw, averaged = load_file(tmp_path / "whole/checkpoint.safetensors"), whole_tensors
+    for mode in ("1x4x4", "2x4x4"):
+        key = "blocks.0.attn1.to_q.lora_B"
+        last = raw[f"model.transformer.{key}.flexivid-{mode}.weight"]
+        assert not torch.allclose(averaged[f"transformer.{mode}.{key}.weight"].float(), last, rtol=1e-2)

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -41,7 +41,9 @@ class VaeConfig(Section):
     z_dim: Positive = 16
     crop: Positive = Field(32, description="side in pixels of the training crops around the object")
     frames: Positive = Field(9, description="frames of a training crop: 1 + a multiple of 4")
-    image_steps: int = Field(0, ge=0, description="first steps on single frames: many times cheaper, teaches the picture")
+    image_steps: int = Field(
+        0, ge=0, description="first steps on single frames: many times cheaper, teaches the picture"
+    )
     image_batch: Positive = 64
     full_share: Fraction = Field(0.2, description="share of steps on whole frames, at a quarter of the batch")
     kl: float = Field(1e-6, ge=0, description="weight of the KL term beside the mean absolute and squared errors")
@@ -66,7 +68,9 @@ class DistillConfig(Section):
 class Config(Section):
     objective: Literal["vae", "pretrain", "distill"]
     output: Path = Field(description="folder of checkpoints, log.jsonl, samples and the result")
-    base: Path | None = Field(None, description="pipeline folder that is trained further: of the VAE, or of the teacher")
+    base: Path | None = Field(
+        None, description="pipeline folder that is trained further: of the VAE, or of the teacher"
+    )
     seed: int = 0
     steps: Positive = 1000
     batch_size: Positive = Field(32, description="clips a step, over all processes")
@@ -80,6 +84,12 @@ class Config(Section):
     vae: VaeConfig = VaeConfig()
     transformer: TransformerConfig = TransformerConfig()
     distill: DistillConfig = DistillConfig()
+
+    @model_validator(mode="after")
+    def check_base(self):
+        if self.objective != "vae" and not (self.base and self.base.is_dir()):
+            raise ValueError(f"base must be the folder of what {self.objective} starts from, not {self.base}")
+        return self
 
 
 def load_config(path: str | Path, overrides: list[str] = ()) -> Config:

@@ -65,9 +65,9 @@ class DistillObjective:
     def __init__(self, config: Config, accelerator: Accelerator):
         self.config, self.accelerator = config, accelerator
         self.pipeline = WanPipeline.from_pretrained(config.base)
-        self.data = ShapesData(
-            config.data, self.pipeline.vae, self.pipeline.tokenizer, self.pipeline.text_encoder
-        )
+        parts = (self.pipeline.vae, self.pipeline.tokenizer, self.pipeline.text_encoder)
+        with accelerator.main_process_first():
+            self.data = ShapesData(config.data, *parts)
         torch.manual_seed(config.seed)
         settings = config.distill
         self.model = build_student(self.pipeline.transformer, settings.modes, settings.parametrisation, settings.rank)
@@ -89,8 +89,10 @@ class DistillObjective:
         return distillation_loss(model, self.flex.powerful, patch_size, x_t, sigma, text)
 
     def sample(self, path):
-        Session(self.pipeline, {"transformer": self.flex}, budget=0.25, schedule=None, guidance="same")
-        print("\nadherence at budget 0.25", sample_and_judge(self.pipeline, path, steps=40, count=32), "->", path)
+        coarsest = self.config.distill.modes[-1]
+        schedule = f"{coarsest}:35,{self.flex.powerful}:5"
+        Session(self.pipeline, {"transformer": self.flex}, budget=None, schedule=schedule, guidance="same")
+        print(f"\nadherence with {schedule}", sample_and_judge(self.pipeline, path, steps=40, count=32), "->", path)
 
     def save(self, folder):
         config, settings = self.config, self.config.distill

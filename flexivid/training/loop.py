@@ -31,7 +31,9 @@ class Objective(Protocol):
 
 def global_batch_slice(accelerator: Accelerator, count: int) -> slice:
     """The rows of a batch of `count` drawn identically in every process that this process computes."""
-    share = count // accelerator.num_processes
+    share, rest = divmod(count, accelerator.num_processes)
+    if rest:
+        raise ValueError(f"a batch of {count} clips cannot be split over {accelerator.num_processes} processes evenly")
     return slice(accelerator.process_index * share, (accelerator.process_index + 1) * share)
 
 
@@ -45,7 +47,7 @@ class FlatMuon(torch.optim.Muon):
 
     def __init__(self, weights: list[torch.nn.Parameter], **settings):
         self.weights = weights
-        # Views share storage with the weights; match_rms_adamw scales updates so that learning rates compare to AdamW's.
+        # Views share storage with the weights. match_rms_adamw makes learning rates comparable to AdamW's.
         flat = [torch.nn.Parameter(weight.detach().flatten(1)) for weight in weights]
         super().__init__(flat, adjust_lr_fn="match_rms_adamw", **settings)
 
@@ -137,9 +139,11 @@ def train(config: Config, objective: Objective, accelerator: Accelerator) -> Non
     main = accelerator.is_main_process
     log_path = folder / "log.jsonl"
     if main:
-        # Lines past the checkpoint belong to steps that are about to be made again.
-        lines = log_path.read_text().splitlines() if log_path.exists() else []
-        log_path.write_text("".join(f"{line}\n" for line in lines if json.loads(line)["step"] <= start))
+        # Lines past the checkpoint belong to steps that are about to be made again; a kill may have cut off the last.
+        lines = log_path.read_text().splitlines(keepends=True) if log_path.exists() else []
+        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= start]
+        log_path.with_suffix(".partial").write_text("".join(kept))
+        os.replace(log_path.with_suffix(".partial"), log_path)
         count = sum(p.numel() for p in weights)
         print(f"{config.objective}: {count / 1e6:.2f} M trainable parameters, step {start} of {config.steps}")
     progress = tqdm(total=config.steps, initial=start, disable=not main, mininterval=10, maxinterval=60)
@@ -160,6 +164,9 @@ def train(config: Config, objective: Objective, accelerator: Accelerator) -> Non
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
+        for weight in weights:
+            # peft froze the modes that were not drawn, and the average would take frozen weights as they are.
+            weight.requires_grad_(True)
         ema.step(weights)
         losses.append(accelerator.gather(loss.detach()).mean().item())
         progress.update()

@@ -22,7 +22,7 @@ from flexivid.training.shapes_data import ShapesData
 
 
 def shift_sigma(sigma: torch.Tensor, shift: float) -> torch.Tensor:
-    """Moves noise levels towards 1 (Esser et al. 2024, arXiv 2403.03206, eq. 23): what `flow_shift` does in sampling."""
+    """Moves noise levels towards 1, as `flow_shift` does in sampling (Esser et al. 2024, arXiv 2403.03206, eq. 23)."""
     return shift * sigma / (1 + (shift - 1) * sigma)
 
 
@@ -53,7 +53,8 @@ class PretrainObjective:
         self.vae = AutoencoderKLWan.from_pretrained(config.base).requires_grad_(False)
         self.tokenizer = build_tokenizer()
         self.text_encoder = build_text_encoder(len(self.tokenizer), config.seed)
-        self.data = ShapesData(config.data, self.vae, self.tokenizer, self.text_encoder)
+        with accelerator.main_process_first():
+            self.data = ShapesData(config.data, self.vae, self.tokenizer, self.text_encoder)
         torch.manual_seed(config.seed)
         self.model = build_transformer(config)
         if config.compile:

@@ -26,7 +26,8 @@ def fingerprint(module: torch.nn.Module) -> str:
 class ShapesData:
     """Random access to (latents, text embeddings) of `config.clips` clips, none of them a held-out combination.
 
-    Latents are encoded once, into `config.cache`, under the fingerprint of the VAE that made them; text embeddings are one row a caption, the empty one last.
+    Latents are encoded once, into `config.cache`, under the fingerprint of the VAE that made them; text embeddings are
+    one row a caption, the empty one last.
     """
 
     def __init__(self, config: DataConfig, vae, tokenizer, text_encoder):
