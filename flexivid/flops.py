@@ -22,7 +22,8 @@ def flop_counter_mode() -> FlopCounterMode:
 class FlopCounter:
     """Counts forwards of a flexible transformer at any of its patch sizes.
 
-    flexivid's LoRA and heads are included, a user's own LoRA is not. Works on a twin of the transformer on the meta device, built from its config.
+    flexivid's LoRA and heads are included, a user's own LoRA is not. Works on a twin of the transformer on the meta
+    device, built from its config.
     """
 
     def __init__(self, flex: FlexTransformer):

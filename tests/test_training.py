@@ -156,7 +156,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path, training_conf
         killed_tensors, whole_tensors = (load_file(tmp_path / run / "result" / name) for run in ("killed", "whole"))
         assert killed_tensors.keys() == whole_tensors.keys()
         assert all(torch.equal(killed_tensors[key], whole_tensors[key]) for key in whole_tensors)
-    # The result is the average, of every mode: peft freezes those that were not drawn, and frozen ones are not averaged.
+    # The result is the average of every mode, also of those that peft freezes because they were not drawn.
     raw, averaged = load_file(tmp_path / "whole/checkpoint.safetensors"), whole_tensors
     for mode in ("1x4x4", "2x4x4"):
         key = "blocks.0.attn1.to_q.lora_B"

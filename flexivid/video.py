@@ -1,0 +1,54 @@
+"""Writing clips and pictures of clips: beside, then renamed, so that nothing half-written is left."""
+
+import os
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+from PIL import Image, ImageDraw
+
+LABEL_HEIGHT = 16
+
+
+def write_mp4(frames: np.ndarray, path: Path, fps: int) -> None:
+    """frames: (T, H, W, 3) uint8 with even H and W, as h264."""
+    beside = path.with_name(f".{path.name}.partial.mp4")
+    with av.open(str(beside), "w") as container:
+        stream = container.add_stream("libx264", rate=Fraction(fps), options={"crf": "10"})
+        stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "yuv420p"
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
+        container.mux(stream.encode())
+    os.replace(beside, path)
+
+
+def enlarge(frames: np.ndarray, least_height: int = 256) -> np.ndarray:
+    """Whole-number enlargement by repeating pixels, so that small clips can be seen and stay what they are."""
+    factor = max(1, -(-least_height // frames.shape[1]))
+    return frames.repeat(factor, axis=1).repeat(factor, axis=2)
+
+
+def labelled(frames: np.ndarray, text: str) -> np.ndarray:
+    """The frames with a line of text above them: (T, H + LABEL_HEIGHT, W, 3)."""
+    label = Image.new("RGB", (frames.shape[2], LABEL_HEIGHT), "white")
+    ImageDraw.Draw(label).text((3, 2), text, fill="black")
+    strip = np.broadcast_to(np.asarray(label), (len(frames), LABEL_HEIGHT, frames.shape[2], 3))
+    return np.concatenate([strip, frames], axis=1)
+
+
+def write_side_by_side(arms: dict[str, np.ndarray], path: Path, fps: int) -> None:
+    """Clips of equal size next to each other, each under its label, as one mp4."""
+    columns = [labelled(enlarge(frames), label) for label, frames in arms.items()]
+    write_mp4(np.concatenate(columns, axis=2), path, fps)
+
+
+def write_picture(arms: dict[str, np.ndarray], path: Path, columns: int = 5) -> None:
+    """One PNG: a row a clip under its label, `columns` frames evenly spaced over its length."""
+    rows = []
+    for label, frames in arms.items():
+        picked = enlarge(frames[np.linspace(0, len(frames) - 1, min(columns, len(frames))).round().astype(int)], 128)
+        rows.append(labelled(np.concatenate(list(picked), axis=1)[None], label)[0])
+    beside = path.with_name(f".{path.name}.partial.png")
+    Image.fromarray(np.concatenate(rows)).save(beside)
+    os.replace(beside, path)
