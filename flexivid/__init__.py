@@ -1,7 +1,7 @@
 """flexivid: run a pretrained video diffusion transformer with large patches early and its own patches late."""
 
 from flexivid.adapter import AdapterError
-from flexivid.api import disable, enable, summary
+from flexivid.api import disable, enable, plan, summary
 from flexivid.schedules import BudgetError, Schedule
 from flexivid.session import Summary
 from flexivid.tubelet import FlexTubeletEmbed, FlexTubeletUnembed
@@ -16,5 +16,6 @@ __all__ = [
     "Summary",
     "disable",
     "enable",
+    "plan",
     "summary",
 ]

@@ -1,9 +1,10 @@
-"""The public surface: enable, disable, summary."""
+"""The public surface: enable, disable, plan, summary."""
 
 import os
 import re
 from contextlib import contextmanager
 
+import torch
 from diffusers import DiffusionPipeline
 from diffusers.hooks import HookRegistry
 from diffusers.loaders.lora_base import _func_optionally_disable_offloading
@@ -168,6 +169,28 @@ def _disable(target: DiffusionPipeline | nn.Module) -> None:
         if flex is not None:
             flex.remove()
             remove_lora(flex)
+
+
+def plan(
+    pipe: DiffusionPipeline, frames: int, height: int, width: int, steps: int, text_length: int, guided: bool = True
+) -> Schedule:
+    """The schedule that a call of these sizes (pixels, denoising steps, padded text tokens) would run.
+
+    Counts on the meta device, so it takes a second and the pipeline may be one without weights. Raises ValueError if
+    the pipeline is not enabled, and what the call itself would raise, such as BudgetError.
+    """
+    flex = _attached(next(iter(_transformers(pipe).values())))
+    if flex is None:
+        raise ValueError("nothing to plan: enable the pipeline first")
+    config = flex.transformer.config
+    latent_frames = (frames - 1) // pipe.vae_scale_factor_temporal + 1
+    space = (height // pipe.vae_scale_factor_spatial, width // pipe.vae_scale_factor_spatial)
+    call = {
+        "hidden_states": torch.empty(1, config.in_channels, latent_frames, *space, device="meta"),
+        "timestep": torch.empty(1, device="meta"),
+        "encoder_hidden_states": torch.empty(1, text_length, config.text_dim, device="meta"),
+    }
+    return _session(flex).plan(call, steps, 2 if guided else 1)
 
 
 def summary(pipe: DiffusionPipeline) -> Summary:

@@ -1,6 +1,7 @@
 """FLOPs of one forward, counted on the meta device: no weights, no arithmetic, about a second for a large model."""
 
 import copy
+import warnings
 
 import torch
 from diffusers.models.attention_dispatch import attention_backend
@@ -32,7 +33,9 @@ class FlopCounter:
             self.twin = FlexTransformer(twin, list(flex.weak_modes), flex.parametrisation)
             for name, config in getattr(flex.transformer, "peft_config", {}).items():
                 if name.startswith(HOOK_NAME):
-                    twin.add_adapter(copy.deepcopy(config), name)
+                    with warnings.catch_warnings():
+                        warnings.simplefilter("ignore")  # of several adapters, and of copies between meta tensors
+                        twin.add_adapter(copy.deepcopy(config), name)
                     self.twin.has_lora = True
         if self.twin.has_lora:
             twin.set_adapter([])

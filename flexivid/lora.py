@@ -1,5 +1,7 @@
 """LoRA (Hu et al. 2021, arXiv 2106.09685) through peft: one adapter a weak mode, next to whatever the user has."""
 
+import warnings
+
 from peft import LoraConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
 
@@ -19,7 +21,9 @@ def add_lora(flex: FlexTransformer, rank: int) -> None:
     flex.requires_grad_before = {id(p): p.requires_grad for p in transformer.parameters()}
     for patch_size in flex.weak_modes:
         config = LoraConfig(r=rank, lora_alpha=rank, init_lora_weights=True, target_modules=flex.family.lora_targets)
-        transformer.add_adapter(config, adapter_name=flex.lora_name(patch_size))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several adapters are the point
+            transformer.add_adapter(config, adapter_name=flex.lora_name(patch_size))
     transformer.set_adapter(active)
     flex.has_lora = True
 

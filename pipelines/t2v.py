@@ -14,13 +14,15 @@ import os
 import resource
 import sys
 import time
+import warnings
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import AutoencoderKLWan, DiffusionPipeline, WanPipeline, WanTransformer3DModel
 from diffusers.utils import logging as diffusers_logging
+from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
 import flexivid
@@ -101,10 +103,8 @@ def check_arguments(arguments: argparse.Namespace) -> list[str]:
         arguments.adapter = None
     if arguments.adapter:
         read_config(locate_adapter(arguments.adapter))
-    folder = arguments.output.parent
-    folder.mkdir(parents=True, exist_ok=True)
-    if not os.access(folder, os.W_OK):
-        raise PermissionError(f"the output folder {folder} is not writable")
+    if arguments.device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError("there is no CUDA device here; use --device cpu")
     return prompts
 
 
@@ -114,6 +114,46 @@ def unknown_words(pipe: DiffusionPipeline, prompt: str) -> list[str]:
     return [
         word for word in prompt.split() if tokenizer.unk_token_id in tokenizer(word, add_special_tokens=False).input_ids
     ]
+
+
+def enable(pipe: DiffusionPipeline, arguments: argparse.Namespace) -> None:
+    flexivid.enable(
+        pipe,
+        adapter=arguments.adapter,
+        modes=arguments.modes,
+        budget=arguments.budget,
+        schedule=arguments.schedule,
+        guidance=arguments.guidance,
+        parametrisation=arguments.parametrisation,
+    )
+
+
+def plan(pipe: DiffusionPipeline, arguments: argparse.Namespace, text_length: int) -> None:
+    """Raises ValueError for sizes, modes, adapters, schedules and budgets that cannot work with this pipeline."""
+    enable(pipe, arguments)
+    base_patch = pipe.transformer.config.patch_size
+    for name, unit in (("height", base_patch[1]), ("width", base_patch[2])):
+        unit, value = unit * pipe.vae_scale_factor_spatial, getattr(arguments, name)
+        if value % unit:
+            raise ValueError(f"{name} must be a multiple of {unit}, such as {-(-value // unit) * unit}, not {value}")
+    stride = pipe.vae_scale_factor_temporal
+    if arguments.frames % stride != 1:
+        fitting = arguments.frames // stride * stride + 1
+        raise ValueError(f"frames must be 1 + a multiple of {stride}, such as {fitting}, not {arguments.frames}")
+    sizes = (arguments.frames, arguments.height, arguments.width, arguments.steps, text_length)
+    flexivid.plan(pipe, *sizes, guided=arguments.guidance_scale > 1)
+
+
+def without_weights(model: str | Path) -> WanPipeline:
+    """The pipeline of a folder or hub id from its configs alone, on the meta device."""
+    configs = {
+        name: component.load_config(model, subfolder=name)
+        for name, component in (("transformer", WanTransformer3DModel), ("vae", AutoencoderKLWan))
+    }
+    with torch.device("meta"):
+        transformer = WanTransformer3DModel.from_config(configs["transformer"])
+        vae = AutoencoderKLWan.from_config(configs["vae"])
+    return WanPipeline(tokenizer=None, text_encoder=None, scheduler=None, vae=vae, transformer=transformer)
 
 
 @torch.no_grad()
@@ -132,6 +172,7 @@ def peak_memory_bytes(device: str) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+@torch.no_grad()
 def generate(pipe: DiffusionPipeline, arguments: argparse.Namespace, prompt: str, text_length: int):
     """One clip. Returns its frames (T, H, W, 3) uint8 and the seconds of text, denoise and decode."""
     marks = [time.perf_counter()]
@@ -164,25 +205,21 @@ def generate(pipe: DiffusionPipeline, arguments: argparse.Namespace, prompt: str
 def run(arguments: argparse.Namespace) -> None:
     prompts = check_arguments(arguments)
     dtype = getattr(torch, arguments.dtype or ("float32" if arguments.device == "cpu" else "bfloat16"))
-    began = time.perf_counter()
-    pipe = DiffusionPipeline.from_pretrained(arguments.model or ASSETS / "shapes", torch_dtype=dtype)
-    pipe.to(arguments.device)
-    load_seconds = round(time.perf_counter() - began, 3)
-
+    model = arguments.model or ASSETS / "shapes"
     text_length = 512 if arguments.model else 32
     if arguments.adapter:
         text_length = read_config(locate_adapter(arguments.adapter)).max_sequence_length or text_length
-
-    def enable():
-        flexivid.enable(
-            pipe,
-            adapter=arguments.adapter,
-            modes=arguments.modes,
-            budget=arguments.budget,
-            schedule=arguments.schedule,
-            guidance=arguments.guidance,
-            parametrisation=arguments.parametrisation,
-        )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of copies between tensors that have no data
+        plan(without_weights(model), arguments, text_length)
+    folder = arguments.output.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(f"the output folder {folder} is not writable")
+    began = time.perf_counter()
+    pipe = WanPipeline.from_pretrained(model, dtype={"default": dtype, "vae": torch.float32})
+    pipe.to(arguments.device)
+    load_seconds = round(time.perf_counter() - began, 3)
 
     for i, prompt in enumerate(prompts):
         unknown = unknown_words(pipe, prompt)
@@ -191,7 +228,7 @@ def run(arguments: argparse.Namespace) -> None:
         path = arguments.output
         if len(prompts) > 1:
             path = path.with_name(f"{path.stem}-{i}.mp4")
-        enable()
+        plan(pipe, arguments, text_length)  # counts FLOPs, which then do not count as denoising time
         frames, seconds = generate(pipe, arguments, prompt, text_length)
         summary = flexivid.summary(pipe)
         write_mp4(frames, path, arguments.fps)
@@ -241,7 +278,7 @@ def main(argv: list[str] | None = None) -> int:
     transformers_logging.disable_progress_bar()
     try:
         run(arguments)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, SafetensorError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

@@ -69,7 +69,7 @@ class Config(Section):
     objective: Literal["vae", "pretrain", "distill"]
     output: Path = Field(description="folder of checkpoints, log.jsonl, samples and the result")
     base: Path | None = Field(
-        None, description="pipeline folder that is trained further: of the VAE, or of the teacher"
+        None, description="what is started from: a VAE or pipeline to pretrain, a teacher to distill"
     )
     seed: int = 0
     steps: Positive = 1000

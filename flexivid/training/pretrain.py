@@ -48,15 +48,26 @@ def sample_and_judge(pipeline: WanPipeline, path: Path, steps: int, count: int) 
 
 
 class PretrainObjective:
+    """Starts from a VAE folder with a fresh transformer, or goes on from a whole pipeline folder."""
+
     def __init__(self, config: Config, accelerator: Accelerator):
         self.config, self.accelerator = config, accelerator
-        self.vae = AutoencoderKLWan.from_pretrained(config.base).requires_grad_(False)
-        self.tokenizer = build_tokenizer()
-        self.text_encoder = build_text_encoder(len(self.tokenizer), config.seed)
+        if (config.base / "model_index.json").exists():
+            self.pipeline = WanPipeline.from_pretrained(config.base)
+        else:
+            tokenizer = build_tokenizer()
+            torch.manual_seed(config.seed)
+            self.pipeline = build_pipeline(
+                AutoencoderKLWan.from_pretrained(config.base),
+                build_transformer(config),
+                tokenizer,
+                build_text_encoder(len(tokenizer), config.seed),
+                config.flow_shift,
+            )
+        self.model = self.pipeline.transformer
+        parts = (self.pipeline.vae, self.pipeline.tokenizer, self.pipeline.text_encoder)
         with accelerator.main_process_first():
-            self.data = ShapesData(config.data, self.vae, self.tokenizer, self.text_encoder)
-        torch.manual_seed(config.seed)
-        self.model = build_transformer(config)
+            self.data = ShapesData(config.data, *parts)
         if config.compile:
             self.model.compile_repeated_blocks(fullgraph=True, dynamic=False)
 
@@ -75,14 +86,8 @@ class PretrainObjective:
         velocity = model(x_t, sigma * 1000, text, return_dict=False)[0]
         return F.mse_loss(velocity.float(), noise - x_0)
 
-    def _pipeline(self) -> WanPipeline:
-        return build_pipeline(self.vae, self.model, self.tokenizer, self.text_encoder, self.config.flow_shift)
-
     def sample(self, path):
-        print("\nadherence", sample_and_judge(self._pipeline(), path, steps=20, count=32), "->", path)
+        print("\nadherence", sample_and_judge(self.pipeline, path, steps=20, count=32), "->", path)
 
     def save(self, folder):
-        pipeline = self._pipeline()
-        # Halved and doubled again, so that the folder and this process hold the same numbers.
-        pipeline.to(dtype=torch.float16).save_pretrained(folder)
-        pipeline.to(dtype=torch.float32)
+        self.pipeline.to(dtype=torch.float16).save_pretrained(folder)
