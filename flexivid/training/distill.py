@@ -64,7 +64,7 @@ def distillation_loss(student: torch.nn.Module, powerful: str, patch_size: str, 
 class DistillObjective:
     def __init__(self, config: Config, accelerator: Accelerator):
         self.config, self.accelerator = config, accelerator
-        self.pipeline = WanPipeline.from_pretrained(config.base)
+        self.pipeline = WanPipeline.from_pretrained(config.base, dtype=torch.float32)
         parts = (self.pipeline.vae, self.pipeline.tokenizer, self.pipeline.text_encoder)
         with accelerator.main_process_first():
             self.data = ShapesData(config.data, *parts)

@@ -183,7 +183,7 @@ def train(config: Config, objective: Objective, accelerator: Accelerator) -> Non
             began, losses = time.time(), []
         if done % config.save_every == 0 or done == config.steps:
             save_checkpoint(folder, done, trainable, bare_optimizers, ema)
-        if done % config.sample_every == 0 or done == config.steps:
+        if done % config.sample_every == 0:
             (folder / "samples").mkdir(exist_ok=True)
             with_averaged_weights(objective.sample, folder / "samples" / f"{done:06d}.png")
     progress.close()

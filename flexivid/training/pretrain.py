@@ -53,7 +53,7 @@ class PretrainObjective:
     def __init__(self, config: Config, accelerator: Accelerator):
         self.config, self.accelerator = config, accelerator
         if (config.base / "model_index.json").exists():
-            self.pipeline = WanPipeline.from_pretrained(config.base)
+            self.pipeline = WanPipeline.from_pretrained(config.base, dtype=torch.float32)
         else:
             tokenizer = build_tokenizer()
             torch.manual_seed(config.seed)
