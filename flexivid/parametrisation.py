@@ -71,10 +71,9 @@ def sigma_to_alpha_s(sigma: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def coarse_guidance(folding, x_0_conditional: torch.Tensor, x_0_weak: torch.Tensor) -> torch.Tensor:
-    """The unconditional x0 of a mixed step (powerful conditional, weak unconditional): x0_c + U D (x0_weak - x0_c).
+    """The unconditional x0 of a mixed step (powerful conditional, weak unconditional): x0_weak + (I - U D) x0_c.
 
     The weak branch knows nothing of fine detail; were the guidance scale to act on it, it would multiply the
-    conditional branch's detail at every step and the latents would blow up. So guidance acts on the coarse grid only.
+    conditional branch's detail at every step and the latents would blow up. So it takes that detail over.
     """
-    difference = x_0_weak - x_0_conditional
-    return x_0_conditional + folding.upsample(folding.block_mean(difference))
+    return x_0_weak + x_0_conditional - folding.upsample(folding.block_mean(x_0_conditional))
