@@ -3,8 +3,7 @@
     python eval/adherence.py --output docs/measurements/adherence --seeds 3
 
 The oracle judges every clip on pattern, colour, shape, motion and background. Arms are written one file each and a
-run that was stopped goes on where it was. `summary.md` holds adherence, a shuffled-prompt control, and the paired
-difference of every arm to full compute with its 95 % bootstrap interval over prompts.
+run that was stopped goes on where it was. `summary.md` holds adherence and the paired difference of every arm to full compute with its 95 % bootstrap interval over prompts.
 """
 
 import argparse
@@ -75,15 +74,6 @@ def bootstrap(values: np.ndarray, draws: int = 2000) -> tuple[float, float]:
     picks = np.random.default_rng(0).integers(len(values), size=(draws, len(values)))
     low, high = np.percentile(values[picks].mean(1), [2.5, 97.5])
     return float(low), float(high)
-
-
-def shuffled_control(scenes: list, hits_words: list[dict]) -> dict[str, float]:
-    """How often a clip's words agree with another prompt's: what adherence is worth without following prompts."""
-    order = np.random.default_rng(0).permutation(len(scenes))
-    return {
-        factor: float(np.mean([getattr(scenes[i], factor) == getattr(scenes[j], factor) for i, j in enumerate(order)]))
-        for factor in FACTORS
-    }
 
 
 def main() -> None:
