@@ -3,7 +3,8 @@
     python eval/adherence.py --output docs/measurements/adherence --seeds 3
 
 The oracle judges every clip on pattern, colour, shape, motion and background. Arms are written one file each and a
-run that was stopped goes on where it was. `summary.md` holds adherence and the paired difference of every arm to full compute with its 95 % bootstrap interval over prompts.
+run that was stopped goes on where it was. `summary.md` holds adherence and the paired difference of every arm to full
+compute with its 95 % bootstrap interval over prompts.
 """
 
 import argparse
