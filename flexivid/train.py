@@ -25,6 +25,8 @@ from flexivid.training.loop import train  # noqa: E402
 
 
 def build_objective(config, accelerator):
+    if config.objective != "vae" and not (config.base and config.base.is_dir()):
+        raise ValueError(f"base must be the folder of what {config.objective} starts from, not {config.base}")
     if config.objective == "vae":
         from flexivid.training.vae import VaeObjective as Objective
     elif config.objective == "pretrain":

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -84,12 +84,6 @@ class Config(Section):
     vae: VaeConfig = VaeConfig()
     transformer: TransformerConfig = TransformerConfig()
     distill: DistillConfig = DistillConfig()
-
-    @model_validator(mode="after")
-    def check_base(self):
-        if self.objective != "vae" and not (self.base and self.base.is_dir()):
-            raise ValueError(f"base must be the folder of what {self.objective} starts from, not {self.base}")
-        return self
 
 
 def load_config(path: str | Path, overrides: list[str] = ()) -> Config:
