@@ -42,7 +42,8 @@ class Session:
     def __init__(self, pipe, flexes: dict[str, FlexTransformer], budget, schedule, guidance: str):
         self.pipe, self.flexes = pipe, flexes
         self.budget, self.schedule, self.guidance = budget, schedule, guidance
-        self.counters = {name: FlopCounter(flex) for name, flex in flexes.items()}
+        # Where there are two transformers they share their shape, so one of them is counted.
+        self.counter = FlopCounter(next(iter(flexes.values())))
         self.summary: Summary | None = None
         self._timesteps = None
         self._begin = 0
@@ -51,9 +52,8 @@ class Session:
             flex.policy = self.choose
 
     def costs(self, call: dict) -> dict[str, int]:
-        """FLOPs of one forward of one clip by patch size. Where there are two transformers they share their shape."""
-        name, flex = next(iter(self.flexes.items()))
-        return {patch_size: self.counters[name].count(patch_size, call) for patch_size in flex.patch_sizes}
+        """FLOPs of one forward of one clip by patch size."""
+        return {patch_size: self.counter.count(patch_size, call) for patch_size in self.counter.twin.patch_sizes}
 
     def plan(self, call: dict, steps: int, branches: int) -> Schedule:
         """The schedule of a call whose forwards are shaped as `call`. Raises ValueError if it cannot be met."""
