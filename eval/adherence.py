@@ -2,15 +2,16 @@
 
     python eval/adherence.py --output docs/measurements/adherence --seeds 3
 
-The oracle judges every clip on pattern, colour, shape, motion and background. Arms are written one file each and a
-run that was stopped goes on where it was. `summary.md` holds adherence and the paired difference of every arm to full
-compute with its 95 % bootstrap interval over prompts.
+The oracle judges every clip on pattern, colour, shape, motion and background. What it saw is kept in one file per arm
+and seed, and a run that was stopped goes on where it was. `summary.md` holds adherence, the paired difference of every
+arm to full compute with its 95 % bootstrap interval over prompts, and a control: full compute judged against the
+prompts of other clips.
 """
 
 import argparse
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,35 +21,38 @@ from diffusers.utils import logging
 from tqdm import tqdm
 
 import flexivid
-from flexivid.shapes.oracle import adherence
+from flexivid.shapes.oracle import judge
 from flexivid.shapes.prompts import load_prompts
-from flexivid.shapes.world import FACTORS
+from flexivid.shapes.world import FACTORS, Scene
 
 ASSETS = Path(flexivid.__file__).parent / "assets"
 COLUMNS = (*FACTORS, "all")
+FULL_STEPS = 40
+SHUFFLE = 37  # the control judges clip i against prompt i + SHUFFLE
 
 
 @dataclass(frozen=True)
 class Arm:
     name: str
-    steps: int
+    steps: int = FULL_STEPS
     budget: float | None = None
     adapter: Path | None = None
 
 
-def sample_arm(pipe: WanPipeline, arm: Arm, scenes: list, seeds: int, path: Path, batch: int) -> dict:
-    """Hits per column, one list entry a clip, prompts within seeds; kept in `path` after every batch."""
-    jobs = [(seed, i) for seed in range(seeds) for i in range(len(scenes))]
-    hits = json.loads(path.read_text()) if path.exists() else {column: [] for column in COLUMNS}
-    hits.pop("flops_ratio", None)
+def start_arm(pipe: WanPipeline, arm: Arm) -> None:
     flexivid.disable(pipe)
     if arm.budget is not None:
-        flexivid.enable(pipe, adapter=arm.adapter, budget=arm.budget, modes=None if arm.adapter else ["1x4x4", "2x4x4"])
-    ratio = arm.steps / 40
-    progress = tqdm(range(len(hits["all"]), len(jobs), batch), desc=arm.name)
-    for start in progress:
-        part = jobs[start : start + batch]
-        wanted = [scenes[i] for _, i in part]
+        modes = None if arm.adapter else ["1x4x4", "2x4x4"]
+        flexivid.enable(pipe, adapter=arm.adapter, budget=arm.budget, modes=modes)
+
+
+def judge_arm(pipe: WanPipeline, arm: Arm, scenes: list[Scene], seed: int, path: Path, batch: int) -> dict:
+    """What the oracle sees in the arm's clip of every scene, as lists of words; kept in `path` after every batch."""
+    result = json.loads(path.read_text()) if path.exists() else {"flops_ratio": arm.steps / FULL_STEPS, "shown": []}
+    if len(result["shown"]) < len(scenes):
+        start_arm(pipe, arm)
+    for start in tqdm(range(len(result["shown"]), len(scenes), batch), desc=f"{arm.name}, seed {seed}"):
+        wanted = scenes[start : start + batch]
         video = pipe(
             [scene.caption for scene in wanted],
             height=64,
@@ -57,17 +61,23 @@ def sample_arm(pipe: WanPipeline, arm: Arm, scenes: list, seeds: int, path: Path
             num_inference_steps=arm.steps,
             guidance_scale=4.0,
             max_sequence_length=32,
-            generator=[torch.Generator().manual_seed(1000 * seed + i) for seed, i in part],
+            generator=[torch.Generator().manual_seed(1000 * seed + start + i) for i in range(len(wanted))],
             output_type="pt",
         ).frames
-        for column, values in adherence(video.transpose(1, 2) * 2 - 1, wanted).items():
-            hits[column] += [int(value) for value in values]
+        seen = [judge(clip) for clip in video.transpose(1, 2) * 2 - 1]
+        result["shown"] += [[words[factor] for factor in FACTORS] for words in seen]
         if arm.budget is not None:
-            ratio = flexivid.summary(pipe).ratio
+            result["flops_ratio"] = flexivid.summary(pipe).ratio
         beside = path.with_suffix(".partial")
-        beside.write_text(json.dumps({**hits, "flops_ratio": ratio}))
+        beside.write_text(json.dumps(result))
         os.replace(beside, path)
-    return json.loads(path.read_text())
+    return result
+
+
+def hits(shown: np.ndarray, asked: list[Scene]) -> np.ndarray:
+    """shown: (seeds, prompts, factors) words. Returns the share of hits over seeds, (prompts, factors + "all")."""
+    right = shown == np.array([astuple(scene) for scene in asked], dtype=object)
+    return np.concatenate([right, right.all(-1, keepdims=True)], -1).mean(0)
 
 
 def bootstrap(values: np.ndarray, draws: int = 2000) -> tuple[float, float]:
@@ -77,51 +87,69 @@ def bootstrap(values: np.ndarray, draws: int = 2000) -> tuple[float, float]:
     return float(low), float(high)
 
 
+def summarise(results: dict[str, list[dict]], splits: dict[str, list[Scene]]) -> str:
+    """A Markdown table. results: per arm a list over seeds, of clips in the order of the splits."""
+    lines = ["| split | arm | FLOPs | " + " | ".join(COLUMNS) + " |", "|---" * (3 + len(COLUMNS)) + "|"]
+    start = 0
+    for split, asked in splits.items():
+        words = {
+            name: np.array([seed["shown"][start : start + len(asked)] for seed in seeds], dtype=object)
+            for name, seeds in results.items()
+        }
+        start += len(asked)
+        full = hits(words["full"], asked)
+        for name, shown in words.items():
+            values = hits(shown, asked)
+            cells = [f"{100 * share:.1f}" for share in values.mean(0)]
+            if name != "full":
+                for i, difference in enumerate(100 * (values - full).T):
+                    low, high = bootstrap(difference)
+                    cells[i] += f" ({difference.mean():+.1f}, {low:+.1f} to {high:+.1f})"
+            lines.append(f"| {split} | {name} | {results[name][0]['flops_ratio']:.3f} | " + " | ".join(cells) + " |")
+        control = hits(words["full"], asked[SHUFFLE % len(asked) :] + asked[: SHUFFLE % len(asked)]).mean(0)
+        lines.append(f"| {split} | full, shuffled prompts | | " + " | ".join(f"{100 * c:.1f}" for c in control) + " |")
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, default=ASSETS / "shapes")
     parser.add_argument("--adapter", type=Path, default=ASSETS / "shapes-flex")
     parser.add_argument("--direct-adapter", type=Path, help="an adapter of the other parametrisation to compare")
     parser.add_argument("--output", type=Path, default=Path("outputs/adherence"))
-    parser.add_argument("--prompts", type=int, default=192, help="the first so many, a third of them held out")
+    parser.add_argument("--arms", nargs="+", help="only these, beside full")
+    parser.add_argument("--seen", type=int, default=128, help="prompts of combinations seen in training")
+    parser.add_argument("--held-out", type=int, default=64, help="prompts of combinations that were not")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the transformer")
     arguments = parser.parse_args()
     logging.set_verbosity_error()
-    pipe = WanPipeline.from_pretrained(arguments.model)
+    dtypes = {"default": torch.float32, "transformer": getattr(torch, arguments.dtype)}
+    pipe = WanPipeline.from_pretrained(arguments.model, dtype=dtypes)
     pipe.set_progress_bar_config(disable=True)
     prompts = load_prompts()
-    seen_count = arguments.prompts * 2 // 3
-    scenes = prompts["seen"][:seen_count] + prompts["held_out"][: arguments.prompts - seen_count]
+    splits = {"seen": prompts["seen"][: arguments.seen], "held out": prompts["held_out"][: arguments.held_out]}
+    scenes = [scene for split in splits.values() for scene in split]
     arms = [
-        Arm("full", 40),
-        Arm("adapter-0.25", 40, 0.25, arguments.adapter),
-        Arm("steps-10", 10),
-        Arm("training-free-0.5", 40, 0.5),
+        Arm("full"),
+        Arm("adapter-0.25", budget=0.25, adapter=arguments.adapter),
+        Arm("steps-10", steps=10),
+        Arm("training-free-0.5", budget=0.5),
     ]
     if arguments.direct_adapter:
-        arms.append(Arm("direct-adapter-0.25", 40, 0.25, arguments.direct_adapter))
+        arms.append(Arm("direct-adapter-0.25", budget=0.25, adapter=arguments.direct_adapter))
+    arms = [arm for arm in arms if not arguments.arms or arm.name in ("full", *arguments.arms)]
     arguments.output.mkdir(parents=True, exist_ok=True)
-    results = {
-        arm.name: sample_arm(pipe, arm, scenes, arguments.seeds, arguments.output / f"{arm.name}.json", arguments.batch)
-        for arm in arms
-    }
-    lines = ["| split | arm | FLOPs | " + " | ".join(COLUMNS) + " |", "|---" * (3 + len(COLUMNS)) + "|"]
-    for split, rows in (("seen", slice(0, seen_count)), ("held out", slice(seen_count, None))):
-        per_prompt = {
-            name: {c: np.reshape(hits[c], (arguments.seeds, -1)).mean(0)[rows] for c in COLUMNS}
-            for name, hits in results.items()
-        }
-        for name, values in per_prompt.items():
-            cells = [f"{100 * values[c].mean():.1f}" for c in COLUMNS]
-            if name != "full":
-                for i, c in enumerate(COLUMNS):
-                    difference = 100 * (values[c] - per_prompt["full"][c])
-                    low, high = bootstrap(difference)
-                    cells[i] += f" ({difference.mean():+.1f}, {low:+.1f} to {high:+.1f})"
-            lines.append(f"| {split} | {name} | {results[name]['flops_ratio']:.3f} | " + " | ".join(cells) + " |")
-    (arguments.output / "summary.md").write_text("\n".join(lines) + "\n")
-    print("\n".join(lines))
+    results: dict[str, list[dict]] = {arm.name: [] for arm in arms}
+    # Seeds outermost: a run that is stopped early has measured every arm on the same clips.
+    for seed in range(arguments.seeds):
+        for arm in arms:
+            path = arguments.output / f"{arm.name}-seed{seed}.json"
+            results[arm.name].append(judge_arm(pipe, arm, scenes, seed, path, arguments.batch))
+        table = summarise(results, splits)
+        (arguments.output / "summary.md").write_text(f"Seeds: {seed + 1}\n\n{table}")
+    print(table)
 
 
 if __name__ == "__main__":

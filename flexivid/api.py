@@ -63,6 +63,7 @@ def enable(
     schedule: Schedule | str | None = None,
     guidance: str = "same",
     parametrisation: str | None = None,
+    merge_lora: bool = False,
 ) -> None:
     """Makes a diffusers pipeline, or a bare transformer, run at several patch sizes.
 
@@ -75,9 +76,11 @@ def enable(
         modes: weak patch sizes as `1x4x4`, t x h x w in latent pixels; those of the adapter, or the family's default.
         budget: share of the stock call's FLOPs that the transformer may spend, in (0, 1].
         schedule: instead of a budget: a `Schedule`, `2x4x4:35,1x2x2:5`, or one patch size for every step.
-        guidance: `same` (both guidance branches at one patch size) or `weak-uncond` (in powerful steps the
-            unconditional branch runs at the cheapest patch size).
+        guidance: `same` (both guidance branches at one patch size) or `weak-uncond` (as many steps as the budget allows
+            run the powerful patch size on the conditional branch and the cheapest on the unconditional one).
         parametrisation: `snr` or `direct`; the adapter's, or `snr` without one.
+        merge_lora: keep a copy of the adapted weights with the adapter's LoRA added, one for every mode: weak steps
+            then cost no LoRA, and memory grows by as much.
 
     Raises:
         ValueError: an argument is out of range, the model is unknown, the transformer is enabled through another
@@ -97,6 +100,8 @@ def enable(
         raise ValueError(f"guidance must be same or weak-uncond, not {guidance!r}")
     if guidance != "same" and schedule is not None:
         raise ValueError("guidance belongs to a budget; a schedule names the branches itself, such as 1x2x2/1x4x4:5")
+    if merge_lora and adapter is None:
+        raise ValueError("merge_lora merges the LoRA of an adapter; give one")
     if is_pipeline and target.config.get("expand_timesteps"):
         raise ValueError(f"{type(target).__name__} with a timestep per token is not supported yet")
     transformers = _transformers(target)
@@ -138,6 +143,9 @@ def enable(
                 flexes[name] = FlexTransformer(transformer, modes, kind)
             if config is not None:
                 load_adapter(folder, config, flexes)
+                if merge_lora:
+                    for flex in flexes.values():
+                        flex.merge_lora()
             if is_pipeline:
                 Session(target, flexes, budget, schedule, guidance)
             else:

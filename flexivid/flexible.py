@@ -66,7 +66,9 @@ class FlexTransformer:
         self.policy: Policy = self.fixed_policy(self.powerful)
         self.mode: WeakMode | None = None
         self._folding: Folding | None = None
-        self.has_lora = False
+        self.lora_layers: list[BaseTunerLayer] = []
+        self._merged: dict[str, list[nn.Parameter]] = {}
+        self._unmerged: list[nn.Parameter] = []
         self.requires_grad_before: dict[int, bool] = {}
         self._lora_mode: str | None = None
         self._kept: torch.Tensor | None = None
@@ -100,18 +102,53 @@ class FlexTransformer:
     def lora_name(self, patch_size: str) -> str:
         return f"{HOOK_NAME}-{patch_size}"
 
+    def find_lora_layers(self) -> None:
+        """Remembers the layers that hold flexivid's LoRA; to be called once it is added."""
+        layers = (layer for layer in self.transformer.modules() if isinstance(layer, BaseTunerLayer))
+        self.lora_layers = [layer for layer in layers if any(name.startswith(HOOK_NAME) for name in layer.lora_A)]
+
+    @property
+    def lora_is_merged(self) -> bool:
+        return bool(self._merged)
+
+    @torch.no_grad()
+    def merge_lora(self) -> None:
+        """Keeps, for every weak mode, a copy of the adapted weights with its LoRA added: no LoRA cost in a forward."""
+        for patch_size in self.weak_modes:
+            name = self.lora_name(patch_size)
+            merged = (layer.get_base_layer().weight + layer.get_delta_weight(name) for layer in self.lora_layers)
+            self._merged[patch_size] = [nn.Parameter(weight, requires_grad=False) for weight in merged]
+
     def _toggle_lora(self, patch_size: str | None) -> None:
         """Makes ours active in a weak mode only; whatever else the user has active stays so."""
-        if not self.has_lora or patch_size == self._lora_mode:
+        if not self.lora_layers or patch_size == self._lora_mode:
             return
         ours = [] if patch_size is None else [self.lora_name(patch_size)]
         if ours and ours[0] not in getattr(self.transformer, "peft_config", {}):
             raise RuntimeError("flexivid's LoRA was unloaded with the others; call flexivid.enable again")
-        for layer in self.transformer.modules():
-            if isinstance(layer, BaseTunerLayer):
-                if ours and (layer.merged or layer.disable_adapters):
-                    raise RuntimeError("LoRA is fused or disabled, so flexivid's cannot run: unfuse or enable it again")
-                layer.set_adapter([name for name in layer.active_adapters if not name.startswith(HOOK_NAME)] + ours)
+        if self.lora_is_merged:
+            self._swap_merged(patch_size)
+            return
+        for layer in self.lora_layers:
+            if ours and (layer.merged or layer.disable_adapters):
+                raise RuntimeError("LoRA is fused or disabled, so flexivid's cannot run: unfuse or enable it again")
+            # Not `set_adapter`: it also walks all parameters to set requires_grad, 5 ms a switch on the embedded model,
+            # and so takes the gradients from a student whose teacher runs after it.
+            layer._active_adapter = [name for name in layer.active_adapters if not name.startswith(HOOK_NAME)] + ours
+        self._lora_mode = patch_size
+
+    def _swap_merged(self, patch_size: str | None) -> None:
+        """Puts the merged weights of a mode in the place of the stock ones, or the stock ones back."""
+        linears = [layer.get_base_layer() for layer in self.lora_layers]
+        if patch_size is not None:
+            if any(hasattr(linear, "_hf_hook") for linear in linears):
+                raise RuntimeError("sequential offload would undo merge_lora in every forward: enable without it")
+            if self._lora_mode is None:
+                self._unmerged = [linear.weight for linear in linears]
+            for weight, stock in zip(self._merged[patch_size], self._unmerged, strict=True):
+                weight.data = weight.data.to(stock.device)
+        for linear, weight in zip(linears, self._merged.get(patch_size, self._unmerged), strict=True):
+            linear.weight = weight
         self._lora_mode = patch_size
 
     def run(self, stock_forward: Callable, context: CacheContext | None, args: tuple, kwargs: dict):
@@ -132,12 +169,12 @@ class FlexTransformer:
         finally:
             # Between forwards the model is stock, whatever happens there: fusing, saving, an error, Ctrl-C.
             self.mode, self._folding = None, None
-            if not torch.is_grad_enabled():  # the backward pass still needs the LoRA's gradients switched on
+            if not torch.is_grad_enabled():  # checkpointed blocks run once more in the backward pass
                 self._toggle_lora(None)
 
     def _weak_forward(self, stock_forward: Callable, call: dict, choice: Choice) -> torch.Tensor:
         latents, timestep = call["hidden_states"], call["timestep"]
-        if self.has_lora and (call.get("attention_kwargs") or {}).get("scale", 1.0) != 1.0:
+        if self.lora_layers and (call.get("attention_kwargs") or {}).get("scale", 1.0) != 1.0:
             raise ValueError("attention_kwargs scale would scale flexivid's LoRA too; use set_adapters for your own")
         self._toggle_lora(choice.patch_size)
         mode = self.weak_modes[choice.patch_size].to(latents.device, self.embedder.weight.dtype)
@@ -175,9 +212,14 @@ class FlexTransformer:
             prediction = output_for_x0(prediction_type, x_t, x_0, alpha, s)
 
         if choice.guide:
-            x_0_weak = predicted_x0(prediction_type, x_t, prediction, alpha, s)
+            if mode.parametrisation == "snr" and not self.lora_layers:
+                # Without training the coarse prediction is the estimate; the block mean of U of it is a blurred one.
+                coarse_unconditional = x_0_coarse
+            else:
+                x_0_weak = predicted_x0(prediction_type, x_t, prediction, alpha, s)
+                coarse_unconditional = folding.block_mean(x_0_weak)
             x_0_conditional = predicted_x0(prediction_type, x_t, self._kept.float(), alpha, s)
-            x_0 = coarse_guidance(folding, x_0_conditional, x_0_weak)
+            x_0 = coarse_guidance(folding, x_0_conditional, coarse_unconditional)
             prediction = output_for_x0(prediction_type, x_t, x_0, alpha, s)
         return prediction.to(latents.dtype)
 

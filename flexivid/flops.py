@@ -23,8 +23,8 @@ def flop_counter_mode() -> FlopCounterMode:
 class FlopCounter:
     """Counts forwards of a flexible transformer at any of its patch sizes.
 
-    flexivid's LoRA and heads are included, a user's own LoRA is not. Works on a twin of the transformer on the meta
-    device, built from its config.
+    flexivid's heads are included, and its LoRA unless it is merged; a user's own LoRA is not. Works on a
+    twin of the transformer on the meta device, built from its config.
     """
 
     def __init__(self, flex: FlexTransformer):
@@ -32,12 +32,12 @@ class FlopCounter:
             twin = type(flex.transformer).from_config(flex.transformer.config)
             self.twin = FlexTransformer(twin, list(flex.weak_modes), flex.parametrisation)
             for name, config in getattr(flex.transformer, "peft_config", {}).items():
-                if name.startswith(HOOK_NAME):
+                if name.startswith(HOOK_NAME) and not flex.lora_is_merged:
                     with warnings.catch_warnings():
                         warnings.simplefilter("ignore")  # of several adapters, and of copies between meta tensors
                         twin.add_adapter(copy.deepcopy(config), name)
-                    self.twin.has_lora = True
-        if self.twin.has_lora:
+        self.twin.find_lora_layers()
+        if self.twin.lora_layers:
             twin.set_adapter([])
         self._counts: dict[tuple, int] = {}
 

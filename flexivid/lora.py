@@ -25,13 +25,13 @@ def add_lora(flex: FlexTransformer, rank: int) -> None:
             warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several adapters are the point
             transformer.add_adapter(config, adapter_name=flex.lora_name(patch_size))
     transformer.set_adapter(active)
-    flex.has_lora = True
+    flex.find_lora_layers()
 
 
 def remove_lora(flex: FlexTransformer) -> None:
     """Deletes flexivid's adapters; peft's wrappers go too if no other adapter needs them."""
     transformer = flex.transformer
-    if not flex.has_lora or not transformer._hf_peft_config_loaded:
+    if not flex.lora_layers or not transformer._hf_peft_config_loaded:
         return
     ours = [name for name in transformer.peft_config if name.startswith(f"{HOOK_NAME}-")]
     if len(ours) == len(transformer.peft_config):

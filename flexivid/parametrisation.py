@@ -70,10 +70,11 @@ def sigma_to_alpha_s(sigma: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return alpha, sigma * alpha
 
 
-def coarse_guidance(folding, x_0_conditional: torch.Tensor, x_0_weak: torch.Tensor) -> torch.Tensor:
-    """The unconditional x0 of a mixed step (powerful conditional, weak unconditional): x0_weak + (I - U D) x0_c.
+def coarse_guidance(folding, x_0_conditional: torch.Tensor, coarse_unconditional: torch.Tensor) -> torch.Tensor:
+    """The unconditional x0 of a mixed step (powerful conditional, weak unconditional): x0_c + U (y - D x0_c).
 
-    The weak branch knows nothing of fine detail; were the guidance scale to act on it, it would multiply the
-    conditional branch's detail at every step and the latents would blow up. So it takes that detail over.
+    coarse_unconditional: y, what the weak branch says of D x0. Guidance then acts on what the coarse grid sees. The
+    weak branch knows little of finer detail; were the guidance scale to act on that, it would multiply the conditional
+    branch's detail at every step and the latents would blow up.
     """
-    return x_0_weak + x_0_conditional - folding.upsample(folding.block_mean(x_0_conditional))
+    return x_0_conditional + folding.upsample(coarse_unconditional - folding.block_mean(x_0_conditional))

@@ -122,10 +122,9 @@ def schedule_for_budget(
 
     Steps go from coarse to fine. As many of the last steps as fit are powerful, with all others at the cheapest patch
     size; what is left of the budget then raises the last weak steps, to the finest weak patch size first. With
-    `weak-uncond` a powerful step runs the powerful patch size on the conditional branch only and the cheapest on the
-    unconditional one, and weak steps run one patch size on both. Every powerful step is then a mixed one, so budgets
-    beyond (powerful + cheapest) / (2 x powerful) change nothing, 1.0 included; and only the conditional branch is
-    monotone where there are three or more patch sizes.
+    `weak-uncond` a mixed step, powerful on the conditional branch and the cheapest patch size on the unconditional one,
+    takes the place of a powerful one; a budget in which every step can be mixed raises the last steps to the powerful
+    patch size on both branches, so that the late, fine steps are the last to be guided by a weak prediction.
 
     Args:
         costs: FLOPs of one forward by patch size. The most expensive one is the powerful one.
@@ -147,16 +146,16 @@ def schedule_for_budget(
     if guidance not in ("same", "weak-uncond"):
         raise ValueError(f"guidance must be same or weak-uncond, not {guidance!r}")
 
-    *weak_steps, powerful_step = [(mode,) * guidance_branches for mode in modes]
+    def cost(step: tuple[str, ...]) -> Fraction:
+        return sum(prices[mode] for mode in step)
+
+    ladder = [(mode,) * guidance_branches for mode in modes]  # kinds of steps, from coarse to fine
+    limit = _exact(budget) * cost(ladder[-1])
     if guidance == "weak-uncond" and guidance_branches == 2:
-        powerful_step = (modes[-1], modes[0])
-    cheapest_step = (modes[0],) * guidance_branches
-
-    def extra(step: tuple[str, ...]) -> Fraction:
-        """What a step costs beyond the cheapest one."""
-        return sum(prices[mode] for mode in step) - guidance_branches * prices[modes[0]]
-
-    slack = guidance_branches * steps * (_exact(budget) * prices[modes[-1]] - prices[modes[0]])
+        mixed_step = (modes[-1], modes[0])
+        ladder = [mixed_step, ladder[-1]] if cost(mixed_step) <= limit else [*ladder[:-1], mixed_step]
+    coarsest, *finer = ladder
+    slack = steps * (limit - cost(coarsest))
     if slack < 0:
         # Rounded up: the least that is named here must itself be accepted.
         least = math.ceil(1000 * prices[modes[0]] / prices[modes[-1]]) / 1000
@@ -165,12 +164,12 @@ def schedule_for_budget(
             f"ask for {least:g} or more, or for modes with a coarser patch size"
         )
     fine_to_coarse: list[tuple[str, ...]] = []
-    for step in (powerful_step, *reversed(weak_steps[1:])):
-        left = steps - len(fine_to_coarse)
-        count = min(left, slack // extra(step)) if extra(step) else left
-        slack -= count * extra(step)
+    for step in reversed(finer):
+        left, extra = steps - len(fine_to_coarse), cost(step) - cost(coarsest)
+        count = min(left, slack // extra) if extra else left
+        slack -= count * extra
         fine_to_coarse += [step] * count
-    fine_to_coarse += [cheapest_step] * (steps - len(fine_to_coarse))
+    fine_to_coarse += [coarsest] * (steps - len(fine_to_coarse))
     return Schedule(tuple(reversed(fine_to_coarse)))
 
 

@@ -31,8 +31,8 @@ from flexivid.schedules import check_budget, parse_patch_size
 from flexivid.video import write_mp4, write_picture, write_side_by_side
 
 ASSETS = Path(flexivid.__file__).parent / "assets"
-EMBEDDED = {"frames": 17, "height": 64, "width": 64, "fps": 8, "steps": 40, "guidance_scale": 4.0}
-USUAL = {"frames": 81, "height": 480, "width": 832, "fps": 16, "steps": 50, "guidance_scale": 5.0}
+EMBEDDED = {"merge_lora": True, "frames": 17, "height": 64, "width": 64, "fps": 8, "steps": 40, "guidance_scale": 4.0}
+USUAL = {"merge_lora": False, "frames": 81, "height": 480, "width": 832, "fps": 16, "steps": 50, "guidance_scale": 5.0}
 PACKAGES = ("torch", "diffusers", "transformers", "peft")
 DEFAULT_PROMPT = "a striped red circle moving right on a black background"
 
@@ -50,6 +50,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--parametrisation", choices=["snr", "direct"], help="without an adapter; snr by default")
     add("--model", help="folder or hub id in diffusers format; the embedded model by default")
     add("--adapter", help="folder or hub id; 'none' for training-free; the embedded one with the embedded model")
+    add("--merge-lora", action=argparse.BooleanOptionalAction, help="see enable(); yes for the embedded model, else no")
     add("--steps", type=int)
     add("--guidance-scale", type=float)
     add("--frames", type=int)
@@ -125,6 +126,7 @@ def enable(pipe: DiffusionPipeline, arguments: argparse.Namespace) -> None:
         schedule=arguments.schedule,
         guidance=arguments.guidance,
         parametrisation=arguments.parametrisation,
+        merge_lora=arguments.merge_lora and arguments.adapter is not None,
     )
 
 

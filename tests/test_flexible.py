@@ -143,6 +143,8 @@ def test_gradients_reach_every_trained_parameter_and_no_frozen_one(transformer):
     flex = FlexTransformer(transformer, WEAK, "snr")
     add_lora(flex, 4)
     randomise_adapter(flex)
+    for name, p in transformer.named_parameters():
+        p.requires_grad_("lora_" in name)
     inputs = forward_inputs()
     for patch_size in WEAK:
         flex.policy = flex.fixed_policy(flex.powerful)
@@ -213,6 +215,28 @@ def test_adapter_round_trip_is_exact(adapter_folder):
             p.copy_(p.half())
     flexivid.enable(transformer, adapter=folder, schedule="2x4x4")
     assert torch.equal(run(transformer, **forward_inputs()), expected)
+
+
+def test_merged_lora_predicts_the_same_costs_nothing_and_leaves_no_trace(adapter_folder):
+    folder, _ = adapter_folder
+    transformer, inputs = tiny_transformer(), forward_inputs()
+    transformer.add_adapter(LoraConfig(r=2, target_modules=["to_q"], init_lora_weights=False), "style")
+    keys, stock = list(transformer.state_dict()), run(transformer, **inputs)
+    outputs, flops = {}, {}
+    for merge_lora in (False, True):
+        flexivid.enable(transformer, adapter=folder, schedule="1x4x4", merge_lora=merge_lora)
+        with flop_counter_mode() as counter:
+            outputs[merge_lora] = run(transformer, **inputs)
+        flops[merge_lora] = counter.get_total_flops()
+        flex = transformer._diffusers_hook.get_hook("flexivid").flex
+        assert 2 * FlopCounter(flex).count("1x4x4", inputs) == pytest.approx(flops[merge_lora], rel=0.02)
+        flex.policy = flex.fixed_policy(flex.powerful)
+        assert torch.equal(run(transformer, **inputs), stock)
+    assert torch.allclose(outputs[False], outputs[True], atol=1e-5) and flops[True] < 0.95 * flops[False]
+    flexivid.disable(transformer)
+    assert torch.equal(run(transformer, **inputs), stock) and list(transformer.state_dict()) == keys
+    with pytest.raises(ValueError, match="merge_lora merges the LoRA of an adapter"):
+        flexivid.enable(transformer, schedule="1x4x4", merge_lora=True)
 
 
 def test_diffusers_reads_the_lora_file(adapter_folder):

@@ -69,7 +69,7 @@ def test_sampled_noise_levels_are_those_of_the_schedule():
 
 @pytest.mark.parametrize("parametrisation", ["snr", "direct"])
 def test_distillation_gradients_reach_all_of_the_mode_and_nothing_of_the_base(parametrisation):
-    """Fails when the student runs before the teacher: peft then switches the gradients of LoRA off."""
+    """Fails where LoRA is switched by peft's `set_adapter` and the student runs before the teacher."""
     student = build_student(tiny_transformer(), ["1x4x4", "2x4x4"], parametrisation, rank=4)
     inputs = forward_inputs()
     for patch_size in ("1x4x4", "2x4x4"):
@@ -156,7 +156,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path, training_conf
         killed_tensors, whole_tensors = (load_file(tmp_path / run / "result" / name) for run in ("killed", "whole"))
         assert killed_tensors.keys() == whole_tensors.keys()
         assert all(torch.equal(killed_tensors[key], whole_tensors[key]) for key in whole_tensors)
-    # The result is the average of every mode, also of those that peft freezes because they were not drawn.
+    # The result is the average of every mode, also of those that were not drawn in the last step.
     raw, averaged = load_file(tmp_path / "whole/checkpoint.safetensors"), whole_tensors
     for mode in ("1x4x4", "2x4x4"):
         key = "blocks.0.attn1.to_q.lora_B"

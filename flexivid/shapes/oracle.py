@@ -221,3 +221,8 @@ def adherence(clips: torch.Tensor, scenes: Sequence[Scene]) -> dict[str, torch.T
     pairs = [(judge(clip), vars(scene)) for clip, scene in zip(clips, scenes, strict=True)]
     hits = {factor: torch.tensor([shown[factor] == asked[factor] for shown, asked in pairs]) for factor in FACTORS}
     return hits | {"all": torch.stack(list(hits.values())).all(0)}
+
+
+def adherence_shares(clips: torch.Tensor, scenes: Sequence[Scene]) -> dict[str, float]:
+    """The share of clips that show what was asked, per factor and for "all", for people to read."""
+    return {factor: round(hits.float().mean().item(), 3) for factor, hits in adherence(clips, scenes).items()}

@@ -47,6 +47,9 @@ class VaeConfig(Section):
     image_batch: Positive = 64
     full_share: Fraction = Field(0.2, description="share of steps on whole frames, at a quarter of the batch")
     kl: float = Field(1e-6, ge=0, description="weight of the KL term beside the mean absolute and squared errors")
+    latent_noise: float = Field(
+        0.0, ge=0, description="noise on normalised latents while a decoder alone is trained, as a sampler's errors"
+    )
 
 
 class TransformerConfig(Section):
@@ -69,7 +72,7 @@ class Config(Section):
     objective: Literal["vae", "pretrain", "distill"]
     output: Path = Field(description="folder of checkpoints, log.jsonl, samples and the result")
     base: Path | None = Field(
-        None, description="what is started from: a VAE or pipeline to pretrain, a teacher to distill"
+        None, description="what is started from: a VAE (`vae` trains its decoder on), a VAE or pipeline, a teacher"
     )
     seed: int = 0
     steps: Positive = 1000

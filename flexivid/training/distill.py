@@ -49,11 +49,7 @@ def build_student(transformer: torch.nn.Module, modes: list[str], parametrisatio
 
 
 def distillation_loss(student: torch.nn.Module, powerful: str, patch_size: str, x_t, sigma, text) -> torch.Tensor:
-    """|| sigma (v_powerful - v_weak) ||^2, the squared difference of the x0 predictions; sigma: (B,).
-
-    The teacher runs first: when its forward switches LoRA off, peft also switches off their gradients, and the
-    student's forward switches them on again. The other order silently trains nothing.
-    """
+    """|| sigma (v_powerful - v_weak) ||^2, the squared difference of the x0 predictions; sigma: (B,)."""
     timestep = sigma * 1000
     with torch.no_grad():
         v_powerful = student(powerful, x_t, timestep, text)

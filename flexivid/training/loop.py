@@ -128,7 +128,6 @@ def train(config: Config, objective: Objective, accelerator: Accelerator) -> Non
     folder = config.output
     folder.mkdir(parents=True, exist_ok=True)
     bare_model = objective.model.to(accelerator.device)
-    # Taken once: peft switches requires_grad with the adapter that is active.
     trainable = {name: p for name, p in bare_model.named_parameters() if p.requires_grad}
     weights = list(trainable.values())
     bare_optimizers = build_optimizers(config, trainable)
@@ -164,9 +163,6 @@ def train(config: Config, objective: Objective, accelerator: Accelerator) -> Non
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
-        for weight in weights:
-            # peft froze the modes that were not drawn, and the average would take frozen weights as they are.
-            weight.requires_grad_(True)
         ema.step(weights)
         losses.append(accelerator.gather(loss.detach()).mean().item())
         progress.update()

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from diffusers import AutoencoderKLWan, WanPipeline
 
-from flexivid.shapes.oracle import adherence
+from flexivid.shapes.oracle import adherence_shares
 from flexivid.shapes.prompts import load_prompts
 from flexivid.training.config import Config
 from flexivid.training.embedded import (
@@ -44,7 +44,7 @@ def sample_and_judge(pipeline: WanPipeline, path: Path, steps: int, count: int) 
     ).frames
     clips = video.transpose(1, 2) * 2 - 1
     tile_clips(clips[:12], path)
-    return {factor: round(hits.float().mean().item(), 3) for factor, hits in adherence(clips, scenes).items()}
+    return adherence_shares(clips, scenes)
 
 
 class PretrainObjective:

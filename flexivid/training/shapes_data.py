@@ -26,13 +26,13 @@ def fingerprint(module: torch.nn.Module) -> str:
 class ShapesData:
     """Random access to (latents, text embeddings) of `config.clips` clips, none of them a held-out combination.
 
-    Latents are encoded once, into `config.cache`, under the fingerprint of the VAE that made them; text embeddings are
-    one row a caption, the empty one last.
+    Latents are encoded once, into `config.cache`, under the fingerprint of the encoder that made them; text embeddings
+    are one row a caption, the empty one last.
     """
 
     def __init__(self, config: DataConfig, vae, tokenizer, text_encoder):
         self.config = config
-        folder = config.cache / f"{fingerprint(vae)}-{config.frames}x{config.size}"
+        folder = config.cache / f"{fingerprint(vae.encoder)}-{config.frames}x{config.size}"
         counts = [min(SHARD, config.clips - start) for start in range(0, config.clips, SHARD)]
         progress = tqdm(enumerate(counts), total=len(counts), desc="latents")
         shards = [self._shard(vae, folder, index, count) for index, count in progress]

@@ -1,4 +1,8 @@
-"""Objective `vae`: the autoencoder of the embedded model, trained on crops around the object."""
+"""Objective `vae`: the autoencoder of the embedded model, trained on crops around the object.
+
+With a `base`, its encoder and the statistics of its latents stay as they are and the decoder alone is trained on, so
+that models and cached latents made with that encoder stay valid.
+"""
 
 import math
 from pathlib import Path
@@ -6,11 +10,13 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from diffusers import AutoencoderKLWan
 from tqdm import tqdm
 
+from flexivid.shapes.oracle import adherence_shares
 from flexivid.shapes.world import sample_clips
 from flexivid.training.config import Config
-from flexivid.training.embedded import build_vae, decode, encode, tile_clips
+from flexivid.training.embedded import build_vae, decode, encode, latent_statistics, tile_clips
 from flexivid.training.loop import global_batch_slice, step_generator
 
 
@@ -24,6 +30,22 @@ class Autoencoder(torch.nn.Module):
     def forward(self, clips: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         posterior = self.vae.encode(clips).latent_dist
         return self.vae.decode(posterior.sample()).sample, posterior.kl()
+
+
+class FrozenEncoderAutoencoder(Autoencoder):
+    """The same with an encoder that learns nothing, and noise of `latent_noise` on its normalised latents."""
+
+    def __init__(self, vae, latent_noise: float):
+        super().__init__(vae)
+        for part in (vae.encoder, vae.quant_conv):
+            part.requires_grad_(False)
+        self.latent_noise = latent_noise
+
+    def forward(self, clips: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        with torch.no_grad():
+            latents = self.vae.encode(clips).latent_dist.mode()
+            latents += self.latent_noise * latent_statistics(self.vae)[1].to(latents) * torch.randn_like(latents)
+        return self.vae.decode(latents).sample, latents.new_zeros(())
 
 
 def crop_around_object(clips: torch.Tensor, crop: int, frames: int, generator: torch.Generator) -> torch.Tensor:
@@ -47,7 +69,11 @@ class VaeObjective:
     def __init__(self, config: Config, accelerator: Accelerator):
         self.config, self.accelerator = config, accelerator
         torch.manual_seed(config.seed)
-        self.model = Autoencoder(build_vae(config))
+        if config.base:
+            vae = AutoencoderKLWan.from_pretrained(config.base, dtype=torch.float32)
+            self.model = FrozenEncoderAutoencoder(vae, config.vae.latent_noise)
+        else:
+            self.model = Autoencoder(build_vae(config))
 
     def loss(self, model, step):
         config, generator = self.config, step_generator(self.config.seed, step)
@@ -62,27 +88,31 @@ class VaeObjective:
         clips = clips[global_batch_slice(self.accelerator, count)].to(self.accelerator.device)
         reconstruction, kl = model(clips)
         # The squared error moves colours while they are far off; the absolute error sharpens edges later.
+        reconstruction = reconstruction.float()
         error = F.l1_loss(reconstruction, clips) + F.mse_loss(reconstruction, clips)
         return error + config.vae.kl * kl.mean()
 
-    def _reconstruct(self, count: int, seed: int):
-        clips, _ = sample_clips(count, torch.Generator().manual_seed(seed), size=self.config.data.size)
-        vae = self.model.vae.cpu()
-        return clips, decode(vae, encode(vae, clips))
-
     def sample(self, path: Path):
-        clips, reconstruction = self._reconstruct(4, seed=123)
+        clips, scenes = sample_clips(24, torch.Generator().manual_seed(123), size=self.config.data.size)
+        vae = self.model.vae.cpu()
+        reconstruction = decode(vae, encode(vae, clips))
         error = (clips - reconstruction).div(2).square().mean().item()
-        print(f"\nreconstruction PSNR {-10 * math.log10(error):.2f} dB -> {path}")
-        tile_clips(torch.stack([clips, reconstruction], 1).flatten(0, 1), path)
+        psnr = -10 * math.log10(error)
+        print(f"\nreconstruction PSNR {psnr:.2f} dB, kept {adherence_shares(reconstruction, scenes)} -> {path}")
+        tile_clips(torch.stack([clips[:4], reconstruction[:4]], 1).flatten(0, 1), path)
 
     def save(self, folder: Path):
-        """The VAE folder, with the mean and standard deviation of its latents over clips it was trained on."""
+        """The VAE folder; of a fresh VAE with the mean and standard deviation of the latents of its training clips."""
         # Rounded to what is shipped, so that cached latents belong to that.
-        vae, latents = self.model.vae.cpu().half().float(), []
+        vae = self.model.vae.cpu().half().float()
+        if not self.config.base:
+            self._register_latent_statistics(vae)
+        vae.half().save_pretrained(folder)
+
+    def _register_latent_statistics(self, vae: AutoencoderKLWan) -> None:
+        latents = []
         for seed in tqdm(range(12), desc="latent statistics"):
             clips, _ = sample_clips(16, torch.Generator().manual_seed(1_000_000 + seed), size=self.config.data.size)
             latents.append(encode(vae, clips))
         values = torch.cat(latents).transpose(0, 1).flatten(1)
         vae.register_to_config(latents_mean=values.mean(1).tolist(), latents_std=values.std(1).tolist())
-        vae.half().save_pretrained(folder)
