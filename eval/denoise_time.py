@@ -2,13 +2,16 @@
 
     python eval/denoise_time.py --output docs/measurements/denoise-time.json
 
-Arms alternate within one run, and medians are compared, so that a slow minute of the machine hits both.
+Arms alternate within one run, and medians are compared, so that a slow minute of the machine hits both. A last run of
+each arm, with clocks around every forward, splits the seconds by patch size into the stock forward and what flexivid
+does around it.
 """
 
 import argparse
 import json
 import statistics
 import time
+from collections import defaultdict
 from pathlib import Path
 
 import torch
@@ -22,6 +25,38 @@ ASSETS = Path(flexivid.__file__).parent / "assets"
 CAPTION = "a striped red circle moving right on a black background"
 
 
+def seconds_by_patch_size(pipe: WanPipeline, denoise) -> dict[str, dict[str, float]]:
+    """Per patch size: number of forwards, milliseconds of one, and milliseconds of the stock forward within it."""
+    hook = pipe.transformer._diffusers_hook.get_hook("flexivid")
+    flex, outer, inner = hook.flex, hook.flex.run, hook.fn_ref.original_forward
+    spent = defaultdict(lambda: [0, 0.0, 0.0])
+    inside = 0.0
+
+    def timed_inner(*args, **kwargs):
+        nonlocal inside
+        began = time.perf_counter()
+        output = inner(*args, **kwargs)
+        inside = time.perf_counter() - began
+        return output
+
+    def timed_outer(stock_forward, *args):
+        began = time.perf_counter()
+        output = outer(stock_forward, *args)
+        total = time.perf_counter() - began
+        row = spent[flexivid.summary(pipe).steps[-1][-1]]
+        for i, value in enumerate((1, total, inside)):
+            row[i] += value
+        return output
+
+    flex.run, hook.fn_ref.original_forward = timed_outer, timed_inner
+    denoise()
+    flex.run, hook.fn_ref.original_forward = outer, inner
+    return {
+        patch_size: {"forwards": n, "milliseconds": 1e3 * total / n, "in_stock_forward": 1e3 * stock / n}
+        for patch_size, (n, total, stock) in spent.items()
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, default=ASSETS / "shapes")
@@ -32,51 +67,58 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("outputs/denoise-time.json"))
     arguments = parser.parse_args()
     logging.set_verbosity_error()
-    pipe = WanPipeline.from_pretrained(arguments.model)
+    pipe = WanPipeline.from_pretrained(arguments.model, dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
+    arms = {
+        "stock": None,
+        "idle": {"budget": 1.0},
+        "budget": {"budget": arguments.budget},
+        "budget, LoRA merged": {"budget": arguments.budget, "merge_lora": True},
+    }
 
-    def denoise(batch: int) -> float:
-        text, negative = pipe.encode_prompt([CAPTION] * batch, max_sequence_length=32)
-        began = time.perf_counter()
-        pipe(
-            prompt_embeds=text,
-            negative_prompt_embeds=negative,
-            height=64,
-            width=64,
-            num_frames=17,
-            num_inference_steps=40,
-            guidance_scale=4.0,
-            generator=torch.Generator().manual_seed(0),
-            output_type="latent",
-        )
-        return time.perf_counter() - began
+    def start(settings: dict | None) -> None:
+        flexivid.disable(pipe)
+        if settings is not None:
+            flexivid.enable(pipe, adapter=arguments.adapter, **settings)
+            flexivid.plan(pipe, 17, 64, 64, 40, 32)  # counts FLOPs before the clock starts
 
     rows = []
     for batch in arguments.batches:
-        seconds = {"stock": [], "idle": [], "budget": []}
+        text, negative = pipe.encode_prompt([CAPTION] * batch, max_sequence_length=32)
+
+        def denoise(batch=batch, text=text, negative=negative) -> float:
+            began = time.perf_counter()
+            pipe(
+                prompt_embeds=text,
+                negative_prompt_embeds=negative,
+                height=64,
+                width=64,
+                num_frames=17,
+                num_inference_steps=40,
+                guidance_scale=4.0,
+                generator=torch.Generator().manual_seed(0),
+                output_type="latent",
+            )
+            return time.perf_counter() - began
+
+        seconds = {name: [] for name in arms}
         for _ in tqdm(range(arguments.repeats + 1), desc=f"batch {batch}"):
-            flexivid.disable(pipe)
-            seconds["stock"].append(denoise(batch))
-            for name, budget in (("idle", 1.0), ("budget", arguments.budget)):
-                flexivid.enable(pipe, adapter=arguments.adapter, budget=budget)
-                flexivid.plan(pipe, 17, 64, 64, 40, 32)  # counts FLOPs before the clock starts
-                seconds[name].append(denoise(batch))
-        summary = flexivid.summary(pipe)
+            for name, settings in arms.items():
+                start(settings)
+                seconds[name].append(denoise())
         medians = {name: statistics.median(values[1:]) for name, values in seconds.items()}
-        rows.append(
-            {
-                "batch": batch,
-                "seconds": medians,
-                "time_ratio": medians["budget"] / medians["stock"],
-                "flops_ratio": summary.ratio,
-                "idle_overhead": medians["idle"] / medians["stock"] - 1,
-                "schedule": str(summary.schedule),
-                "all_seconds": seconds,
-            }
-        )
-        print(json.dumps({key: value for key, value in rows[-1].items() if key != "all_seconds"}))
+        for name, settings in arms.items():
+            row = {"batch": batch, "arm": name, "seconds": medians[name], "ratio": medians[name] / medians["stock"]}
+            if settings is not None:
+                start(settings)
+                row["forwards"] = seconds_by_patch_size(pipe, denoise)
+                row["flops_ratio"] = flexivid.summary(pipe).ratio
+                row["schedule"] = str(flexivid.summary(pipe).schedule)
+            rows.append({**row, "all_seconds": seconds[name][1:]})
+            print(json.dumps(row))
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(json.dumps({"threads": torch.get_num_threads(), "rows": rows}, indent=1) + "\n")
+    result = {"threads": torch.get_num_threads(), "rows": rows}
+    arguments.output.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

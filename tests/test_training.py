@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 from conftest import forward_inputs, tiny_pipeline, tiny_transformer
+from diffusers import AutoencoderKLWan
 from safetensors.torch import load_file
 
 from flexivid.training.config import load_config
@@ -162,3 +163,24 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path, training_conf
         key = "blocks.0.attn1.to_q.lora_B"
         last = raw[f"model.transformer.{key}.flexivid-{mode}.weight"]
         assert not torch.allclose(averaged[f"transformer.{mode}.{key}.weight"].float(), last, rtol=1e-2)
+
+
+def test_training_a_decoder_on_leaves_the_encoder_and_the_latents_as_they_are(tmp_path):
+    tiny_pipeline().vae.save_pretrained(tmp_path / "vae")
+    path = write_config(
+        tmp_path / "c.yaml",
+        objective="vae",
+        base=str(tmp_path / "vae"),
+        output=str(tmp_path / "out"),
+        steps=2,
+        batch_size=2,
+        data={"size": 16},
+        vae={"crop": 16, "frames": 5, "full_share": 0.0, "latent_noise": 0.1},
+    )
+    subprocess.run([sys.executable, ROOT / "flexivid/train.py", "--config", path], check=True, capture_output=True)
+    before, after = (AutoencoderKLWan.from_pretrained(tmp_path / name) for name in ("vae", "out/result"))
+    assert after.config.latents_mean == before.config.latents_mean
+    changed = {
+        name for name, p in after.state_dict().items() if not torch.equal(p, before.state_dict()[name].half().to(p))
+    }
+    assert changed and all(name.startswith(("decoder.", "post_quant_conv.")) for name in changed)
