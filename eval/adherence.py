@@ -21,13 +21,13 @@ from diffusers.utils import logging
 from tqdm import tqdm
 
 import flexivid
+from flexivid.shapes.embedded import ADAPTER, MODEL, SAMPLING
 from flexivid.shapes.oracle import judge
 from flexivid.shapes.prompts import load_prompts
 from flexivid.shapes.world import FACTORS, Scene
 
-ASSETS = Path(flexivid.__file__).parent / "assets"
 COLUMNS = (*FACTORS, "all")
-FULL_STEPS = 40
+FULL_STEPS = SAMPLING["num_inference_steps"]
 SHUFFLE = 37  # the control judges clip i against prompt i + SHUFFLE
 
 
@@ -43,7 +43,8 @@ def start_arm(pipe: WanPipeline, arm: Arm) -> None:
     flexivid.disable(pipe)
     if arm.budget is not None:
         modes = None if arm.adapter else ["1x4x4", "2x4x4"]
-        flexivid.enable(pipe, adapter=arm.adapter, budget=arm.budget, modes=modes)
+        merge_lora = arm.adapter is not None
+        flexivid.enable(pipe, adapter=arm.adapter, budget=arm.budget, modes=modes, merge_lora=merge_lora)
 
 
 def judge_arm(pipe: WanPipeline, arm: Arm, scenes: list[Scene], seed: int, path: Path, batch: int) -> dict:
@@ -55,12 +56,7 @@ def judge_arm(pipe: WanPipeline, arm: Arm, scenes: list[Scene], seed: int, path:
         wanted = scenes[start : start + batch]
         video = pipe(
             [scene.caption for scene in wanted],
-            height=64,
-            width=64,
-            num_frames=17,
-            num_inference_steps=arm.steps,
-            guidance_scale=4.0,
-            max_sequence_length=32,
+            **{**SAMPLING, "num_inference_steps": arm.steps},
             generator=[torch.Generator().manual_seed(1000 * seed + start + i) for i in range(len(wanted))],
             output_type="pt",
         ).frames
@@ -113,8 +109,8 @@ def summarise(results: dict[str, list[dict]], splits: dict[str, list[Scene]]) ->
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, default=ASSETS / "shapes")
-    parser.add_argument("--adapter", type=Path, default=ASSETS / "shapes-flex")
+    parser.add_argument("--model", type=Path, default=MODEL)
+    parser.add_argument("--adapter", type=Path, default=ADAPTER)
     parser.add_argument("--direct-adapter", type=Path, help="an adapter of the other parametrisation to compare")
     parser.add_argument("--output", type=Path, default=Path("outputs/adherence"))
     parser.add_argument("--arms", nargs="+", help="only these, beside full")

@@ -13,8 +13,8 @@ from PIL import Image, ImageDraw
 from tqdm import tqdm
 
 import flexivid
+from flexivid.shapes.embedded import ADAPTER, MODEL, SAMPLING
 
-ASSETS = Path(flexivid.__file__).parent / "assets"
 PROMPTS = (
     "a striped red circle moving right on a black background",
     "a checked yellow square turning on a gray background",
@@ -32,22 +32,17 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("outputs/budgets.png"))
     arguments = parser.parse_args()
     logging.set_verbosity_error()
-    pipe = WanPipeline.from_pretrained(ASSETS / "shapes")
+    pipe = WanPipeline.from_pretrained(MODEL)
     pipe.set_progress_bar_config(disable=True)
     cell, gap = 64 * SCALE, 8
     column = len(FRAMES) * cell + gap
     picture = Image.new("RGB", (len(arguments.budgets) * column - gap, HEADER + len(PROMPTS) * (cell + gap)), "white")
     draw = ImageDraw.Draw(picture)
     for i, budget in enumerate(tqdm(arguments.budgets)):
-        flexivid.enable(pipe, adapter=ASSETS / "shapes-flex", budget=budget)
+        flexivid.enable(pipe, adapter=ADAPTER, budget=budget, merge_lora=True)
         videos = pipe(
             list(PROMPTS),
-            height=64,
-            width=64,
-            num_frames=17,
-            num_inference_steps=40,
-            guidance_scale=4.0,
-            max_sequence_length=32,
+            **SAMPLING,
             generator=torch.Generator().manual_seed(arguments.seed),
         ).frames
         draw.text((i * column, 3), f"{flexivid.summary(pipe).ratio:.0%} of the FLOPs, frames 1, 9, 17", fill="black")

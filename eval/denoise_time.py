@@ -20,8 +20,8 @@ from diffusers.utils import logging
 from tqdm import tqdm
 
 import flexivid
+from flexivid.shapes.embedded import ADAPTER, MODEL, SAMPLING
 
-ASSETS = Path(flexivid.__file__).parent / "assets"
 CAPTION = "a striped red circle moving right on a black background"
 
 
@@ -59,8 +59,8 @@ def seconds_by_patch_size(pipe: WanPipeline, denoise) -> dict[str, dict[str, flo
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, default=ASSETS / "shapes")
-    parser.add_argument("--adapter", type=Path, default=ASSETS / "shapes-flex")
+    parser.add_argument("--model", type=Path, default=MODEL)
+    parser.add_argument("--adapter", type=Path, default=ADAPTER)
     parser.add_argument("--budget", type=float, default=0.25)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--repeats", type=int, default=5)
@@ -91,11 +91,7 @@ def main() -> None:
             pipe(
                 prompt_embeds=text,
                 negative_prompt_embeds=negative,
-                height=64,
-                width=64,
-                num_frames=17,
-                num_inference_steps=40,
-                guidance_scale=4.0,
+                **SAMPLING,
                 generator=torch.Generator().manual_seed(0),
                 output_type="latent",
             )

@@ -17,6 +17,7 @@ from diffusers.utils import logging
 from tqdm import tqdm
 
 import flexivid
+from flexivid.shapes.embedded import MODEL
 from flexivid.shapes.world import sample_clips
 from flexivid.training.embedded import encode
 
@@ -30,7 +31,7 @@ MODES = ("1x4x4", "2x2x2", "2x4x4")
 @torch.no_grad()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, default=Path(flexivid.__file__).parent / "assets/shapes")
+    parser.add_argument("--model", type=Path, default=MODEL)
     parser.add_argument("--output", type=Path, default=Path("outputs/x0-error"))
     parser.add_argument("--clips", type=int, default=48)
     arguments = parser.parse_args()

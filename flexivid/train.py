@@ -45,7 +45,7 @@ def main() -> int:
     diffusers_logging.set_verbosity_error()
     try:
         config = load_config(arguments.config, overrides)
-        # One weak mode is drawn per step, so that the parameters of the others get no gradient in it.
+        # Weak modes are drawn per step, so that the parameters of the others get no gradient in it.
         unused = DistributedDataParallelKwargs(find_unused_parameters=config.objective == "distill")
         accelerator = Accelerator(kwargs_handlers=[unused])
         # The launcher leaves one thread a process unless told otherwise; on a CPU that is half the speed or worse.

@@ -28,11 +28,27 @@ from transformers.utils import logging as transformers_logging
 import flexivid
 from flexivid.adapter import locate_adapter, read_config
 from flexivid.schedules import check_budget, parse_patch_size
+from flexivid.shapes.embedded import ADAPTER, MODEL, SAMPLING
 from flexivid.video import write_mp4, write_picture, write_side_by_side
 
-ASSETS = Path(flexivid.__file__).parent / "assets"
-EMBEDDED = {"merge_lora": True, "frames": 17, "height": 64, "width": 64, "fps": 8, "steps": 40, "guidance_scale": 4.0}
-USUAL = {"merge_lora": False, "frames": 81, "height": 480, "width": 832, "fps": 16, "steps": 50, "guidance_scale": 5.0}
+EMBEDDED = {
+    "frames": SAMPLING["num_frames"],
+    "height": SAMPLING["height"],
+    "width": SAMPLING["width"],
+    "steps": SAMPLING["num_inference_steps"],
+    "guidance_scale": SAMPLING["guidance_scale"],
+    "fps": 8,
+    "merge_lora": True,
+}
+USUAL = {
+    "frames": 81,
+    "height": 480,
+    "width": 832,
+    "steps": 50,
+    "guidance_scale": 5.0,
+    "fps": 16,
+    "merge_lora": False,
+}
 PACKAGES = ("torch", "diffusers", "transformers", "peft")
 DEFAULT_PROMPT = "a striped red circle moving right on a black background"
 
@@ -99,7 +115,7 @@ def check_arguments(arguments: argparse.Namespace) -> list[str]:
         if Path(arguments.model).exists() or arguments.model.count("/") != 1:
             raise ValueError(f"no model in diffusers format at {arguments.model}: it has no model_index.json")
     if arguments.adapter is None and not arguments.model:
-        arguments.adapter = str(ASSETS / "shapes-flex")
+        arguments.adapter = str(ADAPTER)
     elif arguments.adapter == "none":
         arguments.adapter = None
     if arguments.adapter:
@@ -207,8 +223,8 @@ def generate(pipe: DiffusionPipeline, arguments: argparse.Namespace, prompt: str
 def run(arguments: argparse.Namespace) -> None:
     prompts = check_arguments(arguments)
     dtype = getattr(torch, arguments.dtype or ("float32" if arguments.device == "cpu" else "bfloat16"))
-    model = arguments.model or ASSETS / "shapes"
-    text_length = 512 if arguments.model else 32
+    model = arguments.model or MODEL
+    text_length = 512 if arguments.model else SAMPLING["max_sequence_length"]
     if arguments.adapter:
         text_length = read_config(locate_adapter(arguments.adapter)).max_sequence_length or text_length
     with warnings.catch_warnings():

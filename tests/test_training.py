@@ -39,6 +39,8 @@ def test_overrides_are_dotted_and_typed(tmp_path):
         ({"objective": "distil", "output": "o"}, [], "objective"),
         ({"objective": "vae", "output": "o"}, ["--optim.speed", "3"], "optim.speed: Extra inputs"),
         ({"objective": "vae", "output": "o"}, ["--steps"], "has no value"),
+        ({"objective": "distill", "output": "o"}, ["--distill.modes_per_step", "4"], "only 3 modes"),
+        ({"objective": "distill", "output": "o"}, ["--distill.mode_weights", "[1, 2]"], "2 entries for 3 modes"),
         ({"objective": "vae", "output": "o"}, ["--steps", "0"], "steps: Input should be greater than 0"),
     ],
 )
@@ -80,7 +82,7 @@ def test_distillation_gradients_reach_all_of_the_mode_and_nothing_of_the_base(pa
             loss = distillation_loss(
                 student,
                 "1x2x2",
-                patch_size,
+                [patch_size],
                 inputs["hidden_states"],
                 torch.tensor([0.9, 0.6]),
                 inputs["encoder_hidden_states"],
@@ -104,7 +106,7 @@ def test_distillation_lowers_the_error_to_the_teacher():
     losses = []
     for _ in range(30):
         loss = distillation_loss(
-            student, "1x2x2", "1x4x4", inputs["hidden_states"], torch.full((4,), 0.8), inputs["encoder_hidden_states"]
+            student, "1x2x2", ["1x4x4"], inputs["hidden_states"], torch.full((4,), 0.8), inputs["encoder_hidden_states"]
         )
         loss.backward()
         optimizer.step()

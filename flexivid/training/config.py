@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -61,11 +61,20 @@ class TransformerConfig(Section):
 
 
 class DistillConfig(Section):
-    modes: list[str] = Field(["1x4x4", "2x2x2", "2x4x4"], description="weak patch sizes; one is drawn per step")
+    modes: list[str] = Field(["1x4x4", "2x2x2", "2x4x4"], description="weak patch sizes")
+    modes_per_step: Positive = Field(1, description="weak patch sizes drawn per step; the teacher runs once for all")
     mode_weights: list[float] | None = Field(None, description="how often each mode is drawn; equally by default")
     parametrisation: Literal["snr", "direct"] = "snr"
     rank: Positive = Field(32, description="LoRA rank")
     sigma_range: tuple[Fraction, Fraction] = Field((0.2, 1.0), description="noise levels at which weak modes run")
+
+    @model_validator(mode="after")
+    def _modes_can_be_drawn(self):
+        if self.modes_per_step > len(self.modes):
+            raise ValueError(f"modes_per_step is {self.modes_per_step}, but there are only {len(self.modes)} modes")
+        if self.mode_weights is not None and len(self.mode_weights) != len(self.modes):
+            raise ValueError(f"mode_weights has {len(self.mode_weights)} entries for {len(self.modes)} modes")
+        return self
 
 
 class Config(Section):

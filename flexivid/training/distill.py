@@ -32,10 +32,13 @@ class Student(torch.nn.Module):
         self.transformer, self.weak_modes = flex.transformer, flex.weak_modes
         self._flex = [flex]  # in a list: it is no submodule
 
-    def forward(self, patch_size: str, x_t, timestep, text) -> torch.Tensor:
-        flex = self._flex[0]
-        flex.policy = flex.fixed_policy(patch_size)
-        return self.transformer(x_t, timestep, text, return_dict=False)[0].float()
+    def forward(self, patch_sizes: list[str], x_t, timestep, text) -> list[torch.Tensor]:
+        """The prediction at each of the patch sizes."""
+        flex, predictions = self._flex[0], []
+        for patch_size in patch_sizes:
+            flex.policy = flex.fixed_policy(patch_size)
+            predictions.append(self.transformer(x_t, timestep, text, return_dict=False)[0].float())
+        return predictions
 
 
 def build_student(transformer: torch.nn.Module, modes: list[str], parametrisation: str, rank: int) -> Student:
@@ -48,12 +51,17 @@ def build_student(transformer: torch.nn.Module, modes: list[str], parametrisatio
     return Student(flex)
 
 
-def distillation_loss(student: torch.nn.Module, powerful: str, patch_size: str, x_t, sigma, text) -> torch.Tensor:
-    """|| sigma (v_powerful - v_weak) ||^2, the squared difference of the x0 predictions; sigma: (B,)."""
+def distillation_loss(
+    student: torch.nn.Module, powerful: str, patch_sizes: list[str], x_t, sigma, text
+) -> torch.Tensor:
+    """|| sigma (v_powerful - v_weak) ||^2, the squared difference of the x0 predictions, mean over the weak modes.
+
+    x_t: (B, C, T, H, W); sigma: (B,); text: (B, length, dim).
+    """
     timestep = sigma * 1000
     with torch.no_grad():
-        v_powerful = student(powerful, x_t, timestep, text)
-    v_weak = student(patch_size, x_t, timestep, text)
+        (v_powerful,) = student([powerful], x_t, timestep, text)
+    v_weak = torch.stack(student(patch_sizes, x_t, timestep, text))
     return (sigma.view(-1, 1, 1, 1, 1) * (v_powerful - v_weak)).square().mean()
 
 
@@ -73,7 +81,8 @@ class DistillObjective:
         config, generator = self.config, step_generator(self.config.seed, step)
         settings = config.distill
         weights = torch.tensor(settings.mode_weights or [1.0] * len(settings.modes))
-        patch_size = settings.modes[torch.multinomial(weights, 1, generator=generator).item()]
+        drawn = torch.multinomial(weights, settings.modes_per_step, generator=generator).tolist()
+        patch_sizes = [settings.modes[i] for i in drawn]
         x_0, text = self.data.batch(config.batch_size, generator)
         noise = torch.randn(x_0.shape, generator=generator)
         u = torch.rand(config.batch_size, generator=generator)
@@ -82,7 +91,7 @@ class DistillObjective:
         x_0, text, noise, sigma = (tensor[part].to(device) for tensor in (x_0, text, noise, sigma))
         level = sigma.view(-1, 1, 1, 1, 1)
         x_t = (1 - level) * x_0 + level * noise
-        return distillation_loss(model, self.flex.powerful, patch_size, x_t, sigma, text)
+        return distillation_loss(model, self.flex.powerful, patch_sizes, x_t, sigma, text)
 
     def sample(self, path):
         coarsest = self.config.distill.modes[-1]

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from diffusers import AutoencoderKLWan, WanPipeline
 
+from flexivid.shapes.embedded import SAMPLING
 from flexivid.shapes.oracle import adherence_shares
 from flexivid.shapes.prompts import load_prompts
 from flexivid.training.config import Config
@@ -33,12 +34,7 @@ def sample_and_judge(pipeline: WanPipeline, path: Path, steps: int, count: int) 
     pipeline.set_progress_bar_config(disable=True)
     video = pipeline(
         [scene.caption for scene in scenes],
-        height=64,
-        width=64,
-        num_frames=17,
-        num_inference_steps=steps,
-        guidance_scale=4.0,
-        max_sequence_length=32,
+        **{**SAMPLING, "num_inference_steps": steps},
         generator=torch.Generator().manual_seed(0),
         output_type="pt",
     ).frames

@@ -1,0 +1,17 @@
+"""Where the embedded model and its adapter lie, and how they are sampled."""
+
+from pathlib import Path
+
+ASSETS = Path(__file__).parents[1] / "assets"
+MODEL = ASSETS / "shapes"
+ADAPTER = ASSETS / "shapes-flex"
+
+# Arguments of the pipeline call. Text is padded to 32 tokens: the pipeline's own 512 would cost more than a weak mode.
+SAMPLING = {
+    "num_frames": 17,
+    "height": 64,
+    "width": 64,
+    "num_inference_steps": 40,
+    "guidance_scale": 4.0,
+    "max_sequence_length": 32,
+}
