@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("outputs/budgets.png"))
     arguments = parser.parse_args()
     logging.set_verbosity_error()
-    pipe = WanPipeline.from_pretrained(MODEL)
+    pipe = WanPipeline.from_pretrained(MODEL, dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     cell, gap = 64 * SCALE, 8
     column = len(FRAMES) * cell + gap

@@ -16,7 +16,7 @@ from flexivid.training.embedded import decode, encode
 
 @pytest.fixture(scope="module")
 def embedded():
-    pipe = WanPipeline.from_pretrained(MODEL)
+    pipe = WanPipeline.from_pretrained(MODEL, dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
