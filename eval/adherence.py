@@ -9,6 +9,7 @@ prompts of other clips.
 """
 
 import argparse
+import hashlib
 import json
 import os
 from dataclasses import astuple, dataclass
@@ -47,9 +48,22 @@ def start_arm(pipe: WanPipeline, arm: Arm) -> None:
         flexivid.enable(pipe, adapter=arm.adapter, budget=arm.budget, modes=modes, merge_lora=merge_lora)
 
 
-def judge_arm(pipe: WanPipeline, arm: Arm, scenes: list[Scene], seed: int, path: Path, batch: int) -> dict:
+def identity_of(model: Path, arm: Arm, scenes: list[Scene], dtype: str) -> str:
+    """Changes with whatever changes the clips of an arm."""
+    digest = hashlib.sha256("\n".join([dtype, *(scene.caption for scene in scenes)]).encode())
+    for folder in (model, arm.adapter):
+        for path in sorted(folder.rglob("*.safetensors")) if folder else []:
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def judge_arm(
+    pipe: WanPipeline, arm: Arm, scenes: list[Scene], seed: int, path: Path, batch: int, identity: str
+) -> dict:
     """What the oracle sees in the arm's clip of every scene, as lists of words; kept in `path` after every batch."""
-    result = json.loads(path.read_text()) if path.exists() else {"flops_ratio": arm.steps / FULL_STEPS, "shown": []}
+    result = json.loads(path.read_text()) if path.exists() else {}
+    if result.get("identity") != identity:
+        result = {"identity": identity, "flops_ratio": arm.steps / FULL_STEPS, "shown": []}
     if len(result["shown"]) < len(scenes):
         start_arm(pipe, arm)
     for start in tqdm(range(len(result["shown"]), len(scenes), batch), desc=f"{arm.name}, seed {seed}"):
@@ -142,7 +156,8 @@ def main() -> None:
     for seed in range(arguments.seeds):
         for arm in arms:
             path = arguments.output / f"{arm.name}-seed{seed}.json"
-            results[arm.name].append(judge_arm(pipe, arm, scenes, seed, path, arguments.batch))
+            identity = identity_of(arguments.model, arm, scenes, arguments.dtype)
+            results[arm.name].append(judge_arm(pipe, arm, scenes, seed, path, arguments.batch, identity))
         table = summarise(results, splits)
         (arguments.output / "summary.md").write_text(f"Seeds: {seed + 1}\n\n{table}")
     print(table)

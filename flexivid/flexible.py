@@ -123,15 +123,19 @@ class FlexTransformer:
         """Makes ours active in a weak mode only; whatever else the user has active stays so."""
         if not self.lora_layers or patch_size == self._lora_mode:
             return
-        ours = [] if patch_size is None else [self.lora_name(patch_size)]
-        if ours and ours[0] not in getattr(self.transformer, "peft_config", {}):
-            raise RuntimeError("flexivid's LoRA was unloaded with the others; call flexivid.enable again")
+        if patch_size is not None:
+            if self.lora_name(patch_size) not in getattr(self.transformer, "peft_config", {}):
+                raise RuntimeError("flexivid's LoRA was unloaded with the others; call flexivid.enable again")
+            for layer in self.lora_layers:
+                if layer.merged or layer.disable_adapters:
+                    raise RuntimeError("LoRA is fused or disabled, so flexivid's cannot run: unfuse or enable it again")
         if self.lora_is_merged:
             self._swap_merged(patch_size)
             return
+        # Set before the switch to a weak mode and after the one back, so that an interrupted one is seen to be undone.
+        self._lora_mode = patch_size or self._lora_mode
+        ours = [] if patch_size is None else [self.lora_name(patch_size)]
         for layer in self.lora_layers:
-            if ours and (layer.merged or layer.disable_adapters):
-                raise RuntimeError("LoRA is fused or disabled, so flexivid's cannot run: unfuse or enable it again")
             # Not `set_adapter`: it also walks all parameters to set requires_grad, 5 ms a switch on the embedded model,
             # and so takes the gradients from a student whose teacher runs after it.
             layer._active_adapter = [name for name in layer.active_adapters if not name.startswith(HOOK_NAME)] + ours
@@ -145,8 +149,9 @@ class FlexTransformer:
                 raise RuntimeError("sequential offload would undo merge_lora in every forward: enable without it")
             if self._lora_mode is None:
                 self._unmerged = [linear.weight for linear in linears]
+            self._lora_mode = patch_size
             for weight, stock in zip(self._merged[patch_size], self._unmerged, strict=True):
-                weight.data = weight.data.to(stock.device)
+                weight.data = weight.data.to(stock.device, stock.dtype)
         for linear, weight in zip(linears, self._merged.get(patch_size, self._unmerged), strict=True):
             linear.weight = weight
         self._lora_mode = patch_size
@@ -165,12 +170,16 @@ class FlexTransformer:
                 prediction = self._weak_forward(stock_forward, call, choice)
                 output = Transformer2DModelOutput(sample=prediction) if call.get("return_dict", True) else (prediction,)
             self._kept = output[0] if choice.keep else None
-            return output
+        except BaseException:
+            self._toggle_lora(None)
+            raise
         finally:
-            # Between forwards the model is stock, whatever happens there: fusing, saving, an error, Ctrl-C.
             self.mode, self._folding = None, None
-            if not torch.is_grad_enabled():  # checkpointed blocks run once more in the backward pass
-                self._toggle_lora(None)
+        # Between forwards the model is stock, whatever happens there: fusing, saving. In training LoRA stays as it is,
+        # because checkpointed blocks run once more in the backward pass; merged weights take no part in that.
+        if self.lora_is_merged or not torch.is_grad_enabled():
+            self._toggle_lora(None)
+        return output
 
     def _weak_forward(self, stock_forward: Callable, call: dict, choice: Choice) -> torch.Tensor:
         latents, timestep = call["hidden_states"], call["timestep"]

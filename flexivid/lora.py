@@ -31,12 +31,12 @@ def add_lora(flex: FlexTransformer, rank: int) -> None:
 def remove_lora(flex: FlexTransformer) -> None:
     """Deletes flexivid's adapters; peft's wrappers go too if no other adapter needs them."""
     transformer = flex.transformer
-    if not flex.lora_layers or not transformer._hf_peft_config_loaded:
+    ours = [name for name in getattr(transformer, "peft_config", {}) if name.startswith(f"{HOOK_NAME}-")]
+    if not ours:
         return
-    ours = [name for name in transformer.peft_config if name.startswith(f"{HOOK_NAME}-")]
     if len(ours) == len(transformer.peft_config):
         transformer.unload_lora()
-    elif ours:
+    else:
         active = [name for name in transformer.active_adapters() if name not in ours]
         transformer.delete_adapters(ours)
         transformer.set_adapter(active)

@@ -59,6 +59,9 @@ class Session:
         """The schedule of a call whose forwards are shaped as `call`. Raises ValueError if it cannot be met."""
         costs = self.costs(call)
         if self.schedule is None:
+            # On one or two latent frames a temporal patch saves no token, and costs more than the powerful one.
+            powerful = self.counter.twin.powerful
+            costs = {name: cost for name, cost in costs.items() if name == powerful or cost < costs[powerful]}
             return schedule_for_budget(costs, steps, self.budget, branches, self.guidance)
         if isinstance(self.schedule, Schedule):
             text = ",".join(f"{'/'.join(step)}:1" for step in self.schedule.steps)

@@ -21,7 +21,7 @@ from accelerate import Accelerator, DistributedDataParallelKwargs  # noqa: E402
 from diffusers.utils import logging as diffusers_logging  # noqa: E402
 
 from flexivid.training.config import load_config  # noqa: E402
-from flexivid.training.loop import train  # noqa: E402
+from flexivid.training.loop import check_checkpoint, train  # noqa: E402
 
 
 def build_objective(config, accelerator):
@@ -45,6 +45,7 @@ def main() -> int:
     diffusers_logging.set_verbosity_error()
     try:
         config = load_config(arguments.config, overrides)
+        check_checkpoint(config)
         # Weak modes are drawn per step, so that the parameters of the others get no gradient in it.
         unused = DistributedDataParallelKwargs(find_unused_parameters=config.objective == "distill")
         accelerator = Accelerator(kwargs_handlers=[unused])

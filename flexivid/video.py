@@ -14,13 +14,16 @@ LABEL_HEIGHT = 16
 def write_mp4(frames: np.ndarray, path: Path, fps: int) -> None:
     """frames: (T, H, W, 3) uint8 with even H and W, as h264."""
     beside = path.with_name(f".{path.name}.partial.mp4")
-    with av.open(str(beside), "w") as container:
-        stream = container.add_stream("libx264", rate=Fraction(fps), options={"crf": "10"})
-        stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "yuv420p"
-        for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
-        container.mux(stream.encode())
-    os.replace(beside, path)
+    try:
+        with av.open(str(beside), "w") as container:
+            stream = container.add_stream("libx264", rate=Fraction(fps), options={"crf": "10"})
+            stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "yuv420p"
+            for frame in frames:
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
+            container.mux(stream.encode())
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def enlarge(frames: np.ndarray, least_height: int = 256) -> np.ndarray:

@@ -111,6 +111,8 @@ def check_arguments(arguments: argparse.Namespace) -> list[str]:
         raise ValueError("the prompt is empty; give --prompt some words")
     if arguments.output.suffix != ".mp4":
         raise ValueError(f"the output must be an .mp4 file, not {arguments.output}")
+    if arguments.output.is_dir():
+        raise ValueError(f"the output {arguments.output} is a folder; name a file in it")
     if arguments.model and not (Path(arguments.model) / "model_index.json").is_file():
         if Path(arguments.model).exists() or arguments.model.count("/") != 1:
             raise ValueError(f"no model in diffusers format at {arguments.model}: it has no model_index.json")
@@ -120,8 +122,14 @@ def check_arguments(arguments: argparse.Namespace) -> list[str]:
         arguments.adapter = None
     if arguments.adapter:
         read_config(locate_adapter(arguments.adapter))
-    if arguments.device.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError("there is no CUDA device here; use --device cpu")
+    if not 0 <= arguments.seed < 2**63:
+        raise ValueError(f"the seed must be 0 or more and below 2**63, not {arguments.seed}")
+    try:
+        device = torch.device(arguments.device)
+    except RuntimeError:
+        raise ValueError(f"{arguments.device!r} is no device; use for example --device cpu or --device cuda") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"there is no CUDA device {device.index or 0} here; use --device cpu")
     return prompts
 
 

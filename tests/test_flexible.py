@@ -1,6 +1,7 @@
 """The core on tiny real transformers: exactness, positions, gradients, LoRA, adapters."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -125,17 +126,34 @@ def _not_causal(family):
     return dataclasses.replace(family, causal=False)
 
 
-def test_training_free_snr_denoises_a_flat_clip_as_the_base_does():
-    """On a clip that is constant in space the coarse grid loses nothing: both x0 predictions average the same."""
-    transformer = tiny_transformer()
-    inputs = forward_inputs(1, 3, 8, 8)
-    inputs["hidden_states"] = torch.ones(1, 4, 3, 8, 8)
-    inputs["timestep"] = torch.tensor([1e-3])  # next to no noise: v is what is left
-    flex = FlexTransformer(transformer, ["1x4x4"], "snr")
-    flex.policy = flex.fixed_policy("1x4x4")
-    sigma = inputs["timestep"].item() / 1000
-    x_0 = inputs["hidden_states"] - sigma * run(transformer, **inputs)
-    assert torch.allclose(x_0, inputs["hidden_states"], atol=1e-3)
+@pytest.mark.parametrize("patch_size", ["1x4x4", "2x4x4"])
+def test_snr_tells_the_network_the_truth_and_passes_the_unseen_noise_through(transformer, patch_size):
+    """With a network that knows the answer: it is told sigma kappa / c, and the output stands for U D x0 exactly."""
+    flex = FlexTransformer(transformer, [patch_size], "snr")
+    flex.policy = flex.fixed_policy(patch_size)
+    generator = torch.Generator().manual_seed(0)
+    x_0, noise = torch.randn(2, 2, 4, 5, 8, 12, generator=generator)
+    sigma = torch.tensor([0.9, 0.3])
+    level = sigma.view(-1, 1, 1, 1, 1)
+    x_t = (1 - level) * x_0 + level * noise
+    multiple = flex.weak_modes[patch_size].multiple
+    folding, blocks = folding_for((5, 8, 12), multiple, (1, 2, 2), True), math.prod(multiple)
+    kappa = folding.kappa
+    seen = {}
+
+    def network(hidden_states, timestep, **_):
+        seen.update(timestep=timestep, mean=hidden_states.unflatten(1, (-1, 4)).mean(1))
+        # In every block x' = (1 - s') D x0 + s' e', so this velocity stands for D x0 there.
+        own_level = level * kappa / (1 - level + level * kappa)
+        velocity = (seen["mean"] - folding.block_mean(x_0)) / own_level
+        return (torch.cat([velocity, torch.zeros_like(velocity).repeat(1, blocks, 1, 1, 1)], 1),)
+
+    output = flex.run(network, None, (x_t, 1000 * sigma, torch.zeros(2, 7, 64)), {"return_dict": False})[0]
+    typical = blocks**-0.5
+    assert torch.allclose(seen["timestep"], 1000 * sigma * typical / (1 - sigma + sigma * typical))
+    assert torch.allclose(seen["mean"], folding.block_mean(x_t) / (1 - level + level * kappa), atol=1e-5)
+    expected = (x_t - folding.upsample(folding.block_mean(x_0))) / level
+    assert torch.allclose(output, expected, atol=1e-4)
 
 
 def test_gradients_reach_every_trained_parameter_and_no_frozen_one(transformer):
@@ -237,6 +255,36 @@ def test_merged_lora_predicts_the_same_costs_nothing_and_leaves_no_trace(adapter
     assert torch.equal(run(transformer, **inputs), stock) and list(transformer.state_dict()) == keys
     with pytest.raises(ValueError, match="merge_lora merges the LoRA of an adapter"):
         flexivid.enable(transformer, schedule="1x4x4", merge_lora=True)
+
+
+def test_merged_weights_never_stay(adapter_folder):
+    """Not after an error, not with gradients switched on, not after a change of dtype; and a fused LoRA is refused."""
+    folder, _ = adapter_folder
+    transformer, inputs = tiny_transformer(), forward_inputs()
+    stock = run(transformer, **inputs)
+    flexivid.enable(transformer, adapter=folder, schedule="1x4x4", merge_lora=True)
+    flex = transformer._diffusers_hook.get_hook("flexivid").flex
+    linear = transformer.blocks[0].attn1.to_q.get_base_layer()
+    weight = linear.weight
+    handle = transformer.blocks[1].register_forward_hook(lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        transformer(**inputs)
+    handle.remove()
+    assert linear.weight is weight
+    transformer(**inputs)
+    assert linear.weight is weight
+    transformer.to(torch.bfloat16)
+    assert run(transformer, **{name: value.bfloat16() for name, value in inputs.items()}).isfinite().all()
+    transformer.to(torch.float32)
+    transformer.add_adapter(LoraConfig(r=2, target_modules=["to_q"], init_lora_weights=False), "style")
+    transformer.fuse_lora(adapter_names=["style"])
+    with pytest.raises(RuntimeError, match="fused"):
+        run(transformer, **inputs)
+    transformer.unfuse_lora()
+    flex.policy = flex.fixed_policy(flex.powerful)
+    flexivid.disable(transformer)
+    transformer.unload_lora()
+    assert torch.allclose(run(transformer, **inputs), stock, atol=0.05)
 
 
 def test_diffusers_reads_the_lora_file(adapter_folder):

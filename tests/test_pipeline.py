@@ -138,6 +138,17 @@ def test_frames_batch_and_guidance(pipe, frames, guidance_scale):
     assert video.shape == (3, frames, 32, 32, 3)
 
 
+@pytest.mark.parametrize("frames", [1, 5])
+def test_few_frames_keep_the_budget_though_a_temporal_patch_saves_nothing(pipe, frames):
+    stock = sample(pipe, num_frames=frames)
+    flexivid.enable(pipe, modes=MODES, budget=1.0)
+    assert torch.equal(sample(pipe, num_frames=frames), stock)
+    flexivid.enable(pipe, modes=MODES, budget=0.6)
+    sample(pipe, num_frames=frames)
+    result = flexivid.summary(pipe)
+    assert result.ratio <= 0.6 and result.steps[-1] == ["1x2x2", "1x2x2"]
+
+
 def test_a_shared_transformer_is_refused(pipe):
     other = WanPipeline(**pipe.components)
     flexivid.enable(pipe, modes=MODES, budget=0.5)

@@ -93,7 +93,9 @@ def test_prompt_file_and_schedule(call, tmp_path, capsys):
         (["--frames", "0"], "frames must be at least 1"),
         (["--frames", "10"], "frames must be 1 + a multiple of 4, such as 9"),
         (["--height", "36"], "height must be a multiple of 8, such as 40"),
-        (["--device", "cuda:7"], "no CUDA device"),
+        (["--device", "cuda:7"], "no CUDA device 7"),
+        (["--device", "banana"], "'banana' is no device"),
+        (["--seed", "-1"], "the seed must be"),
         (["--prompt-file", "missing.txt"], "missing.txt"),
     ],
 )
@@ -102,7 +104,7 @@ def test_bad_input_is_refused_before_weights_are_read(call, t2v, tmp_path, capsy
         raise AssertionError("weights were read")
 
     monkeypatch.setattr(t2v.WanPipeline, "from_pretrained", read_weights)
-    monkeypatch.setattr(t2v.torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(t2v.torch.cuda, "device_count", lambda: 0)
     assert call("--prompt", CAPTION, *arguments) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
@@ -112,6 +114,9 @@ def test_outputs_that_cannot_be_written(call, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert call("--prompt", CAPTION, "--budget", 0.8, output=tmp_path / "file/clip.mp4") == 2
     assert "file" in capsys.readouterr().err
+    (tmp_path / "folder.mp4").mkdir()
+    assert call("--prompt", CAPTION, output=tmp_path / "folder.mp4") == 2
+    assert "is a folder" in capsys.readouterr().err
     assert call("--prompt", CAPTION, output=tmp_path / "clip.gif") == 2
     assert "must be an .mp4 file" in capsys.readouterr().err
 
@@ -127,6 +132,11 @@ def test_adapters_that_do_not_fit(call, tmp_path, capsys):
     flex = attach(tiny_transformer())
     save_adapter(tmp_path / "own", config_of(flex), {"transformer": flex})
     assert call("--prompt", CAPTION, "--adapter", tmp_path / "own", "--budget", 0.8) == 0
+    config = (tmp_path / "own/flexivid_config.json").read_text()
+    (tmp_path / "own/flexivid_config.json").write_text(config.replace("{", '{"colour": "red",', 1))
+    assert call("--prompt", CAPTION, "--adapter", tmp_path / "own", "--budget", 0.8) == 2
+    assert "colour: Extra inputs are not permitted" in capsys.readouterr().err
+    (tmp_path / "own/flexivid_config.json").write_text(config)
     (tmp_path / "own/flexivid.safetensors").write_bytes(b"not a tensor")
     assert call("--prompt", CAPTION, "--adapter", tmp_path / "own", "--budget", 0.8) == 2
     assert "not a whole safetensors file" in capsys.readouterr().err

@@ -167,6 +167,20 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path, training_conf
         assert not torch.allclose(averaged[f"transformer.{mode}.{key}.weight"].float(), last, rtol=1e-2)
 
 
+def test_a_checkpoint_of_another_run_is_refused(tmp_path, training_config):
+    settings = training_config | {"output": str(tmp_path / "out"), "steps": 2, "save_every": 2}
+    path = write_config(tmp_path / "c.yaml", **settings)
+    command = [sys.executable, str(ROOT / "tests/train_without_samples.py"), "--config", str(path)]
+    subprocess.run(command, check=True, capture_output=True)
+    for override, message in (
+        (["--distill.rank", "2"], "belongs to a run with another distill"),
+        (["--steps", "1"], "is at step 2, past the 1 steps"),
+    ):
+        done = subprocess.run([*command, *override], capture_output=True, text=True)
+        assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
+    subprocess.run([*command, "--optim.lr", "1e-4", "--steps", "3"], check=True, capture_output=True)
+
+
 def test_training_a_decoder_on_leaves_the_encoder_and_the_latents_as_they_are(tmp_path):
     tiny_pipeline().vae.save_pretrained(tmp_path / "vae")
     path = write_config(

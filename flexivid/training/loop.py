@@ -1,5 +1,6 @@
 """One training loop for every objective: optimiser, EMA, log, checkpoints that survive a kill."""
 
+import hashlib
 import json
 import os
 import time
@@ -9,10 +10,13 @@ from typing import Protocol
 import torch
 from accelerate import Accelerator
 from diffusers.training_utils import EMAModel
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
 from flexivid.training.config import Config
+
+CHECKPOINT_NAME = "checkpoint.safetensors"
 
 
 class Objective(Protocol):
@@ -83,7 +87,33 @@ def learning_rate_factor(config: Config, step: int) -> float:
     return min(warmup, (config.steps - step) / decay_steps, 1.0)
 
 
-def save_checkpoint(folder: Path, step: int, trainable: dict, optimizers, ema: EMAModel) -> None:
+def run_facts(config: Config) -> dict:
+    """What a checkpoint is bound to: with other values it would be read into another run."""
+    base = hashlib.sha256()
+    for path in sorted(config.base.rglob("*.safetensors")) if config.base else []:
+        base.update(path.read_bytes())
+    bound = {"objective", "seed", "batch_size", "flow_shift", "vae", "transformer", "distill"}
+    facts = config.model_dump(mode="json", include=bound)
+    return facts | {"optim.name": config.optim.name, "data.clips": config.data.clips, "base": base.hexdigest()}
+
+
+def check_checkpoint(config: Config) -> None:
+    """Raises ValueError if `config.output` holds the checkpoint of another run, or of more steps than are asked for."""
+    path = config.output / CHECKPOINT_NAME
+    if not path.exists():
+        return
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    before, now = json.loads(metadata["run"]), json.loads(json.dumps(run_facts(config)))
+    if differing := [key for key in now if before.get(key) != now[key]]:
+        raise ValueError(
+            f"{path} belongs to a run with another {', '.join(differing)}; give another --output, or delete it"
+        )
+    if int(metadata["step"]) > config.steps:
+        raise ValueError(f"{path} is at step {metadata['step']}, past the {config.steps} steps that are asked for")
+
+
+def save_checkpoint(folder: Path, step: int, trainable: dict, optimizers, ema: EMAModel, facts: dict) -> None:
     """Writes beside, then renames: a kill at any moment leaves the last whole checkpoint."""
     tensors = {f"model.{name}": p for name, p in trainable.items()}
     tensors |= {f"ema.{i}": p for i, p in enumerate(ema.shadow_params)}
@@ -91,18 +121,17 @@ def save_checkpoint(folder: Path, step: int, trainable: dict, optimizers, ema: E
         for i, state in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{k}.{i}.{key}": torch.as_tensor(value) for key, value in state.items()}
     tensors = {name: t.detach().contiguous() for name, t in tensors.items()}
-    beside = folder / "checkpoint.safetensors.partial"
-    save_file(tensors, beside, metadata={"step": str(step), "ema_step": str(ema.optimization_step)})
-    os.replace(beside, folder / "checkpoint.safetensors")
+    beside = folder / f"{CHECKPOINT_NAME}.partial"
+    metadata = {"step": str(step), "ema_step": str(ema.optimization_step), "run": json.dumps(facts)}
+    save_file(tensors, beside, metadata=metadata)
+    os.replace(beside, folder / CHECKPOINT_NAME)
 
 
 def load_checkpoint(folder: Path, trainable: dict, optimizers, ema: EMAModel) -> int:
     """Restores the last checkpoint, if there is one. Returns the number of steps that it holds."""
-    path = folder / "checkpoint.safetensors"
+    path = folder / CHECKPOINT_NAME
     if not path.exists():
         return 0
-    from safetensors import safe_open
-
     with safe_open(path, "pt") as file:
         metadata = file.metadata()
     tensors = load_file(path)
@@ -135,7 +164,7 @@ def train(config: Config, objective: Objective, accelerator: Accelerator) -> Non
     ema = EMAModel(weights, decay=config.optim.ema, use_ema_warmup=True, power=0.75)
     start = load_checkpoint(folder, trainable, bare_optimizers, ema)
     model, *optimizers = accelerator.prepare(bare_model, *bare_optimizers)
-    main = accelerator.is_main_process
+    main, facts = accelerator.is_main_process, run_facts(config)
     log_path = folder / "log.jsonl"
     if main:
         # Lines past the checkpoint belong to steps that are about to be made again; a kill may have cut off the last.
@@ -178,7 +207,7 @@ def train(config: Config, objective: Objective, accelerator: Accelerator) -> Non
             progress.set_postfix(loss=f"{mean:.4f}")
             began, losses = time.time(), []
         if done % config.save_every == 0 or done == config.steps:
-            save_checkpoint(folder, done, trainable, bare_optimizers, ema)
+            save_checkpoint(folder, done, trainable, bare_optimizers, ema, facts)
         if done % config.sample_every == 0:
             (folder / "samples").mkdir(exist_ok=True)
             with_averaged_weights(objective.sample, folder / "samples" / f"{done:06d}.png")

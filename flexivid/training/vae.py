@@ -96,6 +96,7 @@ class VaeObjective:
         clips, scenes = sample_clips(24, torch.Generator().manual_seed(123), size=self.config.data.size)
         vae = self.model.vae.cpu()
         reconstruction = decode(vae, encode(vae, clips))
+        vae.to(self.accelerator.device)
         error = (clips - reconstruction).div(2).square().mean().item()
         psnr = -10 * math.log10(error)
         print(f"\nreconstruction PSNR {psnr:.2f} dB, kept {adherence_shares(reconstruction, scenes)} -> {path}")
