@@ -77,7 +77,7 @@ def enable(
         budget: share of the stock call's FLOPs that the transformer may spend, in (0, 1].
         schedule: instead of a budget: a `Schedule`, `2x4x4:35,1x2x2:5`, or one patch size for every step.
         guidance: `same` (both guidance branches at one patch size) or `weak-uncond` (as many steps as the budget allows
-            run the powerful patch size on the conditional branch and the cheapest on the unconditional one).
+            run the powerful patch size on the conditional branch, and the cheapest one for their guidance).
         parametrisation: `snr` or `direct`; the adapter's, or `snr` without one.
         merge_lora: keep a copy of the adapted weights with the adapter's LoRA added, one for every mode: weak steps
             then cost no LoRA, and memory grows by as much.

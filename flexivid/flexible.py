@@ -18,7 +18,7 @@ from torch import nn
 from flexivid.families import family_of
 from flexivid.folding import Folding, folding_for
 from flexivid.modes import WeakMode
-from flexivid.parametrisation import coarse_guidance, normaliser, output_for_x0, predicted_x0
+from flexivid.parametrisation import normaliser, output_for_x0, predicted_x0
 from flexivid.positions import centred_rope
 from flexivid.schedules import format_patch_size
 
@@ -30,7 +30,7 @@ class Choice:
     """What one forward is to do.
 
     sigma: noise level of the latents, None to take it from the timestep. keep: a later branch of the same step needs
-    this prediction. guide: replace the part of the prediction that the coarse grid cannot see by the kept one.
+    this call and its prediction. guide: this is the unconditional branch of a mixed step, see `_guide`.
     """
 
     patch_size: str
@@ -71,7 +71,7 @@ class FlexTransformer:
         self._unmerged: list[nn.Parameter] = []
         self.requires_grad_before: dict[int, bool] = {}
         self._lora_mode: str | None = None
-        self._kept: torch.Tensor | None = None
+        self._kept: tuple[dict, torch.Tensor] | None = None  # the conditional call of a mixed step, and its prediction
         self._signature = inspect.signature(type(transformer).forward)
         hooks = {
             transformer: _RootHook(self),
@@ -168,8 +168,10 @@ class FlexTransformer:
                 output = stock_forward(*args, **kwargs)
             else:
                 prediction = self._weak_forward(stock_forward, call, choice)
+                if choice.guide:
+                    prediction = self._guide(stock_forward, prediction, choice)
                 output = Transformer2DModelOutput(sample=prediction) if call.get("return_dict", True) else (prediction,)
-            self._kept = output[0] if choice.keep else None
+            self._kept = (call, output[0]) if choice.keep else None
         except BaseException:
             self._toggle_lora(None)
             raise
@@ -180,6 +182,17 @@ class FlexTransformer:
         if self.lora_is_merged or not torch.is_grad_enabled():
             self._toggle_lora(None)
         return output
+
+    def _guide(self, stock_forward: Callable, weak_unconditional: torch.Tensor, choice: Choice) -> torch.Tensor:
+        """The unconditional prediction of a mixed step, whose conditional one is powerful: v_c - (v_c,weak - v_u,weak).
+
+        Guidance then multiplies the difference of two predictions of one patch size, in which what a weak mode gets
+        wrong cancels. Against the powerful conditional prediction it would be multiplied by the scale at every step,
+        and so would all detail that a weak mode does not draw: the latents blow up. It costs a second weak forward.
+        """
+        conditional_call, conditional = self._kept
+        weak_conditional = self._weak_forward(stock_forward, conditional_call, choice)
+        return conditional + weak_unconditional - weak_conditional
 
     def _weak_forward(self, stock_forward: Callable, call: dict, choice: Choice) -> torch.Tensor:
         latents, timestep = call["hidden_states"], call["timestep"]
@@ -218,17 +231,6 @@ class FlexTransformer:
             x_coarse = folding.block_mean(x_t) / c
             x_0_coarse = predicted_x0(prediction_type, x_coarse, coarse, alpha / c, s * kappa / c)
             x_0 = folding.upsample(x_0_coarse) + folding.unfold(residual)
-            prediction = output_for_x0(prediction_type, x_t, x_0, alpha, s)
-
-        if choice.guide:
-            if mode.parametrisation == "snr" and not self.lora_layers:
-                # Without training the coarse prediction is the estimate; the block mean of U of it is a blurred one.
-                coarse_unconditional = x_0_coarse
-            else:
-                x_0_weak = predicted_x0(prediction_type, x_t, prediction, alpha, s)
-                coarse_unconditional = folding.block_mean(x_0_weak)
-            x_0_conditional = predicted_x0(prediction_type, x_t, self._kept.float(), alpha, s)
-            x_0 = coarse_guidance(folding, x_0_conditional, coarse_unconditional)
             prediction = output_for_x0(prediction_type, x_t, x_0, alpha, s)
         return prediction.to(latents.dtype)
 

@@ -68,13 +68,3 @@ def sigma_to_alpha_s(sigma: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """(alpha, s) of a VP model from a k-diffusion style sigma = s / alpha (Karras et al. 2022, arXiv 2206.00364)."""
     alpha = 1 / torch.sqrt(1 + sigma**2)
     return alpha, sigma * alpha
-
-
-def coarse_guidance(folding, x_0_conditional: torch.Tensor, coarse_unconditional: torch.Tensor) -> torch.Tensor:
-    """The unconditional x0 of a mixed step (powerful conditional, weak unconditional): x0_c + U (y - D x0_c).
-
-    coarse_unconditional: y, what the weak branch says of D x0. Guidance then acts on what the coarse grid sees. The
-    weak branch knows little of finer detail; were the guidance scale to act on that, it would multiply the conditional
-    branch's detail at every step and the latents would blow up.
-    """
-    return x_0_conditional + folding.upsample(coarse_unconditional - folding.block_mean(x_0_conditional))

@@ -60,6 +60,11 @@ def multiple_of(patch_size: PatchSize, base: PatchSize) -> PatchSize:
     return t, h, w
 
 
+def forwards(step: tuple[str, ...]) -> tuple[str, ...]:
+    """The patch sizes of the forwards of a step. A mixed one runs the weaker on both branches, for its guidance."""
+    return step if len(set(step)) == 1 else (*step, step[1])
+
+
 @dataclass(frozen=True)
 class Schedule:
     """The patch size of every forward of one sampling run.
@@ -90,11 +95,11 @@ class Schedule:
 
         Raises ValueError where the cost of a patch size is missing.
         """
-        names = [name for step in self.steps for name in step]
+        names = [name for step in self.steps for name in forwards(step)]
         if missing := sorted(set(names) - set(costs)):
             raise ValueError(f"no cost is given for {', '.join(missing)}; there are costs for {', '.join(costs)}")
-        forwards = [costs[name] for name in names]
-        return sum(forwards) if all(isinstance(cost, int) for cost in forwards) else math.fsum(forwards)
+        prices = [costs[name] for name in names]
+        return sum(prices) if all(isinstance(cost, int) for cost in prices) else math.fsum(prices)
 
     def to_json(self) -> list[list[str]]:
         """The steps as lists, for `json.dump`: `[["1x4x4", "1x4x4"], ...]`."""
@@ -122,9 +127,10 @@ def schedule_for_budget(
 
     Steps go from coarse to fine. As many of the last steps as fit are powerful, with all others at the cheapest patch
     size; what is left of the budget then raises the last weak steps, to the finest weak patch size first. With
-    `weak-uncond` a mixed step, powerful on the conditional branch and the cheapest patch size on the unconditional one,
-    takes the place of a powerful one; a budget in which every step can be mixed raises the last steps to the powerful
-    patch size on both branches, so that the late, fine steps are the last to be guided by a weak prediction.
+    `weak-uncond` a mixed step, powerful on the conditional branch and guided by the cheapest patch size on both, takes
+    the place of a powerful one; a budget in which every step can be mixed raises the last steps to the powerful patch
+    size on both branches, so that the late, fine steps are the last to be guided by weak predictions. Where the
+    cheapest patch size costs half the powerful one or more, a mixed step saves nothing and there is none.
 
     Args:
         costs: FLOPs of one forward by patch size. The most expensive one is the powerful one.
@@ -147,13 +153,16 @@ def schedule_for_budget(
         raise ValueError(f"guidance must be same or weak-uncond, not {guidance!r}")
 
     def cost(step: tuple[str, ...]) -> Fraction:
-        return sum(prices[mode] for mode in step)
+        return sum(prices[mode] for mode in forwards(step))
 
     ladder = [(mode,) * guidance_branches for mode in modes]  # kinds of steps, from coarse to fine
     limit = _exact(budget) * cost(ladder[-1])
     if guidance == "weak-uncond" and guidance_branches == 2:
         mixed_step = (modes[-1], modes[0])
-        ladder = [mixed_step, ladder[-1]] if cost(mixed_step) <= limit else [*ladder[:-1], mixed_step]
+        if cost(mixed_step) <= limit:
+            ladder = [mixed_step, ladder[-1]]
+        elif cost(mixed_step) < cost(ladder[-1]):
+            ladder = [*ladder[:-1], mixed_step]
     coarsest, *finer = ladder
     slack = steps * (limit - cost(coarsest))
     if slack < 0:

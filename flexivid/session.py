@@ -73,7 +73,7 @@ class Session:
             if any(coarse > fine for coarse, fine in zip(conditional, unconditional, strict=True)):
                 raise ValueError(
                     f"{'/'.join(step)} runs the unconditional branch at a finer patch size than the conditional one, "
-                    f"so guidance would multiply detail that only the former has; swap the two"
+                    f"which costs two fine forwards and draws a coarse clip; swap the two"
                 )
         return schedule
 
@@ -122,8 +122,9 @@ class Session:
         if branch == 0:
             self.summary.steps.append([])
         self.summary.steps[-1].append(patch_size)
-        self.summary.flops_used += costs[patch_size] * batch
         mixed = len(set(planned)) > 1
+        runs = 2 if mixed and branch == 1 else 1  # guidance needs the weak prediction of both branches
+        self.summary.flops_used += runs * costs[patch_size] * batch
         sigma = context.sigma if context is not None else None
         if sigma is None:
             sigma = float(self.pipe.scheduler.sigmas[step + self._begin])

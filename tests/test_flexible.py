@@ -126,6 +126,23 @@ def _not_causal(family):
     return dataclasses.replace(family, causal=False)
 
 
+@pytest.mark.parametrize("parametrisation", ["snr", "direct"])
+def test_guidance_of_a_mixed_step_is_the_difference_of_two_weak_predictions(transformer, parametrisation):
+    flex = attach(transformer, parametrisation)
+    conditional, unconditional = forward_inputs(), forward_inputs()
+    unconditional["encoder_hidden_states"] = torch.zeros_like(unconditional["encoder_hidden_states"])
+    predictions = {}
+    for patch_size in ("1x2x2", "1x4x4"):
+        flex.policy = flex.fixed_policy(patch_size)
+        predictions[patch_size] = [run(transformer, **inputs) for inputs in (conditional, unconditional)]
+    choices = iter([Choice("1x2x2", keep=True), Choice("1x4x4", guide=True)])
+    flex.policy = lambda *_: next(choices)
+    powerful, mixed = [run(transformer, **inputs) for inputs in (conditional, unconditional)]
+    assert torch.equal(powerful, predictions["1x2x2"][0])
+    weak_conditional, weak_unconditional = predictions["1x4x4"]
+    assert torch.allclose(powerful - mixed, weak_conditional - weak_unconditional, atol=1e-5)
+
+
 @pytest.mark.parametrize("patch_size", ["1x4x4", "2x4x4"])
 def test_snr_tells_the_network_the_truth_and_passes_the_unseen_noise_through(transformer, patch_size):
     """With a network that knows the answer: it is told sigma kappa / c, and the output stands for U D x0 exactly."""

@@ -5,7 +5,6 @@ import torch
 
 from flexivid.folding import folding_for
 from flexivid.parametrisation import (
-    coarse_guidance,
     normaliser,
     output_for_x0,
     predicted_x0,
@@ -71,21 +70,6 @@ def test_vp_timestep_has_equal_log_snr():
     assert torch.allclose(vp_timestep(alphas_cumprod, alpha, s), at.float(), atol=1e-3)
     halved_noise = vp_timestep(alphas_cumprod, alpha, s / 2)
     assert (halved_noise[1:] < at[1:]).all() and (halved_noise >= 0).all()
-
-
-def test_mixed_guidance_leaves_fine_detail_alone():
-    """Detail that block means cannot see changes nothing in what the guidance scale multiplies."""
-    folding = folding_for((5, 8, 8), (1, 2, 2), (1, 2, 2), True)
-    conditional, noise = torch.randn(2, 1, 3, 5, 8, 8, dtype=torch.float64)
-    coarse = torch.randn(1, 3, 5, 4, 4, dtype=torch.float64)
-    detail = noise - folding.unfold(folding.block_mean(noise).repeat(1, 4, 1, 1, 1))
-    assert folding.block_mean(detail).abs().max() < 1e-12 < detail.abs().max()
-    before = conditional - coarse_guidance(folding, conditional, coarse)
-    after = conditional + detail - coarse_guidance(folding, conditional + detail, coarse)
-    assert torch.allclose(before, after, atol=1e-12)
-    # Where the two branches agree on the coarse grid, guidance changes nothing.
-    agreed = coarse_guidance(folding, conditional, folding.block_mean(conditional))
-    assert torch.allclose(agreed, conditional, atol=1e-12)
 
 
 def test_centred_rope_is_the_table_at_the_centres():

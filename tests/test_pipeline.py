@@ -28,19 +28,20 @@ def test_budget_one_and_disable_are_the_stock_pipeline(pipe):
 
 
 @pytest.mark.parametrize(
-    ("budget", "make_scheduler", "guidance_scale"),
+    ("budget", "make_scheduler", "guidance_scale", "guidance"),
     [
-        *[(budget, None, 3.0) for budget in (1.0, 0.8, 0.6, 0.5, 0.4, 0.3, 0.25)],
-        *[(budget, euler, guidance_scale) for budget in (0.5, 0.25) for guidance_scale in (1.0, 3.0)],
+        *[(budget, None, 3.0, "same") for budget in (1.0, 0.8, 0.6, 0.5, 0.4, 0.3, 0.25)],
+        *[(budget, euler, guidance_scale, "same") for budget in (0.5, 0.25) for guidance_scale in (1.0, 3.0)],
+        *[(budget, None, 3.0, "weak-uncond") for budget in (0.8, 0.5)],
     ],
 )
-def test_counted_flops_keep_the_budget_and_the_prediction(pipe, budget, make_scheduler, guidance_scale):
+def test_counted_flops_keep_the_budget_and_the_prediction(pipe, budget, make_scheduler, guidance_scale, guidance):
     if make_scheduler:
         pipe.scheduler = make_scheduler()
     settings = dict(steps=10, height=64, width=64, guidance_scale=guidance_scale, max_sequence_length=4)
     prompt_embeds, negative = pipe.encode_prompt("a red circle", max_sequence_length=4)
     settings |= dict(prompt=None, prompt_embeds=prompt_embeds, negative_prompt_embeds=negative)
-    flexivid.enable(pipe, modes=MODES, budget=budget)
+    flexivid.enable(pipe, modes=MODES, budget=budget, guidance=guidance)
     sample(pipe, **settings)  # the session counts on the meta device in its first call, which must not be counted too
     with flop_counter_mode() as counter:
         sample(pipe, **settings)
@@ -52,6 +53,7 @@ def test_counted_flops_keep_the_budget_and_the_prediction(pipe, budget, make_sch
     assert full_counter.get_total_flops() == pytest.approx(result.flops_full, rel=0.01)
     assert counter.get_total_flops() <= budget * full_counter.get_total_flops()
     assert [tuple(step) for step in result.steps] == list(result.schedule.steps)
+    assert any(len(set(step)) == 2 for step in result.steps) == (guidance == "weak-uncond")
 
 
 def test_unreachable_budgets_name_the_least(pipe):
