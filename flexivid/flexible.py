@@ -116,8 +116,12 @@ class FlexTransformer:
         """Keeps, for every weak mode, a copy of the adapted weights with its LoRA added: no LoRA cost in a forward."""
         for patch_size in self.weak_modes:
             name = self.lora_name(patch_size)
-            merged = (layer.get_base_layer().weight + layer.get_delta_weight(name) for layer in self.lora_layers)
-            self._merged[patch_size] = [nn.Parameter(weight, requires_grad=False) for weight in merged]
+            self._merged[patch_size] = []
+            for layer in self.lora_layers:
+                stock = layer.get_base_layer().weight
+                # Without weights (on the meta device) peft still puts its own on the CPU.
+                merged = stock + layer.get_delta_weight(name).to(stock.device)
+                self._merged[patch_size].append(nn.Parameter(merged, requires_grad=False))
 
     def _toggle_lora(self, patch_size: str | None) -> None:
         """Makes ours active in a weak mode only; whatever else the user has active stays so."""

@@ -131,7 +131,8 @@ def test_adapters_that_do_not_fit(call, tmp_path, capsys):
     assert "has no flexivid_config.json" in capsys.readouterr().err
     flex = attach(tiny_transformer())
     save_adapter(tmp_path / "own", config_of(flex), {"transformer": flex})
-    assert call("--prompt", CAPTION, "--adapter", tmp_path / "own", "--budget", 0.8) == 0
+    for merge_lora in ("--no-merge-lora", "--merge-lora"):
+        assert call("--prompt", CAPTION, "--adapter", tmp_path / "own", "--budget", 0.8, merge_lora) == 0
     config = (tmp_path / "own/flexivid_config.json").read_text()
     (tmp_path / "own/flexivid_config.json").write_text(config.replace("{", '{"colour": "red",', 1))
     assert call("--prompt", CAPTION, "--adapter", tmp_path / "own", "--budget", 0.8) == 2
