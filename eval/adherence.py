@@ -152,12 +152,12 @@ def main() -> None:
     arms = [arm for arm in arms if not arguments.arms or arm.name in ("full", *arguments.arms)]
     arguments.output.mkdir(parents=True, exist_ok=True)
     results: dict[str, list[dict]] = {arm.name: [] for arm in arms}
+    identities = {arm: identity_of(arguments.model, arm, scenes, arguments.dtype) for arm in arms}
     # Seeds outermost: a run that is stopped early has measured every arm on the same clips.
     for seed in range(arguments.seeds):
         for arm in arms:
             path = arguments.output / f"{arm.name}-seed{seed}.json"
-            identity = identity_of(arguments.model, arm, scenes, arguments.dtype)
-            results[arm.name].append(judge_arm(pipe, arm, scenes, seed, path, arguments.batch, identity))
+            results[arm.name].append(judge_arm(pipe, arm, scenes, seed, path, arguments.batch, identities[arm]))
         table = summarise(results, splits)
         (arguments.output / "summary.md").write_text(f"Seeds: {seed + 1}\n\n{table}")
     print(table)

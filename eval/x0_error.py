@@ -74,7 +74,7 @@ def main() -> None:
         for mode, panel in zip(MODES, panels, strict=True):
             if name == "powerful" or mode in name:
                 colour = {"powerful": "black", "snr": "tab:blue", "direct": "tab:red"}[name.split()[0]]
-                style = "-" if name == "powerful" or "untrained" not in name else "--"
+                style = "--" if "untrained" in name else "-"
                 panel.plot(SIGMAS, errors, color=colour, linestyle=style, label=name)
     for panel in panels:
         panel.set_xlabel("noise level σ")
