@@ -38,6 +38,7 @@ class Arm:
     steps: int = FULL_STEPS
     budget: float | None = None
     adapter: Path | None = None
+    order: str | None = None
 
 
 def start_arm(pipe: WanPipeline, arm: Arm) -> None:
@@ -45,7 +46,8 @@ def start_arm(pipe: WanPipeline, arm: Arm) -> None:
     if arm.budget is not None:
         modes = None if arm.adapter else ["1x4x4", "2x4x4"]
         merge_lora = arm.adapter is not None
-        flexivid.enable(pipe, adapter=arm.adapter, budget=arm.budget, modes=modes, merge_lora=merge_lora)
+        settings = {"budget": arm.budget, "order": arm.order, "modes": modes, "merge_lora": merge_lora}
+        flexivid.enable(pipe, adapter=arm.adapter, **settings)
 
 
 def identity_of(model: Path, arm: Arm, scenes: list[Scene], dtype: str) -> str:
@@ -146,6 +148,9 @@ def main() -> None:
         Arm("adapter-0.25", budget=0.25, adapter=arguments.adapter),
         Arm("steps-10", steps=10),
         Arm("training-free-0.5", budget=0.5),
+        Arm("training-free-0.25", budget=0.25),
+        Arm("adapter-0.25-weak-first", budget=0.25, adapter=arguments.adapter, order="weak-first"),
+        Arm("training-free-0.5-weak-first", budget=0.5, order="weak-first"),
     ]
     if arguments.direct_adapter:
         arms.append(Arm("direct-adapter-0.25", budget=0.25, adapter=arguments.direct_adapter))

@@ -15,7 +15,7 @@ from flexivid.families import family_of
 from flexivid.flexible import HOOK_NAME, FlexTransformer
 from flexivid.lora import remove_lora
 from flexivid.parametrisation import PARAMETRISATIONS
-from flexivid.schedules import Schedule, check_budget, format_patch_size, multiple_of, parse_patch_size
+from flexivid.schedules import Schedule, check_budget, check_order, format_patch_size, multiple_of, parse_patch_size
 from flexivid.session import Session, Summary
 
 COMPONENTS = ("transformer", "transformer_2")
@@ -62,6 +62,7 @@ def enable(
     budget: float | None = None,
     schedule: Schedule | str | None = None,
     guidance: str = "same",
+    order: str | None = None,
     parametrisation: str | None = None,
     merge_lora: bool = False,
 ) -> None:
@@ -78,6 +79,9 @@ def enable(
         schedule: instead of a budget: a `Schedule`, `2x4x4:35,1x2x2:5`, or one patch size for every step.
         guidance: `same` (both guidance branches at one patch size) or `weak-uncond` (as many steps as the budget allows
             run the powerful patch size on the conditional branch, and the cheapest one for their guidance).
+        order: `interleaved` (powerful steps are spread evenly, and what the last one knew better is added to the weak
+            ones after it) or `weak-first` (FlexiDiT); by default interleaved, with `weak-uncond` weak-first. In a
+            schedule, too, weak steps after a powerful one are corrected so.
         parametrisation: `snr` or `direct`; the adapter's, or `snr` without one.
         merge_lora: keep a copy of the adapted weights with the adapter's LoRA added, one for every mode: weak steps
             then cost no LoRA, and memory grows by as much.
@@ -96,10 +100,11 @@ def enable(
         raise ValueError("a bare transformer has no steps: give schedule= one patch size such as 1x4x4, and no budget")
     if budget is not None:
         check_budget(budget)
-    if guidance not in ("same", "weak-uncond"):
-        raise ValueError(f"guidance must be same or weak-uncond, not {guidance!r}")
+    check_order(order, guidance)
     if guidance != "same" and schedule is not None:
         raise ValueError("guidance belongs to a budget; a schedule names the branches itself, such as 1x2x2/1x4x4:5")
+    if order is not None and schedule is not None:
+        raise ValueError("order belongs to a budget; a schedule is an order itself")
     if merge_lora and adapter is None:
         raise ValueError("merge_lora merges the LoRA of an adapter; give one")
     if is_pipeline and target.config.get("expand_timesteps"):
@@ -147,7 +152,7 @@ def enable(
                     for flex in flexes.values():
                         flex.merge_lora()
             if is_pipeline:
-                Session(target, flexes, budget, schedule, guidance)
+                Session(target, flexes, budget, schedule, guidance, order)
             else:
                 flexes["transformer"].policy = flexes["transformer"].fixed_policy(schedule)
         except BaseException:

@@ -6,7 +6,7 @@ pass everything through untouched; in a weak mode the root folds the latents, ca
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from diffusers.hooks import HookRegistry, ModelHook
@@ -29,12 +29,15 @@ HOOK_NAME = "flexivid"
 class Choice:
     """What one forward is to do.
 
-    sigma: noise level of the latents, None to take it from the timestep. keep: a later branch of the same step needs
-    this call and its prediction. guide: this is the unconditional branch of a mixed step, see `_guide`.
+    sigma: noise level of the latents, None to take it from the timestep. branch: which guidance branch this is.
+    compare: weak patch sizes that a powerful prediction is compared with, see `_compare`. keep: a later branch of the
+    same step needs this call and its prediction. guide: this is the unconditional branch of a mixed step, see `_guide`.
     """
 
     patch_size: str
     sigma: float | None = None
+    branch: int = 0
+    compare: tuple[str, ...] = ()
     keep: bool = False
     guide: bool = False
 
@@ -71,6 +74,8 @@ class FlexTransformer:
         self._unmerged: list[nn.Parameter] = []
         self.requires_grad_before: dict[int, bool] = {}
         self._lora_mode: str | None = None
+        # By guidance branch and weak patch size: what the last powerful x0 was more than the weak one, (B, C, T, H, W).
+        self.corrections: dict[tuple[int, str], torch.Tensor] = {}
         self._kept: tuple[dict, torch.Tensor] | None = None  # the conditional call of a mixed step, and its prediction
         self._signature = inspect.signature(type(transformer).forward)
         hooks = {
@@ -170,10 +175,14 @@ class FlexTransformer:
                 self.mode = None
                 self._toggle_lora(None)
                 output = stock_forward(*args, **kwargs)
+                for patch_size in choice.compare:
+                    self._compare(stock_forward, call, output[0], replace(choice, patch_size=patch_size))
             else:
                 prediction = self._weak_forward(stock_forward, call, choice)
                 if choice.guide:
                     prediction = self._guide(stock_forward, prediction, choice)
+                elif not choice.keep:
+                    prediction = self._correct(call, prediction, choice)
                 output = Transformer2DModelOutput(sample=prediction) if call.get("return_dict", True) else (prediction,)
             self._kept = (call, output[0]) if choice.keep else None
         except BaseException:
@@ -186,6 +195,37 @@ class FlexTransformer:
         if self.lora_is_merged or not torch.is_grad_enabled():
             self._toggle_lora(None)
         return output
+
+    def _noise_level(self, call: dict, choice: Choice) -> tuple[torch.Tensor, torch.Tensor]:
+        """(alpha, s) of a call's latents, float32, (B, 1, 1, 1, 1)."""
+        latents = call["hidden_states"]
+        sigma = call["timestep"] / self.family.time_scale if choice.sigma is None else torch.tensor(choice.sigma)
+        s = sigma.to(latents.device, torch.float32).expand(len(latents)).view(-1, 1, 1, 1, 1)
+        return 1 - s, s
+
+    def _x_0(self, call: dict, output: torch.Tensor, choice: Choice) -> torch.Tensor:
+        """The x0 that a prediction at the latents of `call` stands for, float32."""
+        x_t = call["hidden_states"][:, : output.shape[1]].float()
+        return predicted_x0(self.family.prediction, x_t, output.float(), *self._noise_level(call, choice))
+
+    def _compare(self, stock_forward: Callable, call: dict, powerful: torch.Tensor, choice: Choice) -> None:
+        """Remembers what the powerful prediction knows better than the weak one of `choice`, at the same latents."""
+        weak = self._weak_forward(stock_forward, call, choice)
+        difference = self._x_0(call, powerful, choice) - self._x_0(call, weak, choice)
+        self.corrections[choice.branch, choice.patch_size] = difference
+
+    def _correct(self, call: dict, weak: torch.Tensor, choice: Choice) -> torch.Tensor:
+        """x0 = x0_weak(t) + [x0_powerful(t_k) - x0_weak(t_k)], t_k the last powerful step; before one, x0_weak alone.
+
+        The weak prediction as control variate: it follows what changes from step to step, and the difference, which
+        holds the detail that a weak patch size does not draw, changes slowly.
+        """
+        correction = self.corrections.get((choice.branch, choice.patch_size))
+        if correction is None:
+            return weak
+        x_t = call["hidden_states"][:, : weak.shape[1]].float()
+        x_0 = self._x_0(call, weak, choice) + correction
+        return output_for_x0(self.family.prediction, x_t, x_0, *self._noise_level(call, choice)).to(weak.dtype)
 
     def _guide(self, stock_forward: Callable, weak_unconditional: torch.Tensor, choice: Choice) -> torch.Tensor:
         """The unconditional prediction of a mixed step, whose conditional one is powerful: v_c - (v_c,weak - v_u,weak).
@@ -207,9 +247,7 @@ class FlexTransformer:
         folding = folding_for(tuple(latents.shape[2:]), mode.multiple, self.base_patch, self.family.causal)
         self.mode, self._folding = mode, folding
 
-        sigma = timestep / self.family.time_scale if choice.sigma is None else torch.tensor(choice.sigma)
-        s = sigma.to(latents.device, torch.float32).expand(len(latents)).view(-1, 1, 1, 1, 1)
-        alpha, prediction_type = 1 - s, self.family.prediction
+        (alpha, s), prediction_type = self._noise_level(call, choice), self.family.prediction
         x_t = latents[:, : mode.out_channels].float()
 
         def network(folded: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:

@@ -1,8 +1,14 @@
 """Which patch size runs at which denoising step, and what that costs.
 
 A schedule is a pure function of (costs, steps, budget, guidance): nothing here knows a model, a scheduler or torch.
-Early steps settle layout and motion and run coarse ("weak") patches, late steps the model's own ("powerful") patch
-(FlexiDiT, arXiv 2502.20126). A patch size is written frames x height x width in latent pixels, as in `1x4x4`.
+Coarse ("weak") patches are cheap, the model's own ("powerful") patch is exact. Two orders:
+
+    weak-first    early steps are weak, late ones powerful (FlexiDiT, arXiv 2502.20126)
+    interleaved   powerful steps are spread evenly; what the last one knew better than the weak patch size is added to
+                  the weak predictions that follow, x0 = x0_weak(t) + [x0_powerful(t_k) - x0_weak(t_k)]. For that a
+                  powerful step runs the weak patch size too.
+
+A patch size is written frames x height x width in latent pixels, as in `1x4x4`.
 """
 
 import math
@@ -10,12 +16,13 @@ import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import groupby
+from itertools import groupby, takewhile
 from numbers import Real
 from typing import Literal
 
 PatchSize = tuple[int, int, int]
 Guidance = Literal["same", "weak-uncond"]
+Order = Literal["interleaved", "weak-first"]
 
 _NOTATION = "write frames x height x width in latent pixels, for example 1x4x4"
 
@@ -60,11 +67,6 @@ def multiple_of(patch_size: PatchSize, base: PatchSize) -> PatchSize:
     return t, h, w
 
 
-def forwards(step: tuple[str, ...]) -> tuple[str, ...]:
-    """The patch sizes of the forwards of a step. A mixed one runs the weaker on both branches, for its guidance."""
-    return step if len(set(step)) == 1 else (*step, step[1])
-
-
 @dataclass(frozen=True)
 class Schedule:
     """The patch size of every forward of one sampling run.
@@ -90,12 +92,30 @@ class Schedule:
             for name in step:
                 parse_patch_size(name)
 
+    def compared(self, index: int, powerful: str) -> tuple[str, ...]:
+        """The weak patch sizes that a powerful step is compared with: those that run until the next such step.
+
+        What the powerful prediction knew better is added to theirs. Mixed steps have a correction of their own.
+        """
+        if set(self.steps[index]) != {powerful}:
+            return ()
+        following = takewhile(lambda step: set(step) != {powerful}, self.steps[index + 1 :])
+        return tuple(dict.fromkeys(step[0] for step in following if len(set(step)) == 1))
+
+    def forwards(self, powerful: str) -> list[str]:
+        """The patch size of every forward, comparisons included. A mixed step runs its weaker one on both branches."""
+        names: list[str] = []
+        for index, step in enumerate(self.steps):
+            names += step if len(set(step)) == 1 else (*step, step[1])
+            names += self.compared(index, powerful) * len(step)
+        return names
+
     def cost(self, costs: Mapping[str, float]) -> float:
         """FLOPs of all forwards, given the FLOPs of one forward by patch size; exact where those are integers.
 
-        Raises ValueError where the cost of a patch size is missing.
+        The most expensive patch size is the powerful one. Raises ValueError where the cost of a patch size is missing.
         """
-        names = [name for step in self.steps for name in forwards(step)]
+        names = self.forwards(max(costs, key=costs.get))
         if missing := sorted(set(names) - set(costs)):
             raise ValueError(f"no cost is given for {', '.join(missing)}; there are costs for {', '.join(costs)}")
         prices = [costs[name] for name in names]
@@ -121,16 +141,23 @@ class Schedule:
 
 
 def schedule_for_budget(
-    costs: Mapping[str, float], steps: int, budget: float, guidance_branches: int, guidance: Guidance = "same"
+    costs: Mapping[str, float],
+    steps: int,
+    budget: float,
+    guidance_branches: int,
+    guidance: Guidance = "same",
+    order: Order | None = None,
 ) -> Schedule:
     """The schedule that spends at most `budget` of what the powerful patch size would cost on every forward.
 
-    Steps go from coarse to fine. As many of the last steps as fit are powerful, with all others at the cheapest patch
-    size; what is left of the budget then raises the last weak steps, to the finest weak patch size first. With
-    `weak-uncond` a mixed step, powerful on the conditional branch and guided by the cheapest patch size on both, takes
-    the place of a powerful one; a budget in which every step can be mixed raises the last steps to the powerful patch
-    size on both branches, so that the late, fine steps are the last to be guided by weak predictions. Where the
-    cheapest patch size costs half the powerful one or more, a mixed step saves nothing and there is none.
+    `interleaved`: as many powerful steps as fit, evenly spread, all others at the cheapest patch size.
+
+    `weak-first`: steps go from coarse to fine. As many of the last steps as fit are powerful, with all others at the
+    cheapest patch size; what is left of the budget then raises the last weak steps, to the finest weak patch size
+    first. With `weak-uncond` a mixed step, powerful on the conditional branch and guided by the cheapest patch size on
+    both, takes the place of a powerful one; a budget in which every step can be mixed raises the last steps to the
+    powerful patch size on both branches, so that the late, fine steps are the last to be guided by weak predictions.
+    Where the cheapest patch size costs half the powerful one or more, a mixed step saves nothing and there is none.
 
     Args:
         costs: FLOPs of one forward by patch size. The most expensive one is the powerful one.
@@ -138,10 +165,11 @@ def schedule_for_budget(
         budget: share of the reference, in (0, 1]; the reference is steps x guidance_branches x powerful.
         guidance_branches: forwards a step makes: 2 with classifier-free guidance, else 1.
         guidance: `same` runs both branches at one patch size; without guidance, `weak-uncond` is `same`.
+        order: `interleaved` or `weak-first`; None is weak-first with `weak-uncond`, else interleaved.
 
     Raises:
         BudgetError: the budget is not a number in (0, 1], or less than the cheapest patch size costs.
-        ValueError: another argument is out of its range.
+        ValueError: another argument is out of its range, or `weak-uncond` is asked for with `interleaved`.
     """
     check_budget(budget)
     modes, prices = _sorted_modes(costs)
@@ -149,11 +177,10 @@ def schedule_for_budget(
         raise ValueError(f"steps must be at least 1, not {steps}")
     if guidance_branches not in (1, 2):
         raise ValueError(f"guidance_branches must be 1 or 2 (with guidance), not {guidance_branches}")
-    if guidance not in ("same", "weak-uncond"):
-        raise ValueError(f"guidance must be same or weak-uncond, not {guidance!r}")
+    order = check_order(order, guidance)
 
-    def cost(step: tuple[str, ...]) -> Fraction:
-        return sum(prices[mode] for mode in forwards(step))
+    def cost(*steps: tuple[str, ...]) -> Fraction:
+        return sum(prices[mode] for mode in Schedule(steps).forwards(modes[-1]))
 
     ladder = [(mode,) * guidance_branches for mode in modes]  # kinds of steps, from coarse to fine
     limit = _exact(budget) * cost(ladder[-1])
@@ -172,6 +199,12 @@ def schedule_for_budget(
             f"budget {budget} cannot be reached: with {modes[0]} on every step the least is {least:g}; "
             f"ask for {least:g} or more, or for modes with a coarser patch size"
         )
+    if order == "interleaved":
+        for count in range(steps, -1, -1):
+            spread = {(2 * k + 1) * steps // (2 * count) for k in range(count)}
+            interleaved = tuple(ladder[-1] if index in spread else coarsest for index in range(steps))
+            if cost(*interleaved) <= limit * steps:
+                return Schedule(interleaved)
     fine_to_coarse: list[tuple[str, ...]] = []
     for step in reversed(finer):
         left, extra = steps - len(fine_to_coarse), cost(step) - cost(coarsest)
@@ -226,6 +259,18 @@ def explicit_schedule(text: str, steps: int, branches: int, patch_sizes: Collect
 def _exact(number: float) -> Fraction:
     """The number as it is written: the float 0.29 is 29/100, so that 29 of 100 is within a budget of 0.29."""
     return Fraction(number) if isinstance(number, int) else Fraction(str(float(number)))
+
+
+def check_order(order: Order | None, guidance: Guidance) -> Order:
+    """The order that is meant. Raises ValueError for words that are none, and for two that do not go together."""
+    if guidance not in ("same", "weak-uncond"):
+        raise ValueError(f"guidance must be same or weak-uncond, not {guidance!r}")
+    if order not in (None, "interleaved", "weak-first"):
+        raise ValueError(f"order must be interleaved or weak-first, not {order!r}")
+    if guidance == "weak-uncond" and order == "interleaved":
+        # The correction of the conditional branch does not do for the other one: docs/log.md.
+        raise ValueError("weak-uncond goes with weak-first only: interleaved needs both branches of a powerful step")
+    return order or ("weak-first" if guidance == "weak-uncond" else "interleaved")
 
 
 def check_budget(budget: float) -> None:

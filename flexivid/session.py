@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from itertools import groupby
 
+import torch
 from diffusers.hooks.hooks import CacheContext
 
 from flexivid.flexible import Choice, FlexTransformer
@@ -39,17 +40,20 @@ class Summary:
 class Session:
     """Runs the transformers of one pipeline by a budget or an explicit schedule, resolved anew for every call."""
 
-    def __init__(self, pipe, flexes: dict[str, FlexTransformer], budget, schedule, guidance: str):
+    def __init__(self, pipe, flexes: dict[str, FlexTransformer], budget, schedule, guidance="same", order=None):
         self.pipe, self.flexes = pipe, flexes
-        self.budget, self.schedule, self.guidance = budget, schedule, guidance
+        self.budget, self.schedule, self.guidance, self.order = budget, schedule, guidance, order
         # Where there are two transformers they share their shape, so one of them is counted.
         self.counter = FlopCounter(next(iter(flexes.values())))
         self.summary: Summary | None = None
         self._timesteps = None
         self._begin = 0
         self._position: tuple[int, int] | None = None
+        corrections: dict[tuple[int, str], torch.Tensor] = {}
         for flex in flexes.values():
             flex.policy = self.choose
+            # One transformer's corrections serve the other: both predict the x0 of the same clip.
+            flex.corrections = corrections
 
     def costs(self, call: dict) -> dict[str, int]:
         """FLOPs of one forward of one clip by patch size."""
@@ -62,7 +66,7 @@ class Session:
             # On one or two latent frames a temporal patch saves no token, and costs more than the powerful one.
             powerful = self.counter.twin.powerful
             costs = {name: cost for name, cost in costs.items() if name == powerful or cost < costs[powerful]}
-            return schedule_for_budget(costs, steps, self.budget, branches, self.guidance)
+            return schedule_for_budget(costs, steps, self.budget, branches, self.guidance, self.order)
         if isinstance(self.schedule, Schedule):
             text = ",".join(f"{'/'.join(step)}:1" for step in self.schedule.steps)
         else:
@@ -113,6 +117,7 @@ class Session:
         if (step, branch) == (0, 0):
             full = costs[flex.powerful] * steps * branches * batch
             self.summary = None
+            flex.corrections.clear()
             self.summary = Summary(self.plan(call, steps, branches), full)
         self._position = (step, branch)
         if self.summary is None or branch >= branches or step >= len(self.summary.schedule.steps):
@@ -124,13 +129,16 @@ class Session:
         self.summary.steps[-1].append(patch_size)
         mixed = len(set(planned)) > 1
         runs = 2 if mixed and branch == 1 else 1  # guidance needs the weak prediction of both branches
-        self.summary.flops_used += runs * costs[patch_size] * batch
+        compare = self.summary.schedule.compared(step, flex.powerful)
+        self.summary.flops_used += (runs * costs[patch_size] + sum(costs[name] for name in compare)) * batch
         sigma = context.sigma if context is not None else None
         if sigma is None:
             sigma = float(self.pipe.scheduler.sigmas[step + self._begin])
         return Choice(
             patch_size,
             sigma=sigma,
+            branch=branch,
+            compare=compare,
             keep=mixed and branch == 0,
             guide=mixed and branch == 1,
         )

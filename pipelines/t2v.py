@@ -62,6 +62,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--budget", help="share of the full FLOPs, above 0 and up to 1; 0.25 unless there is a --schedule")
     add("--schedule", help="instead of a budget, for example 2x4x4:35,1x2x2:5")
     add("--guidance", default="same", choices=["same", "weak-uncond"])
+    add("--order", choices=["interleaved", "weak-first"], help="of powerful and weak steps in a budget")
     add("--modes", nargs="+", help="weak patch sizes, for example 1x4x4 2x4x4; the adapter's by default")
     add("--parametrisation", choices=["snr", "direct"], help="without an adapter; snr by default")
     add("--model", help="folder or hub id in diffusers format; the embedded model by default")
@@ -149,6 +150,7 @@ def enable(pipe: DiffusionPipeline, arguments: argparse.Namespace) -> None:
         budget=arguments.budget,
         schedule=arguments.schedule,
         guidance=arguments.guidance,
+        order=arguments.order,
         parametrisation=arguments.parametrisation,
         merge_lora=arguments.merge_lora and arguments.adapter is not None,
     )

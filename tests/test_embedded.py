@@ -60,7 +60,8 @@ def test_mixed_guidance_keeps_the_latents_standard_deviation(embedded, adapter, 
     """Guided by the difference of a powerful and a weak prediction, latents blow up."""
     stds = {}
     for guidance in ("same", "weak-uncond"):
-        flexivid.enable(embedded, adapter=adapter, modes=["1x4x4"], budget=budget, guidance=guidance)
+        settings = {"budget": budget, "guidance": guidance, "order": "weak-first"}
+        flexivid.enable(embedded, adapter=adapter, modes=["1x4x4"], **settings)
         seen = []
 
         def remember(pipe, step, timestep, kwargs, seen=seen):

@@ -143,6 +143,28 @@ def test_guidance_of_a_mixed_step_is_the_difference_of_two_weak_predictions(tran
     assert torch.allclose(powerful - mixed, weak_conditional - weak_unconditional, atol=1e-5)
 
 
+@pytest.mark.parametrize("parametrisation", ["snr", "direct"])
+def test_a_weak_step_after_a_powerful_one_is_corrected(transformer, parametrisation):
+    """At the latents of the comparison the correction gives back the powerful prediction; elsewhere it is carried."""
+    flex = attach(transformer, parametrisation)
+    first, second = forward_inputs(), forward_inputs(seed=1) | {"timestep": torch.full((2,), 600.0)}
+    outputs = {}
+    for patch_size in ("1x2x2", "1x4x4"):
+        flex.policy = flex.fixed_policy(patch_size)
+        outputs[patch_size] = [run(transformer, **inputs) for inputs in (first, second)]
+    sequence = [Choice("1x2x2", branch=1, compare=("1x4x4",))] + [Choice("1x4x4", branch=1)] * 2 + [Choice("1x4x4")]
+    choices = iter(sequence)
+    flex.policy = lambda *_: next(choices)
+    powerful, same, other, uncorrected = [run(transformer, **x) for x in (first, first, second, second)]
+    assert torch.equal(powerful, outputs["1x2x2"][0])
+    assert torch.allclose(same, powerful, atol=1e-5)
+    # x0 = x_t - sigma v: the same difference of x0 at another noise level.
+    x_0_gain = -0.8 * (outputs["1x2x2"][0] - outputs["1x4x4"][0])
+    assert torch.allclose(-0.6 * (other - outputs["1x4x4"][1]), x_0_gain, atol=1e-5)
+    assert x_0_gain.abs().max() > 1e-3
+    assert torch.equal(uncorrected, outputs["1x4x4"][1])  # the other guidance branch has no correction
+
+
 @pytest.mark.parametrize("patch_size", ["1x4x4", "2x4x4"])
 def test_snr_tells_the_network_the_truth_and_passes_the_unseen_noise_through(transformer, patch_size):
     """With a network that knows the answer: it is told sigma kappa / c, and the output stands for U D x0 exactly."""

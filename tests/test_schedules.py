@@ -2,6 +2,7 @@ import json
 import math
 import random
 from fractions import Fraction
+from functools import partial
 
 import pytest
 
@@ -15,6 +16,8 @@ from flexivid.schedules import (
     parse_patch_size,
     schedule_for_budget,
 )
+
+weak_first = partial(schedule_for_budget, order="weak-first")
 
 # FLOPs of one Wan2.1-1.3B forward at 480x832x81, and the ratios of its coarse modes.
 WAN = {"1x2x2": 283_000_000_000_000, "1x4x4": 33_677_000_000_000, "2x4x4": 14_716_000_000_000}
@@ -141,7 +144,7 @@ def exact_cost(steps, costs):
 def test_schedules_within_budget_monotone_and_maximal():
     for case in random_cases(500):
         costs, steps, budget, branches, guidance = case
-        schedule = schedule_for_budget(costs, steps, budget, branches, guidance)
+        schedule = weak_first(costs, steps, budget, branches, guidance)
         order = sorted(costs, key=costs.get)
         cheapest, powerful = order[0], order[-1]
         limit = written(budget) * steps * branches * written(costs[powerful])
@@ -177,27 +180,27 @@ def test_full_budget_is_all_powerful(branches, powerful):
     costs = {"1x4x4": powerful / 7, "1x2x2": powerful}
     for steps in range(1, 61):
         for budget in (1.0, 1):
-            schedule = schedule_for_budget(costs, steps, budget, branches)
+            schedule = weak_first(costs, steps, budget, branches)
             assert schedule.steps == (("1x2x2",) * branches,) * steps
 
 
 def test_a_budget_that_is_met_exactly_is_used():
     # .29 x 100 is 28.999999999999996 in floating point.
-    assert str(schedule_for_budget({"1x2x2": 10, "1x4x4": 1}, 10, 0.28, 1)) == "8 x 1x4x4, 2 x 1x2x2"
-    assert str(schedule_for_budget({"1x2x2": 100, "1x4x4": 29}, 7, 0.29, 1)) == "7 x 1x4x4"
-    assert str(schedule_for_budget({"1x2x2": 1.0, "1x4x4": 0.2}, 40, 0.6, 2)) == "20 x 1x4x4, 20 x 1x2x2"
-    assert str(schedule_for_budget({"1x2x2": 1.0, "1x4x4": 0.2}, 40, 0.599, 2)) == "21 x 1x4x4, 19 x 1x2x2"
+    assert str(weak_first({"1x2x2": 10, "1x4x4": 1}, 10, 0.28, 1)) == "8 x 1x4x4, 2 x 1x2x2"
+    assert str(weak_first({"1x2x2": 100, "1x4x4": 29}, 7, 0.29, 1)) == "7 x 1x4x4"
+    assert str(weak_first({"1x2x2": 1.0, "1x4x4": 0.2}, 40, 0.6, 2)) == "20 x 1x4x4, 20 x 1x2x2"
+    assert str(weak_first({"1x2x2": 1.0, "1x4x4": 0.2}, 40, 0.599, 2)) == "21 x 1x4x4, 19 x 1x2x2"
 
 
 def test_wan_at_a_quarter():
-    schedule = schedule_for_budget(WAN, 40, 0.25, 2)
+    schedule = weak_first(WAN, 40, 0.25, 2)
     assert str(schedule) == "27 x 2x4x4, 5 x 1x4x4, 8 x 1x2x2"
     assert schedule.cost(WAN) / (80 * WAN["1x2x2"]) <= 0.25
 
 
 def test_weak_uncond_mixes_the_powerful_steps():
     costs = {"1x2x2": 100, "1x4x4": 20}
-    schedule = schedule_for_budget(costs, 10, 0.4, 2, "weak-uncond")
+    schedule = weak_first(costs, 10, 0.4, 2, "weak-uncond")
     # 40 for a weak step, 140 for a mixed one, 800 in all.
     assert schedule.to_json() == [["1x4x4", "1x4x4"]] * 6 + [["1x2x2", "1x4x4"]] * 4
     assert schedule.cost(costs) == 800
@@ -211,53 +214,53 @@ def test_weak_uncond_at_large_budgets_keeps_late_steps_powerful():
         (0.8, "7 x 1x2x2/1x4x4, 3 x 1x2x2"),
         (1.0, "10 x 1x2x2"),
     ):
-        assert str(schedule_for_budget(costs, 10, budget, 2, "weak-uncond")) == expected
+        assert str(weak_first(costs, 10, budget, 2, "weak-uncond")) == expected
 
 
 def test_weak_uncond_without_guidance_is_same():
     for costs, steps, budget, _, _ in random_cases(200):
         args = costs, steps, budget, 1
-        assert schedule_for_budget(*args, "weak-uncond") == schedule_for_budget(*args, "same")
+        assert weak_first(*args, "weak-uncond") == weak_first(*args, "same")
 
 
 def test_one_mode_runs_only_at_full_budget():
-    assert str(schedule_for_budget({"1x2x2": 7}, 4, 1.0, 2)) == "4 x 1x2x2"
+    assert str(weak_first({"1x2x2": 7}, 4, 1.0, 2)) == "4 x 1x2x2"
     with pytest.raises(BudgetError, match="the least is 1;"):
-        schedule_for_budget({"1x2x2": 7}, 4, 0.99, 2)
+        weak_first({"1x2x2": 7}, 4, 0.99, 2)
 
 
 def test_equal_costs_go_to_the_finer_patch():
     costs = {"1x2x2": 10, "1x4x4": 10, "2x4x4": 1}
-    assert str(schedule_for_budget(costs, 2, 1.0, 1)) == "2 x 1x2x2"
-    assert str(schedule_for_budget({"1x2x2": 10, "1x4x4": 1, "2x2x2": 1}, 3, 0.4, 1)) == "2 x 2x2x2, 1 x 1x2x2"
+    assert str(weak_first(costs, 2, 1.0, 1)) == "2 x 1x2x2"
+    assert str(weak_first({"1x2x2": 10, "1x4x4": 1, "2x2x2": 1}, 3, 0.4, 1)) == "2 x 2x2x2, 1 x 1x2x2"
 
 
 @pytest.mark.parametrize("budget", [0, 0.0, -1, 1.5, math.nan, math.inf, "0.5", None, True, 1j])
 def test_budget_must_be_a_share(budget):
     with pytest.raises(BudgetError, match="budget must be a number above 0 and up to 1"):
-        schedule_for_budget(WAN, 40, budget, 2)
+        weak_first(WAN, 40, budget, 2)
 
 
 @pytest.mark.parametrize("guidance", ["same", "weak-uncond"])
 def test_unreachable_budget_names_the_least(guidance):
     costs = {"1x2x2": 100_000, "1x4x4": 33_000, "2x4x4": 14_249}
     with pytest.raises(BudgetError) as error:
-        schedule_for_budget(costs, 40, 0.1, 2, guidance)
+        weak_first(costs, 40, 0.1, 2, guidance)
     # .14249 is named as .143: .142 would be refused in its turn.
     assert str(error.value).startswith(
         "budget 0.1 cannot be reached: with 2x4x4 on every step the least is 0.143; ask for 0.143 or more"
     )
-    assert schedule_for_budget(costs, 40, 0.143, 2, guidance).steps[0] == ("2x4x4", "2x4x4")
+    assert weak_first(costs, 40, 0.143, 2, guidance).steps[0] == ("2x4x4", "2x4x4")
     with pytest.raises(BudgetError):
-        schedule_for_budget(costs, 40, 0.142, 2, guidance)
+        weak_first(costs, 40, 0.142, 2, guidance)
 
 
 def test_least_budget_is_accepted_and_anything_less_is_not():
     for costs, steps, _, branches, guidance in random_cases(300):
         least = least_budget(costs)
-        assert schedule_for_budget(costs, steps, least, branches, guidance).steps
+        assert weak_first(costs, steps, least, branches, guidance).steps
         with pytest.raises(BudgetError, match="cannot be reached"):
-            schedule_for_budget(costs, steps, least * (1 - 1e-12), branches, guidance)
+            weak_first(costs, steps, least * (1 - 1e-12), branches, guidance)
     assert least_budget({"1x2x2": 100, "1x4x4": 20}) == 0.2
 
 
@@ -271,6 +274,8 @@ def test_least_budget_is_accepted_and_anything_less_is_not():
         ({"steps": 0}, "steps must be at least 1"),
         ({"guidance_branches": 3}, "guidance_branches must be 1 or 2"),
         ({"guidance": "weak"}, "guidance must be same or weak-uncond"),
+        ({"order": "fine-first"}, "order must be interleaved or weak-first"),
+        ({"order": "interleaved", "guidance": "weak-uncond"}, "weak-uncond goes with weak-first only"),
     ],
 )
 def test_other_arguments_out_of_range(change, says):
@@ -278,6 +283,49 @@ def test_other_arguments_out_of_range(change, says):
     with pytest.raises(ValueError, match=says) as error:
         schedule_for_budget(**arguments)
     assert not isinstance(error.value, BudgetError)
+
+
+# ---- interleaved
+
+
+def test_interleaved_spreads_powerful_steps_and_pays_for_their_comparison():
+    costs = {"1x2x2": 100, "1x4x4": 50, "2x4x4": 14}
+    schedule = schedule_for_budget(costs, 40, 0.25, 2)
+    weak, powerful = ("2x4x4", "2x4x4"), ("1x2x2", "1x2x2")
+    assert [index for index, step in enumerate(schedule.steps) if step == powerful] == [5, 15, 25, 35]
+    assert set(schedule.steps) == {weak, powerful}
+    # 4 powerful steps, 36 weak ones, 4 comparisons, on two branches each.
+    assert schedule.cost(costs) == 2 * (4 * 100 + 36 * 14 + 4 * 14)
+    assert schedule.compared(5, "1x2x2") == ("2x4x4",) and schedule.compared(6, "1x2x2") == ()
+
+
+def test_what_a_powerful_step_is_compared_with():
+    schedule = explicit_schedule("1x2x2:2,2x4x4:1,1x4x4:1,1x2x2/1x4x4:1,2x4x4:1,1x2x2:1", 7, 2, WAN)
+    # Not before another powerful step, not after the last weak one; a mixed step does not end the run of weak ones.
+    assert [schedule.compared(i, "1x2x2") for i in range(7)] == [(), ("2x4x4", "1x4x4"), (), (), (), (), ()]
+    names = schedule.forwards("1x2x2")
+    assert [names.count(name) for name in ("1x2x2", "1x4x4", "2x4x4")] == [7, 6, 6]
+
+
+def test_interleaved_keeps_the_budget_with_as_many_powerful_steps_as_fit():
+    for costs, steps, budget, branches, _ in random_cases(300):
+        schedule = schedule_for_budget(costs, steps, budget, branches)
+        exact = {name: written(cost) for name, cost in costs.items()}
+        order = sorted(costs, key=costs.get)
+        limit = written(budget) * steps * branches * exact[order[-1]]
+
+        def spent(steps, exact=exact, powerful=order[-1]):
+            return sum(exact[name] for name in Schedule(tuple(steps)).forwards(powerful))
+
+        assert spent(schedule.steps) <= limit
+        assert set(schedule.steps) <= {(order[0],) * branches, (order[-1],) * branches}
+        count = schedule.steps.count((order[-1],) * branches)
+        places = [i for i, step in enumerate(schedule.steps) if step[0] == order[-1]]
+        if len(order) > 1 and count < steps:
+            gaps = {b - a for a, b in zip(places, places[1:], strict=False)}
+            assert not gaps or max(gaps) - min(gaps) <= 1
+            one_more = {int((k + 0.5) * steps / (count + 1) + 1e-9) for k in range(count + 1)}
+            assert spent((order[-1 if i in one_more else 0],) * branches for i in range(steps)) > limit
 
 
 # ---- explicit schedules

@@ -14,7 +14,8 @@ from conftest import forward_inputs, tiny_pipeline, tiny_transformer
 from diffusers import AutoencoderKLWan
 from safetensors.torch import load_file
 
-from flexivid.training.config import load_config
+from flexivid.adapter import AdapterConfig, save_adapter, transformer_shape
+from flexivid.training.config import DistillConfig, load_config
 from flexivid.training.distill import build_student, distillation_loss, uniform_steps_sigma
 from flexivid.training.pretrain import shift_sigma
 
@@ -73,7 +74,9 @@ def test_sampled_noise_levels_are_those_of_the_schedule():
 @pytest.mark.parametrize("parametrisation", ["snr", "direct"])
 def test_distillation_gradients_reach_all_of_the_mode_and_nothing_of_the_base(parametrisation):
     """Fails where LoRA is switched by peft's `set_adapter` and the student runs before the teacher."""
-    student = build_student(tiny_transformer(), ["1x4x4", "2x4x4"], parametrisation, rank=4)
+    student = build_student(
+        tiny_transformer(), DistillConfig(modes=["1x4x4", "2x4x4"], parametrisation=parametrisation, rank=4)
+    )
     inputs = forward_inputs()
     for patch_size in ("1x4x4", "2x4x4"):
         student.zero_grad()
@@ -100,7 +103,7 @@ def test_distillation_gradients_reach_all_of_the_mode_and_nothing_of_the_base(pa
 
 
 def test_distillation_lowers_the_error_to_the_teacher():
-    student = build_student(tiny_transformer(), ["1x4x4"], "snr", rank=4)
+    student = build_student(tiny_transformer(), DistillConfig(modes=["1x4x4"], rank=4))
     optimizer = torch.optim.AdamW([p for p in student.parameters() if p.requires_grad], lr=3e-3)
     inputs = forward_inputs(4)
     losses = []
@@ -113,6 +116,33 @@ def test_distillation_lowers_the_error_to_the_teacher():
         optimizer.zero_grad()
         losses.append(loss.item())
     assert losses[-1] < 0.7 * losses[0]
+
+
+def test_distillation_goes_on_from_an_adapter(tmp_path):
+    modes = ["1x4x4", "2x4x4"]
+    student = build_student(tiny_transformer(), DistillConfig(modes=modes, rank=4))
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for p in student.parameters():
+            if p.requires_grad:
+                p.copy_(torch.randn_like(p).half())  # the precision of adapter files
+    flex = student._flex[0]
+    config = AdapterConfig(
+        patch_sizes=modes,
+        parametrisation="snr",
+        lora_rank=4,
+        components=["transformer"],
+        base_model="tiny",
+        transformer_class="WanTransformer3DModel",
+        transformer_shape=transformer_shape(flex),
+    )
+    save_adapter(tmp_path, config, {"transformer": flex})
+    again = build_student(tiny_transformer(), DistillConfig(modes=modes, rank=4, adapter=tmp_path))
+    before, after = dict(student.named_parameters()), dict(again.named_parameters())
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+    assert {n for n, p in before.items() if p.requires_grad} == {n for n, p in after.items() if p.requires_grad}
+    with pytest.raises(ValueError, match="lora_rank 4 != 8"):
+        build_student(tiny_transformer(), DistillConfig(modes=modes, rank=8, adapter=tmp_path))
 
 
 @pytest.fixture

@@ -99,8 +99,7 @@ def sample_layout(scene: Scene, generator: torch.Generator) -> Layout:
         step = DIRECTIONS.get(scene.motion.removeprefix("moving "), (0, 0))[axis] * TRAVEL
         start, stop = low + max(-step, 0), high - max(step, 0)
         centre.append(start + (stop - start) * value)
-    upright = scene.motion != "turning"
-    angle = (u[3] - 0.5) * math.radians(16 if upright else 360)
+    angle = (u[3] - 0.5) * math.radians(16)
     return Layout(radius, *centre, angle, angle, u[5] * PATTERN_PERIOD, u[6] * PATTERN_PERIOD)
 
 

@@ -66,6 +66,7 @@ class DistillConfig(Section):
     mode_weights: list[float] | None = Field(None, description="how often each mode is drawn; equally by default")
     parametrisation: Literal["snr", "direct"] = "snr"
     rank: Positive = Field(32, description="LoRA rank")
+    adapter: Path | None = Field(None, description="adapter folder to go on from, of the same modes and rank")
     sigma_range: tuple[Fraction, Fraction] = Field((0.2, 1.0), description="noise levels at which weak modes run")
 
     @model_validator(mode="after")

@@ -8,11 +8,11 @@ import torch
 from accelerate import Accelerator
 from diffusers import WanPipeline
 
-from flexivid.adapter import AdapterConfig, save_adapter, transformer_shape
+from flexivid.adapter import AdapterConfig, load_adapter, read_config, save_adapter, transformer_shape
 from flexivid.flexible import FlexTransformer
 from flexivid.lora import add_lora
 from flexivid.session import Session
-from flexivid.training.config import Config
+from flexivid.training.config import Config, DistillConfig
 from flexivid.training.loop import global_batch_slice, step_generator
 from flexivid.training.pretrain import sample_and_judge, shift_sigma
 from flexivid.training.shapes_data import ShapesData
@@ -41,11 +41,23 @@ class Student(torch.nn.Module):
         return predictions
 
 
-def build_student(transformer: torch.nn.Module, modes: list[str], parametrisation: str, rank: int) -> Student:
-    """Freezes the transformer and attaches trainable weak modes and LoRA."""
+def build_student(transformer: torch.nn.Module, settings: DistillConfig) -> Student:
+    """Freezes the transformer and attaches trainable weak modes and LoRA, from the stock weights or an adapter.
+
+    Raises ValueError if that adapter is one of other modes, another rank or parametrisation, or of another model.
+    """
     transformer.requires_grad_(False)
-    flex = FlexTransformer(transformer, modes, parametrisation)
-    add_lora(flex, rank)
+    flex = FlexTransformer(transformer, settings.modes, settings.parametrisation)
+    if settings.adapter is None:
+        add_lora(flex, settings.rank)
+    else:
+        config = read_config(settings.adapter)
+        asked = {"patch_sizes": settings.modes, "parametrisation": settings.parametrisation, "lora_rank": settings.rank}
+        if differing := [
+            f"{key} {getattr(config, key)} != {value}" for key, value in asked.items() if getattr(config, key) != value
+        ]:
+            raise ValueError(f"cannot go on from {settings.adapter}: {', '.join(differing)}")
+        load_adapter(settings.adapter, config, {"transformer": flex})
     for name, parameter in transformer.named_parameters():
         parameter.requires_grad_("lora_" in name)
     return Student(flex)
@@ -74,7 +86,7 @@ class DistillObjective:
             self.data = ShapesData(config.data, *parts)
         torch.manual_seed(config.seed)
         settings = config.distill
-        self.model = build_student(self.pipeline.transformer, settings.modes, settings.parametrisation, settings.rank)
+        self.model = build_student(self.pipeline.transformer, settings)
         self.flex = self.model._flex[0]
 
     def loss(self, model, step):
@@ -96,7 +108,7 @@ class DistillObjective:
     def sample(self, path):
         coarsest = self.config.distill.modes[-1]
         schedule = f"{coarsest}:35,{self.flex.powerful}:5"
-        Session(self.pipeline, {"transformer": self.flex}, budget=None, schedule=schedule, guidance="same")
+        Session(self.pipeline, {"transformer": self.flex}, budget=None, schedule=schedule)
         print(f"\nadherence with {schedule}", sample_and_judge(self.pipeline, path, steps=40, count=32), "->", path)
 
     def save(self, folder):

@@ -90,8 +90,9 @@ def learning_rate_factor(config: Config, step: int) -> float:
 def run_facts(config: Config) -> dict:
     """What a checkpoint is bound to: with other values it would be read into another run."""
     base = hashlib.sha256()
-    for path in sorted(config.base.rglob("*.safetensors")) if config.base else []:
-        base.update(path.read_bytes())
+    for folder in (config.base, config.distill.adapter):
+        for path in sorted(folder.rglob("*.safetensors")) if folder else []:
+            base.update(path.read_bytes())
     bound = {"objective", "seed", "batch_size", "flow_shift", "vae", "transformer", "distill"}
     facts = config.model_dump(mode="json", include=bound)
     return facts | {"optim.name": config.optim.name, "data.clips": config.data.clips, "base": base.hexdigest()}

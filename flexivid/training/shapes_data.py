@@ -23,16 +23,22 @@ def fingerprint(module: torch.nn.Module) -> str:
     return digest.hexdigest()[:12]
 
 
+def world_fingerprint() -> str:
+    """A short hash of what the world renders, so that latents of another world are not taken for it."""
+    clips, _ = sample_clips(64, torch.Generator().manual_seed(0), frames=3, size=16)
+    return hashlib.sha256(((clips + 1) * 127.5).byte().numpy().tobytes()).hexdigest()[:8]
+
+
 class ShapesData:
     """Random access to (latents, text embeddings) of `config.clips` clips, none of them a held-out combination.
 
-    Latents are encoded once, into `config.cache`, under the fingerprint of the encoder that made them; text embeddings
-    are one row a caption, the empty one last.
+    Latents are encoded once, into `config.cache`, under the fingerprints of the encoder and of the world; text
+    embeddings are one row a caption, the empty one last.
     """
 
     def __init__(self, config: DataConfig, vae, tokenizer, text_encoder):
         self.config = config
-        folder = config.cache / f"{fingerprint(vae.encoder)}-{config.frames}x{config.size}"
+        folder = config.cache / f"{fingerprint(vae.encoder)}-{world_fingerprint()}-{config.frames}x{config.size}"
         counts = [min(SHARD, config.clips - start) for start in range(0, config.clips, SHARD)]
         progress = tqdm(enumerate(counts), total=len(counts), desc="latents")
         shards = [self._shard(vae, folder, index, count) for index, count in progress]
