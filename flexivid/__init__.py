@@ -1,4 +1,4 @@
-"""flexivid: run a pretrained video diffusion transformer with large patches early and its own patches late."""
+"""flexivid: run a pretrained video diffusion transformer with large patches on most steps, its own on a few."""
 
 from flexivid.adapter import AdapterError
 from flexivid.api import disable, enable, plan, summary

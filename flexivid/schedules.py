@@ -150,7 +150,8 @@ def schedule_for_budget(
 ) -> Schedule:
     """The schedule that spends at most `budget` of what the powerful patch size would cost on every forward.
 
-    `interleaved`: as many powerful steps as fit, evenly spread, all others at the cheapest patch size.
+    `interleaved`: as many powerful steps as fit, evenly spread, all others at the cheapest patch size; weak-first where
+    not even one fits together with its comparison.
 
     `weak-first`: steps go from coarse to fine. As many of the last steps as fit are powerful, with all others at the
     cheapest patch size; what is left of the budget then raises the last weak steps, to the finest weak patch size
@@ -200,7 +201,7 @@ def schedule_for_budget(
             f"ask for {least:g} or more, or for modes with a coarser patch size"
         )
     if order == "interleaved":
-        for count in range(steps, -1, -1):
+        for count in range(steps, 0, -1):
             spread = {(2 * k + 1) * steps // (2 * count) for k in range(count)}
             interleaved = tuple(ladder[-1] if index in spread else coarsest for index in range(steps))
             if cost(*interleaved) <= limit * steps:
