@@ -26,7 +26,10 @@ CAPTION = "a striped red circle moving right on a black background"
 
 
 def seconds_by_patch_size(pipe: WanPipeline, denoise) -> dict[str, dict[str, float]]:
-    """Per patch size: number of forwards, milliseconds of one, and milliseconds of the stock forward within it."""
+    """Per patch size: number of forwards, milliseconds of one, and milliseconds of the stock forward within it.
+
+    A powerful forward of an interleaved schedule includes its comparison, a weak one.
+    """
     hook = pipe.transformer._diffusers_hook.get_hook("flexivid")
     flex, outer, inner = hook.flex, hook.flex.run, hook.fn_ref.original_forward
     spent = defaultdict(lambda: [0, 0.0, 0.0])
@@ -36,10 +39,12 @@ def seconds_by_patch_size(pipe: WanPipeline, denoise) -> dict[str, dict[str, flo
         nonlocal inside
         began = time.perf_counter()
         output = inner(*args, **kwargs)
-        inside = time.perf_counter() - began
+        inside += time.perf_counter() - began
         return output
 
     def timed_outer(stock_forward, *args):
+        nonlocal inside
+        inside = 0.0
         began = time.perf_counter()
         output = outer(stock_forward, *args)
         total = time.perf_counter() - began
