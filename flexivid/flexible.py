@@ -203,16 +203,14 @@ class FlexTransformer:
         s = sigma.to(latents.device, torch.float32).expand(len(latents)).view(-1, 1, 1, 1, 1)
         return 1 - s, s
 
-    def _x_0(self, call: dict, output: torch.Tensor, choice: Choice) -> torch.Tensor:
-        """The x0 that a prediction at the latents of `call` stands for, float32."""
-        x_t = call["hidden_states"][:, : output.shape[1]].float()
-        return predicted_x0(self.family.prediction, x_t, output.float(), *self._noise_level(call, choice))
-
     def _compare(self, stock_forward: Callable, call: dict, powerful: torch.Tensor, choice: Choice) -> None:
-        """Remembers what the powerful prediction knows better than the weak one of `choice`, at the same latents."""
+        """Remembers what the powerful x0 is more than the weak one of `choice`, at the same latents."""
         weak = self._weak_forward(stock_forward, call, choice)
-        difference = self._x_0(call, powerful, choice) - self._x_0(call, weak, choice)
-        self.corrections[choice.branch, choice.patch_size] = difference
+        difference = powerful.float() - weak.float()
+        # x0 is affine in the output, so that at x = 0 a difference of outputs becomes the difference of x0.
+        self.corrections[choice.branch, choice.patch_size] = predicted_x0(
+            self.family.prediction, torch.zeros_like(difference), difference, *self._noise_level(call, choice)
+        )
 
     def _correct(self, call: dict, weak: torch.Tensor, choice: Choice) -> torch.Tensor:
         """x0 = x0_weak(t) + [x0_powerful(t_k) - x0_weak(t_k)], t_k the last powerful step; before one, x0_weak alone.
@@ -223,9 +221,10 @@ class FlexTransformer:
         correction = self.corrections.get((choice.branch, choice.patch_size))
         if correction is None:
             return weak
-        x_t = call["hidden_states"][:, : weak.shape[1]].float()
-        x_0 = self._x_0(call, weak, choice) + correction
-        return output_for_x0(self.family.prediction, x_t, x_0, *self._noise_level(call, choice)).to(weak.dtype)
+        in_output = output_for_x0(
+            self.family.prediction, torch.zeros_like(correction), correction, *self._noise_level(call, choice)
+        )
+        return (weak + in_output).to(weak.dtype)
 
     def _guide(self, stock_forward: Callable, weak_unconditional: torch.Tensor, choice: Choice) -> torch.Tensor:
         """The unconditional prediction of a mixed step, whose conditional one is powerful: v_c - (v_c,weak - v_u,weak).

@@ -16,7 +16,7 @@ import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import groupby, takewhile
+from itertools import groupby, islice, takewhile
 from numbers import Real
 from typing import Literal
 
@@ -99,7 +99,7 @@ class Schedule:
         """
         if set(self.steps[index]) != {powerful}:
             return ()
-        following = takewhile(lambda step: set(step) != {powerful}, self.steps[index + 1 :])
+        following = takewhile(lambda step: set(step) != {powerful}, islice(self.steps, index + 1, None))
         return tuple(dict.fromkeys(step[0] for step in following if len(set(step)) == 1))
 
     def forwards(self, powerful: str) -> list[str]:
@@ -166,7 +166,7 @@ def schedule_for_budget(
         budget: share of the reference, in (0, 1]; the reference is steps x guidance_branches x powerful.
         guidance_branches: forwards a step makes: 2 with classifier-free guidance, else 1.
         guidance: `same` runs both branches at one patch size; without guidance, `weak-uncond` is `same`.
-        order: `interleaved` or `weak-first`; None is weak-first with `weak-uncond`, else interleaved.
+        order: `interleaved` or `weak-first`; None is weak-first where steps are mixed, else interleaved.
 
     Raises:
         BudgetError: the budget is not a number in (0, 1], or less than the cheapest patch size costs.
@@ -178,14 +178,16 @@ def schedule_for_budget(
         raise ValueError(f"steps must be at least 1, not {steps}")
     if guidance_branches not in (1, 2):
         raise ValueError(f"guidance_branches must be 1 or 2 (with guidance), not {guidance_branches}")
-    order = check_order(order, guidance)
+    check_order(order, guidance)
+    mixes = guidance == "weak-uncond" and guidance_branches == 2
+    order = order or ("weak-first" if mixes else "interleaved")
 
     def cost(*steps: tuple[str, ...]) -> Fraction:
         return sum(prices[mode] for mode in Schedule(steps).forwards(modes[-1]))
 
     ladder = [(mode,) * guidance_branches for mode in modes]  # kinds of steps, from coarse to fine
     limit = _exact(budget) * cost(ladder[-1])
-    if guidance == "weak-uncond" and guidance_branches == 2:
+    if mixes:
         mixed_step = (modes[-1], modes[0])
         if cost(mixed_step) <= limit:
             ladder = [mixed_step, ladder[-1]]
@@ -201,7 +203,9 @@ def schedule_for_budget(
             f"ask for {least:g} or more, or for modes with a coarser patch size"
         )
     if order == "interleaved":
-        for count in range(steps, 0, -1):
+        extra = cost(ladder[-1]) - cost(coarsest)
+        most = min(steps, slack // extra) if extra else steps  # if comparisons cost nothing
+        for count in range(most, 0, -1):
             spread = {(2 * k + 1) * steps // (2 * count) for k in range(count)}
             interleaved = tuple(ladder[-1] if index in spread else coarsest for index in range(steps))
             if cost(*interleaved) <= limit * steps:
@@ -262,8 +266,8 @@ def _exact(number: float) -> Fraction:
     return Fraction(number) if isinstance(number, int) else Fraction(str(float(number)))
 
 
-def check_order(order: Order | None, guidance: Guidance) -> Order:
-    """The order that is meant. Raises ValueError for words that are none, and for two that do not go together."""
+def check_order(order: Order | None, guidance: Guidance) -> None:
+    """Raises ValueError for an order or a guidance that there is not, and for two that do not go together."""
     if guidance not in ("same", "weak-uncond"):
         raise ValueError(f"guidance must be same or weak-uncond, not {guidance!r}")
     if order not in (None, "interleaved", "weak-first"):
@@ -271,7 +275,6 @@ def check_order(order: Order | None, guidance: Guidance) -> Order:
     if guidance == "weak-uncond" and order == "interleaved":
         # The correction of the conditional branch does not do for the other one: docs/log.md.
         raise ValueError("weak-uncond goes with weak-first only: interleaved needs both branches of a powerful step")
-    return order or ("weak-first" if guidance == "weak-uncond" else "interleaved")
 
 
 def check_budget(budget: float) -> None:

@@ -155,10 +155,12 @@ def test_few_frames_keep_the_budget_though_a_temporal_patch_saves_nothing(pipe, 
     stock = sample(pipe, num_frames=frames)
     flexivid.enable(pipe, modes=MODES, budget=1.0)
     assert torch.equal(sample(pipe, num_frames=frames), stock)
-    flexivid.enable(pipe, modes=MODES, budget=0.6)
-    sample(pipe, num_frames=frames)
-    result = flexivid.summary(pipe)
-    assert result.ratio <= 0.6 and ["1x2x2", "1x2x2"] in result.steps
+    for order in ("weak-first", "interleaved"):
+        flexivid.enable(pipe, modes=MODES, budget=0.6, order=order)
+        sample(pipe, num_frames=frames)
+        result = flexivid.summary(pipe)
+        assert result.ratio <= 0.6 and ["1x2x2", "1x2x2"] in result.steps
+        assert order == "interleaved" or result.steps[-1] == ["1x2x2", "1x2x2"]
 
 
 def test_a_shared_transformer_is_refused(pipe):
@@ -209,6 +211,11 @@ def test_two_transformers_split_at_a_boundary():
     assert calls["transformer"] > 0 and calls["transformer_2"] > 0 and sum(calls.values()) == 12
     flexivid.disable(pipe)
     assert torch.equal(sample(pipe), stock)
+    # What the first transformer corrects, the second one goes on with.
+    flexivid.enable(pipe, modes=MODES, schedule="1x2x2:1,1x4x4:5")
+    corrected = sample(pipe)
+    pipe.transformer_2._diffusers_hook.get_hook("flexivid").flex.corrections = {}
+    assert not torch.equal(sample(pipe), corrected)
 
 
 def test_summary_before_a_call_says_so(pipe):

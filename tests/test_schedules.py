@@ -180,7 +180,7 @@ def test_full_budget_is_all_powerful(branches, powerful):
     costs = {"1x4x4": powerful / 7, "1x2x2": powerful}
     for steps in range(1, 61):
         for budget in (1.0, 1):
-            schedule = weak_first(costs, steps, budget, branches)
+            schedule = schedule_for_budget(costs, steps, budget, branches)
             assert schedule.steps == (("1x2x2",) * branches,) * steps
 
 
@@ -200,7 +200,7 @@ def test_wan_at_a_quarter():
 
 def test_weak_uncond_mixes_the_powerful_steps():
     costs = {"1x2x2": 100, "1x4x4": 20}
-    schedule = weak_first(costs, 10, 0.4, 2, "weak-uncond")
+    schedule = schedule_for_budget(costs, 10, 0.4, 2, "weak-uncond")
     # 40 for a weak step, 140 for a mixed one, 800 in all.
     assert schedule.to_json() == [["1x4x4", "1x4x4"]] * 6 + [["1x2x2", "1x4x4"]] * 4
     assert schedule.cost(costs) == 800
@@ -214,19 +214,19 @@ def test_weak_uncond_at_large_budgets_keeps_late_steps_powerful():
         (0.8, "7 x 1x2x2/1x4x4, 3 x 1x2x2"),
         (1.0, "10 x 1x2x2"),
     ):
-        assert str(weak_first(costs, 10, budget, 2, "weak-uncond")) == expected
+        assert str(schedule_for_budget(costs, 10, budget, 2, "weak-uncond")) == expected
 
 
 def test_weak_uncond_without_guidance_is_same():
     for costs, steps, budget, _, _ in random_cases(200):
         args = costs, steps, budget, 1
-        assert weak_first(*args, "weak-uncond") == weak_first(*args, "same")
+        assert schedule_for_budget(*args, "weak-uncond") == schedule_for_budget(*args, "same")
 
 
 def test_one_mode_runs_only_at_full_budget():
-    assert str(weak_first({"1x2x2": 7}, 4, 1.0, 2)) == "4 x 1x2x2"
+    assert str(schedule_for_budget({"1x2x2": 7}, 4, 1.0, 2)) == "4 x 1x2x2"
     with pytest.raises(BudgetError, match="the least is 1;"):
-        weak_first({"1x2x2": 7}, 4, 0.99, 2)
+        schedule_for_budget({"1x2x2": 7}, 4, 0.99, 2)
 
 
 def test_equal_costs_go_to_the_finer_patch():
@@ -238,29 +238,29 @@ def test_equal_costs_go_to_the_finer_patch():
 @pytest.mark.parametrize("budget", [0, 0.0, -1, 1.5, math.nan, math.inf, "0.5", None, True, 1j])
 def test_budget_must_be_a_share(budget):
     with pytest.raises(BudgetError, match="budget must be a number above 0 and up to 1"):
-        weak_first(WAN, 40, budget, 2)
+        schedule_for_budget(WAN, 40, budget, 2)
 
 
 @pytest.mark.parametrize("guidance", ["same", "weak-uncond"])
 def test_unreachable_budget_names_the_least(guidance):
     costs = {"1x2x2": 100_000, "1x4x4": 33_000, "2x4x4": 14_249}
     with pytest.raises(BudgetError) as error:
-        weak_first(costs, 40, 0.1, 2, guidance)
+        schedule_for_budget(costs, 40, 0.1, 2, guidance)
     # .14249 is named as .143: .142 would be refused in its turn.
     assert str(error.value).startswith(
         "budget 0.1 cannot be reached: with 2x4x4 on every step the least is 0.143; ask for 0.143 or more"
     )
-    assert weak_first(costs, 40, 0.143, 2, guidance).steps[0] == ("2x4x4", "2x4x4")
+    assert schedule_for_budget(costs, 40, 0.143, 2, guidance).steps[0] == ("2x4x4", "2x4x4")
     with pytest.raises(BudgetError):
-        weak_first(costs, 40, 0.142, 2, guidance)
+        schedule_for_budget(costs, 40, 0.142, 2, guidance)
 
 
 def test_least_budget_is_accepted_and_anything_less_is_not():
     for costs, steps, _, branches, guidance in random_cases(300):
         least = least_budget(costs)
-        assert weak_first(costs, steps, least, branches, guidance).steps
+        assert schedule_for_budget(costs, steps, least, branches, guidance).steps
         with pytest.raises(BudgetError, match="cannot be reached"):
-            weak_first(costs, steps, least * (1 - 1e-12), branches, guidance)
+            schedule_for_budget(costs, steps, least * (1 - 1e-12), branches, guidance)
     assert least_budget({"1x2x2": 100, "1x4x4": 20}) == 0.2
 
 

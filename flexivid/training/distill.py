@@ -81,13 +81,13 @@ class DistillObjective:
     def __init__(self, config: Config, accelerator: Accelerator):
         self.config, self.accelerator = config, accelerator
         self.pipeline = WanPipeline.from_pretrained(config.base, dtype=torch.float32)
+        torch.manual_seed(config.seed)
+        # Before the data, which may take minutes: an adapter that does not fit is refused at once.
+        self.model = build_student(self.pipeline.transformer, config.distill)
+        self.flex = self.model._flex[0]
         parts = (self.pipeline.vae, self.pipeline.tokenizer, self.pipeline.text_encoder)
         with accelerator.main_process_first():
             self.data = ShapesData(config.data, *parts)
-        torch.manual_seed(config.seed)
-        settings = config.distill
-        self.model = build_student(self.pipeline.transformer, settings)
-        self.flex = self.model._flex[0]
 
     def loss(self, model, step):
         config, generator = self.config, step_generator(self.config.seed, step)
