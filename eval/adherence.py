@@ -41,18 +41,25 @@ class Arm:
     order: str | None = None
 
 
-def start_arm(pipe: WanPipeline, arm: Arm) -> None:
-    flexivid.disable(pipe)
+def build_pipeline(model: Path, arm: Arm, dtype: str, compiled: bool) -> WanPipeline:
+    """The arm's own pipeline, so that its compiled blocks stay valid while the arms alternate."""
+    dtypes = {"default": torch.float32, "transformer": getattr(torch, dtype)}
+    pipe = WanPipeline.from_pretrained(model, dtype=dtypes)
+    pipe.set_progress_bar_config(disable=True)
+    if compiled:
+        torch._dynamo.config.recompile_limit = 64  # all arms together are graphs of the same code
+        pipe.transformer.compile_repeated_blocks(fullgraph=True, dynamic=False)
     if arm.budget is not None:
         modes = None if arm.adapter else ["1x4x4", "2x4x4"]
         merge_lora = arm.adapter is not None
         settings = {"budget": arm.budget, "order": arm.order, "modes": modes, "merge_lora": merge_lora}
         flexivid.enable(pipe, adapter=arm.adapter, **settings)
+    return pipe
 
 
-def identity_of(model: Path, arm: Arm, scenes: list[Scene], dtype: str) -> str:
+def identity_of(model: Path, arm: Arm, scenes: list[Scene], dtype: str, compiled: bool) -> str:
     """Changes with whatever changes the clips of an arm."""
-    digest = hashlib.sha256("\n".join([dtype, *(scene.caption for scene in scenes)]).encode())
+    digest = hashlib.sha256("\n".join([f"{dtype} {compiled}", *(scene.caption for scene in scenes)]).encode())
     for folder in (model, arm.adapter):
         for path in sorted(folder.rglob("*.safetensors")) if folder else []:
             digest.update(path.read_bytes())
@@ -66,8 +73,6 @@ def judge_arm(
     result = json.loads(path.read_text()) if path.exists() else {}
     if result.get("identity") != identity:
         result = {"identity": identity, "flops_ratio": arm.steps / FULL_STEPS, "shown": []}
-    if len(result["shown"]) < len(scenes):
-        start_arm(pipe, arm)
     for start in tqdm(range(len(result["shown"]), len(scenes), batch), desc=f"{arm.name}, seed {seed}"):
         wanted = scenes[start : start + batch]
         video = pipe(
@@ -135,11 +140,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the transformer")
+    parser.add_argument("--compile", action="store_true", help="compile the blocks: 1.3 to 2 times faster")
     arguments = parser.parse_args()
     logging.set_verbosity_error()
-    dtypes = {"default": torch.float32, "transformer": getattr(torch, arguments.dtype)}
-    pipe = WanPipeline.from_pretrained(arguments.model, dtype=dtypes)
-    pipe.set_progress_bar_config(disable=True)
     prompts = load_prompts()
     splits = {"seen": prompts["seen"][: arguments.seen], "held out": prompts["held_out"][: arguments.held_out]}
     scenes = [scene for split in splits.values() for scene in split]
@@ -157,12 +160,14 @@ def main() -> None:
     arms = [arm for arm in arms if not arguments.arms or arm.name in ("full", *arguments.arms)]
     arguments.output.mkdir(parents=True, exist_ok=True)
     results: dict[str, list[dict]] = {arm.name: [] for arm in arms}
-    identities = {arm: identity_of(arguments.model, arm, scenes, arguments.dtype) for arm in arms}
+    settings = {"dtype": arguments.dtype, "compiled": arguments.compile}
+    identities = {arm: identity_of(arguments.model, arm, scenes, **settings) for arm in arms}
+    pipes = {arm: build_pipeline(arguments.model, arm, **settings) for arm in arms}
     # Seeds outermost: a run that is stopped early has measured every arm on the same clips.
     for seed in range(arguments.seeds):
         for arm in arms:
             path = arguments.output / f"{arm.name}-seed{seed}.json"
-            results[arm.name].append(judge_arm(pipe, arm, scenes, seed, path, arguments.batch, identities[arm]))
+            results[arm.name].append(judge_arm(pipes[arm], arm, scenes, seed, path, arguments.batch, identities[arm]))
         table = summarise(results, splits)
         (arguments.output / "summary.md").write_text(f"Seeds: {seed + 1}\n\n{table}")
     print(table)

@@ -1,10 +1,13 @@
 """The training configuration: YAML -> pydantic, with dotted overrides (`--optim.lr 1e-4`)."""
 
+from dataclasses import astuple
 from pathlib import Path
 from typing import Annotated, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError, model_validator
+
+from flexivid.shapes.world import all_scenes
 
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -34,6 +37,16 @@ class DataConfig(Section):
         {32: 0.9, 512: 0.1}, description="padded text length -> how often it is drawn; pipelines pad to 512 by default"
     )
     drop_caption: Fraction = Field(0.1, description="how often the caption is empty, for classifier-free guidance")
+    word_weights: dict[str, PositiveFloat] = Field(
+        {}, description="factor word, such as `cross` or `moving left` -> how often its clips are drawn, 1 if not named"
+    )
+
+    @model_validator(mode="after")
+    def _words_are_known(self):
+        known = {word for scene in all_scenes() for word in astuple(scene)}
+        if unknown := sorted(set(self.word_weights) - known):
+            raise ValueError(f"word_weights names {', '.join(unknown)}; the words are {', '.join(sorted(known))}")
+        return self
 
 
 class VaeConfig(Section):
@@ -89,6 +102,9 @@ class Config(Section):
     batch_size: Positive = Field(32, description="clips a step, over all processes")
     flow_shift: float = Field(3.0, gt=0, description="shift of the noise levels, in training and in the scheduler")
     compile: bool = Field(False, description="torch.compile the transformer blocks")
+    attention_backend: str | None = Field(
+        None, description="attention backend of diffusers; on a CPU _native_math is the fastest with `compile`"
+    )
     log_every: Positive = 10
     save_every: Positive = 200
     sample_every: Positive = 500

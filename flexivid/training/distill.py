@@ -13,7 +13,7 @@ from flexivid.flexible import FlexTransformer
 from flexivid.lora import add_lora
 from flexivid.session import Session
 from flexivid.training.config import Config, DistillConfig
-from flexivid.training.loop import global_batch_slice, step_generator
+from flexivid.training.loop import configure_speed, global_batch_slice, step_generator
 from flexivid.training.pretrain import sample_and_judge, shift_sigma
 from flexivid.training.shapes_data import ShapesData
 
@@ -85,6 +85,7 @@ class DistillObjective:
         # Before the data, which may take minutes: an adapter that does not fit is refused at once.
         self.model = build_student(self.pipeline.transformer, config.distill)
         self.flex = self.model._flex[0]
+        configure_speed(self.pipeline.transformer, config)
         parts = (self.pipeline.vae, self.pipeline.tokenizer, self.pipeline.text_encoder)
         with accelerator.main_process_first():
             self.data = ShapesData(config.data, *parts)

@@ -41,6 +41,19 @@ def global_batch_slice(accelerator: Accelerator, count: int) -> slice:
     return slice(accelerator.process_index * share, (accelerator.process_index + 1) * share)
 
 
+def configure_speed(transformer: torch.nn.Module, config: Config) -> None:
+    """Applies what changes the seconds of a step and not its result, beyond rounding.
+
+    Raises ValueError for an attention backend that diffusers does not know.
+    """
+    if config.attention_backend is not None:
+        transformer.set_attention_backend(config.attention_backend)
+    if config.compile:
+        # Every patch size and text length is a graph of the same code, with and without gradients.
+        torch._dynamo.config.recompile_limit = 64
+        transformer.compile_repeated_blocks(fullgraph=True, dynamic=False)
+
+
 def step_generator(seed: int, step: int) -> torch.Generator:
     """The randomness of one step: the same at every number of processes and after every resume."""
     return torch.Generator().manual_seed(seed * 1_000_003 + step)
@@ -95,7 +108,8 @@ def run_facts(config: Config) -> dict:
             base.update(path.read_bytes())
     bound = {"objective", "seed", "batch_size", "flow_shift", "vae", "transformer", "distill"}
     facts = config.model_dump(mode="json", include=bound)
-    return facts | {"optim.name": config.optim.name, "data.clips": config.data.clips, "base": base.hexdigest()}
+    data = {"data.clips": config.data.clips, "data.word_weights": config.data.word_weights}
+    return facts | data | {"optim.name": config.optim.name, "base": base.hexdigest()}
 
 
 def check_checkpoint(config: Config) -> None:

@@ -18,7 +18,7 @@ from flexivid.training.embedded import (
     build_transformer,
     tile_clips,
 )
-from flexivid.training.loop import global_batch_slice, step_generator
+from flexivid.training.loop import configure_speed, global_batch_slice, step_generator
 from flexivid.training.shapes_data import ShapesData
 
 
@@ -64,8 +64,7 @@ class PretrainObjective:
         parts = (self.pipeline.vae, self.pipeline.tokenizer, self.pipeline.text_encoder)
         with accelerator.main_process_first():
             self.data = ShapesData(config.data, *parts)
-        if config.compile:
-            self.model.compile_repeated_blocks(fullgraph=True, dynamic=False)
+        configure_speed(self.model, config)
 
     def loss(self, model, step):
         config, generator = self.config, step_generator(self.config.seed, step)

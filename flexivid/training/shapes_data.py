@@ -1,7 +1,9 @@
 """Training data of the shapes world: cached latents of rendered clips and the text embeddings of their captions."""
 
 import hashlib
+import math
 import os
+from dataclasses import astuple
 from pathlib import Path
 
 import torch
@@ -33,7 +35,8 @@ class ShapesData:
     """Random access to (latents, text embeddings) of `config.clips` clips, none of them a held-out combination.
 
     Latents are encoded once, into `config.cache`, under the fingerprints of the encoder and of the world; text
-    embeddings are one row a caption, the empty one last.
+    embeddings are one row a caption, the empty one last. A clip is drawn in proportion to the product of its words'
+    `config.word_weights`.
     """
 
     def __init__(self, config: DataConfig, vae, tokenizer, text_encoder):
@@ -44,7 +47,10 @@ class ShapesData:
         shards = [self._shard(vae, folder, index, count) for index, count in progress]
         self.latents = torch.cat([shard["latents"] for shard in shards])
         self.captions = torch.cat([shard["captions"] for shard in shards])
-        texts = [scene.caption for scene in all_scenes()] + [""]
+        scenes = all_scenes()
+        word_weights = [math.prod(config.word_weights.get(word, 1.0) for word in astuple(scene)) for scene in scenes]
+        self.weights = torch.tensor(word_weights)[self.captions]
+        texts = [scene.caption for scene in scenes] + [""]
         tokens = tokenizer(texts, padding="max_length", max_length=min(config.text_lengths), return_tensors="pt")
         with torch.no_grad():
             states = text_encoder(tokens.input_ids, attention_mask=tokens.attention_mask).last_hidden_state
@@ -69,7 +75,7 @@ class ShapesData:
 
         A clip's first latent frame is the latent of its first image, because the VAE is causal.
         """
-        picks = torch.randint(len(self.latents), (count,), generator=generator)
+        picks = torch.multinomial(self.weights, count, replacement=True, generator=generator)
         latents = self.latents[picks, :, :1] if images else self.latents[picks]
         dropped = torch.rand(count, generator=generator) < self.config.drop_caption
         captions = torch.where(dropped, len(self.text_embeddings) - 1, self.captions[picks])
