@@ -26,6 +26,7 @@ from flexivid.shapes.embedded import ADAPTER, MODEL, SAMPLING
 from flexivid.shapes.oracle import judge
 from flexivid.shapes.prompts import load_prompts
 from flexivid.shapes.world import FACTORS, Scene
+from sweep.bootstrap import interval
 
 COLUMNS = (*FACTORS, "all")
 FULL_STEPS = SAMPLING["num_inference_steps"]
@@ -97,13 +98,6 @@ def hits(shown: np.ndarray, asked: list[Scene]) -> np.ndarray:
     return np.concatenate([right, right.all(-1, keepdims=True)], -1).mean(0)
 
 
-def bootstrap(values: np.ndarray, draws: int = 2000) -> tuple[float, float]:
-    """95 % interval of the mean of per-prompt values: (prompts,)."""
-    picks = np.random.default_rng(0).integers(len(values), size=(draws, len(values)))
-    low, high = np.percentile(values[picks].mean(1), [2.5, 97.5])
-    return float(low), float(high)
-
-
 def summarise(results: dict[str, list[dict]], splits: dict[str, list[Scene]]) -> str:
     """A Markdown table. results: per arm a list over seeds, of clips in the order of the splits."""
     lines = ["| split | arm | FLOPs | " + " | ".join(COLUMNS) + " |", "|---" * (3 + len(COLUMNS)) + "|"]
@@ -120,7 +114,7 @@ def summarise(results: dict[str, list[dict]], splits: dict[str, list[Scene]]) ->
             cells = [f"{100 * share:.1f}" for share in values.mean(0)]
             if name != "full":
                 for i, difference in enumerate(100 * (values - full).T):
-                    low, high = bootstrap(difference)
+                    low, high = interval(difference)
                     cells[i] += f" ({difference.mean():+.1f}, {low:+.1f} to {high:+.1f})"
             lines.append(f"| {split} | {name} | {results[name][0]['flops_ratio']:.3f} | " + " | ".join(cells) + " |")
         control = hits(words["full"], asked[SHUFFLE % len(asked) :] + asked[: SHUFFLE % len(asked)]).mean(0)

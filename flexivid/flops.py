@@ -5,6 +5,7 @@ import warnings
 
 import torch
 from diffusers.models.attention_dispatch import attention_backend
+from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from flexivid.flexible import HOOK_NAME, FlexTransformer
@@ -48,8 +49,9 @@ class FlopCounter:
         if key not in self._counts:
             self.twin.policy = self.twin.fixed_policy(patch_size)
             inputs = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
-            # The user's attention backend may not run on meta tensors, or not be known to the counter.
-            with attention_backend("native"), flop_counter_mode() as counter, torch.no_grad():
+            # The user's attention backend may not run on meta tensors, or not be known to the counter; and a counter
+            # around the user's call is to count what runs, not what is planned.
+            with _disable_current_modes(), attention_backend("native"), torch.no_grad(), flop_counter_mode() as counter:
                 self.twin.transformer(**inputs, return_dict=False)
             self._counts[key] = counter.get_total_flops()
         return self._counts[key]

@@ -16,7 +16,13 @@ from safetensors.torch import load_file
 
 from flexivid.adapter import AdapterConfig, save_adapter, transformer_shape
 from flexivid.training.config import DistillConfig, load_config
-from flexivid.training.distill import build_student, distillation_loss, uniform_steps_sigma
+from flexivid.training.distill import (
+    build_student,
+    corrected_distillation_loss,
+    distillation_loss,
+    uniform_steps_sigma,
+    weak_errors,
+)
 from flexivid.training.pretrain import shift_sigma
 
 ROOT = Path(__file__).parents[1]
@@ -82,7 +88,7 @@ def test_distillation_gradients_reach_all_of_the_mode_and_nothing_of_the_base(pa
         student.zero_grad()
         # The second round has lora_B away from zero, so that lora_A gets a gradient too.
         for _ in range(2):
-            loss = distillation_loss(
+            errors = weak_errors(
                 student,
                 "1x2x2",
                 [patch_size],
@@ -90,7 +96,7 @@ def test_distillation_gradients_reach_all_of_the_mode_and_nothing_of_the_base(pa
                 torch.tensor([0.9, 0.6]),
                 inputs["encoder_hidden_states"],
             )
-            loss.backward()
+            distillation_loss(errors).backward()
             with torch.no_grad():
                 for p in student.parameters():
                     if p.grad is not None:
@@ -108,14 +114,26 @@ def test_distillation_lowers_the_error_to_the_teacher():
     inputs = forward_inputs(4)
     losses = []
     for _ in range(30):
-        loss = distillation_loss(
+        errors = weak_errors(
             student, "1x2x2", ["1x4x4"], inputs["hidden_states"], torch.full((4,), 0.8), inputs["encoder_hidden_states"]
         )
+        loss = distillation_loss(errors)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
         losses.append(loss.item())
     assert losses[-1] < 0.7 * losses[0]
+
+
+def test_corrected_distillation_asks_for_errors_that_stay_the_same():
+    torch.manual_seed(0)
+    before = torch.randn(2, 3, 1, 1, 2, 2)
+    now = before + 0.1
+    all_corrected, none = torch.tensor([True] * 3), torch.tensor([False] * 3)
+    plain = distillation_loss(now)
+    assert corrected_distillation_loss(now, before, all_corrected, 0.0).item() == pytest.approx(0.01, rel=1e-4)
+    assert corrected_distillation_loss(now, before, all_corrected, 0.5) == pytest.approx(0.01 + 0.5 * plain, rel=1e-4)
+    assert corrected_distillation_loss(now, before, none, 0.0) == pytest.approx(plain)
 
 
 def test_distillation_goes_on_from_an_adapter(tmp_path):

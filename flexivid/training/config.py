@@ -81,6 +81,12 @@ class DistillConfig(Section):
     rank: Positive = Field(32, description="LoRA rank")
     adapter: Path | None = Field(None, description="adapter folder to go on from, of the same modes and rank")
     sigma_range: tuple[Fraction, Fraction] = Field((0.2, 1.0), description="noise levels at which weak modes run")
+    correction_gap: Fraction = Field(
+        0.0,
+        description="for interleaved schedules: the most that may lie between a weak step and the powerful one that "
+        "corrects it, as a share of the steps; the loss then is what the correction leaves. 0: the paper's loss",
+    )
+    anchor: float = Field(0.2, ge=0, description="with correction_gap: weight of the paper's loss beside it")
 
     @model_validator(mode="after")
     def _modes_can_be_drawn(self):

@@ -63,10 +63,8 @@ def build_student(transformer: torch.nn.Module, settings: DistillConfig) -> Stud
     return Student(flex)
 
 
-def distillation_loss(
-    student: torch.nn.Module, powerful: str, patch_sizes: list[str], x_t, sigma, text
-) -> torch.Tensor:
-    """|| sigma (v_powerful - v_weak) ||^2, the squared difference of the x0 predictions, mean over the weak modes.
+def weak_errors(student: torch.nn.Module, powerful: str, patch_sizes: list[str], x_t, sigma, text) -> torch.Tensor:
+    """sigma (v_powerful - v_weak) = x0_weak - x0_powerful, (modes, B, C, T, H, W); gradients reach the weak part only.
 
     x_t: (B, C, T, H, W); sigma: (B,); text: (B, length, dim).
     """
@@ -74,7 +72,27 @@ def distillation_loss(
     with torch.no_grad():
         (v_powerful,) = student([powerful], x_t, timestep, text)
     v_weak = torch.stack(student(patch_sizes, x_t, timestep, text))
-    return (sigma.view(-1, 1, 1, 1, 1) * (v_powerful - v_weak)).square().mean()
+    return sigma.view(-1, 1, 1, 1, 1) * (v_powerful - v_weak)
+
+
+def distillation_loss(errors: torch.Tensor) -> torch.Tensor:
+    """|| x0_weak - x0_powerful ||^2, mean over modes and clips (FlexiDiT, section 3.2, in x0)."""
+    return errors.square().mean()
+
+
+def corrected_distillation_loss(
+    errors: torch.Tensor, errors_before: torch.Tensor, corrected: torch.Tensor, anchor: float
+) -> torch.Tensor:
+    """What is left of a weak prediction's error in an interleaved schedule (`schedules.py`), and a share of the whole.
+
+    There a weak step at t predicts x0_weak(t) + [x0_powerful(t_k) - x0_weak(t_k)], so that its error is e(t) - e(t_k):
+    a weak mode may be wrong, as long as it stays equally wrong until the next powerful step.
+
+    errors: e(t), (modes, B, C, T, H, W). errors_before: e(t_k) of the same clips and noise. corrected: (B,), whether
+    there was a powerful step before. anchor: weight of || e(t) ||^2.
+    """
+    left = errors - corrected.view(1, -1, 1, 1, 1, 1) * errors_before
+    return left.square().mean() + anchor * errors.square().mean()
 
 
 class DistillObjective:
@@ -99,12 +117,21 @@ class DistillObjective:
         x_0, text = self.data.batch(config.batch_size, generator)
         noise = torch.randn(x_0.shape, generator=generator)
         u = torch.rand(config.batch_size, generator=generator)
-        sigma = uniform_steps_sigma(u, settings.sigma_range, config.flow_shift)
+        u_before = u + settings.correction_gap * torch.rand(config.batch_size, generator=generator)
         part, device = global_batch_slice(self.accelerator, config.batch_size), self.accelerator.device
-        x_0, text, noise, sigma = (tensor[part].to(device) for tensor in (x_0, text, noise, sigma))
+        x_0, text, noise, u, u_before = (tensor[part].to(device) for tensor in (x_0, text, noise, u, u_before))
+
+        noise_levels = [u] if settings.correction_gap == 0 else [u, u_before.clamp(max=1)]
+        sigma = uniform_steps_sigma(torch.cat(noise_levels), settings.sigma_range, config.flow_shift)
+        x_0, text, noise = (torch.cat([tensor] * len(noise_levels)) for tensor in (x_0, text, noise))
         level = sigma.view(-1, 1, 1, 1, 1)
         x_t = (1 - level) * x_0 + level * noise
-        return distillation_loss(model, self.flex.powerful, patch_sizes, x_t, sigma, text)
+        errors = weak_errors(model, self.flex.powerful, patch_sizes, x_t, sigma, text)
+        if settings.correction_gap == 0:
+            return distillation_loss(errors)
+        now, before = errors.chunk(2, dim=1)
+        # The first steps of a run come before its first powerful one, and are not corrected.
+        return corrected_distillation_loss(now, before, u_before <= 1, settings.anchor)
 
     def sample(self, path):
         coarsest = self.config.distill.modes[-1]
@@ -119,6 +146,7 @@ class DistillObjective:
             "steps": config.steps,
             "clips_per_step": config.batch_size,
             "sigma_range": list(settings.sigma_range),
+            "correction_gap": settings.correction_gap,
             "learning_rate": config.optim.lr,
             "seed": config.seed,
         }

