@@ -1,4 +1,5 @@
 # make demo | test | lint. Each makes the environment .venv itself when it is missing or out of date.
+# make vbench makes .venv-vbench, where VBench lives (docs/vbench.md).
 #   make test PYTHON=python3.12                                              another interpreter
 #   PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make test       torch without CUDA, a far smaller download
 
@@ -9,7 +10,7 @@ PROMPT ?= a striped red circle moving right on a black background
 VENV := .venv
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint
+.PHONY: demo test lint vbench
 
 demo: $(READY)
 	@mkdir -p outputs
@@ -30,4 +31,11 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install -c constraints.txt torch==2.13.0
 	$(VENV)/bin/python -m pip install -c constraints.txt -e ".[dev,train,eval]"
+	@touch $@
+
+vbench: .venv-vbench/.ready
+
+.venv-vbench/.ready: eval/requirements-vbench.txt
+	$(PYTHON) -m venv .venv-vbench
+	.venv-vbench/bin/python -m pip install -r $<
 	@touch $@

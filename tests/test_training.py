@@ -130,10 +130,12 @@ def test_corrected_distillation_asks_for_errors_that_stay_the_same():
     before = torch.randn(2, 3, 1, 1, 2, 2)
     now = before + 0.1
     all_corrected, none = torch.tensor([True] * 3), torch.tensor([False] * 3)
-    plain = distillation_loss(now)
+    plain = distillation_loss(now).item()
     assert corrected_distillation_loss(now, before, all_corrected, 0.0).item() == pytest.approx(0.01, rel=1e-4)
-    assert corrected_distillation_loss(now, before, all_corrected, 0.5) == pytest.approx(0.01 + 0.5 * plain, rel=1e-4)
-    assert corrected_distillation_loss(now, before, none, 0.0) == pytest.approx(plain)
+    assert corrected_distillation_loss(now, before, all_corrected, 0.5).item() == pytest.approx(
+        0.01 + 0.5 * plain, rel=1e-4
+    )
+    assert corrected_distillation_loss(now, before, none, 0.0).item() == pytest.approx(plain)
 
 
 def test_distillation_goes_on_from_an_adapter(tmp_path):

@@ -106,7 +106,8 @@ def run_facts(config: Config) -> dict:
     for folder in (config.base, config.distill.adapter):
         for path in sorted(folder.rglob("*.safetensors")) if folder else []:
             base.update(path.read_bytes())
-    bound = {"objective", "seed", "batch_size", "flow_shift", "vae", "transformer", "distill"}
+    section = {"vae": "vae", "pretrain": "transformer", "distill": "distill"}[config.objective]
+    bound = {"objective", "seed", "batch_size", "flow_shift", section}
     facts = config.model_dump(mode="json", include=bound)
     data = {"data.clips": config.data.clips, "data.word_weights": config.data.word_weights}
     return facts | data | {"optim.name": config.optim.name, "base": base.hexdigest()}

@@ -1,0 +1,126 @@
+"""The experiment behind the method: which denoising steps need high frequencies, in space and in time?
+
+    python eval/spectrum.py --output docs/measurements/spectrum
+
+One denoising update of a run is low-pass or high-pass filtered, all others stay as they are, and the distance of the
+result to the undisturbed one is measured (FlexiDiT, arXiv 2502.20126, section 3.1). Steps at which a low-pass filter
+does no harm can run at a large patch.
+"""
+
+import argparse
+from pathlib import Path
+
+import matplotlib
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline
+from diffusers.utils import logging
+from tqdm import tqdm
+
+from flexivid.shapes.embedded import MODEL, SAMPLING
+from flexivid.shapes.prompts import load_prompts
+from sweep.sampling import write_json
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402
+
+AXES = {"space": (-2, -1), "time": (-3,)}
+STEPS = SAMPLING["num_inference_steps"]
+
+
+def low_pass(x: torch.Tensor, axes: tuple[int, ...], cutoff: float) -> torch.Tensor:
+    """Keeps the frequencies of which none is above `cutoff` times the highest that the grid can hold.
+
+    x: (B, C, T, H, W). A cutoff of .5 keeps what a patch of twice the size could still show.
+    """
+    spectrum = torch.fft.fftn(x, dim=axes)
+    for axis in axes:
+        kept = torch.fft.fftfreq(x.shape[axis]).abs() <= cutoff / 2
+        spectrum = spectrum * kept.view([-1 if i == axis else 1 for i in range(-x.ndim, 0)])
+    return torch.fft.ifftn(spectrum, dim=axes).real
+
+
+class Run:
+    """Euler sampling of one batch that can be taken up at any step. x: (B, C, T, H, W); text, negative: (B, L, D)."""
+
+    def __init__(self, pipe: WanPipeline, text: torch.Tensor, negative: torch.Tensor, guidance_scale: float):
+        self.pipe, self.text, self.negative, self.guidance_scale = pipe, text, negative, guidance_scale
+        scheduler = FlowMatchEulerDiscreteScheduler(shift=pipe.scheduler.config.flow_shift)
+        scheduler.set_timesteps(STEPS)
+        self.sigmas = scheduler.sigmas
+
+    def update(self, x: torch.Tensor, step: int) -> torch.Tensor:
+        """What one step adds to x: (sigma_next - sigma) v, with classifier-free guidance."""
+        timestep = (1000 * self.sigmas[step]).expand(len(x))
+        conditional, unconditional = (
+            self.pipe.transformer(x, timestep, text, return_dict=False)[0] for text in (self.text, self.negative)
+        )
+        velocity = unconditional + self.guidance_scale * (conditional - unconditional)
+        return (self.sigmas[step + 1] - self.sigmas[step]) * velocity
+
+    def finish(self, x: torch.Tensor, step: int) -> torch.Tensor:
+        for later in range(step, STEPS):
+            x = x + self.update(x, later)
+        return x
+
+
+def draw(result: dict, path: Path) -> None:
+    figure, panels = plt.subplots(1, len(AXES), figsize=(11, 4), sharey=True)
+    for axis, panel in zip(AXES, panels, strict=True):
+        for kind, colour in (("low-pass", "tab:blue"), ("high-pass", "tab:red")):
+            panel.plot(result["steps"], result["errors"][f"{kind}, {axis}"], "o-", color=colour, label=kind)
+        panel.set_title(f"update of one step filtered in {axis}")
+        panel.set_xlabel(f"denoising step of {STEPS}")
+        panel.set_yscale("log")
+        panel.grid(alpha=0.3)
+        panel.legend()
+    panels[0].set_ylabel("squared distance to the undisturbed latents,\nshare of their variance")
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+
+
+@torch.no_grad()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, default=MODEL)
+    parser.add_argument("--prompts", type=int, default=16)
+    parser.add_argument("--cutoff", type=float, default=0.5, help="share of the highest frequency that low-pass keeps")
+    parser.add_argument("--every", type=int, default=3, help="filter every so many steps")
+    parser.add_argument("--output", type=Path, default=Path("outputs/spectrum"))
+    arguments = parser.parse_args()
+    if not 0 < arguments.cutoff < 1:
+        parser.error(f"--cutoff is a share of the highest frequency, between 0 and 1, not {arguments.cutoff}")
+    logging.set_verbosity_error()
+    pipe = WanPipeline.from_pretrained(arguments.model, dtype=torch.float32)
+    captions = [scene.caption for scene in load_prompts()["seen"][: arguments.prompts]]
+    text, negative = pipe.encode_prompt(captions, max_sequence_length=SAMPLING["max_sequence_length"])
+    run = Run(pipe, text, negative, SAMPLING["guidance_scale"])
+    shape = (pipe.transformer.config.in_channels, 5, SAMPLING["height"] // 4, SAMPLING["width"] // 4)
+    x = torch.randn(len(captions), *shape, generator=torch.Generator().manual_seed(0))
+    starts, updates = [], []
+    for step in tqdm(range(STEPS), desc="undisturbed run"):
+        starts.append(x)
+        updates.append(run.update(x, step))
+        x = x + updates[-1]
+    steps = list(range(0, STEPS, arguments.every))
+    errors = {f"{kind}, {axis}": [] for axis in AXES for kind in ("low-pass", "high-pass")}
+    for step in tqdm(steps, desc="one step filtered"):
+        for axis, dimensions in AXES.items():
+            low = low_pass(updates[step], dimensions, arguments.cutoff)
+            for kind, filtered in (("low-pass", low), ("high-pass", updates[step] - low)):
+                changed = run.finish(starts[step] + filtered, step + 1)
+                errors[f"{kind}, {axis}"].append(((changed - x).square().mean() / x.var()).item())
+    result = {"steps": steps, "sigmas": [run.sigmas[step].item() for step in steps], "errors": errors}
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    write_json({"cutoff": arguments.cutoff, "prompts": len(captions), **result}, arguments.output / "spectrum.json")
+    draw(result, arguments.output / "spectrum.png")
+    names = list(errors)
+    lines = ["| step | σ | " + " | ".join(names) + " |", "|---" * (2 + len(names)) + "|"]
+    for row, (step, sigma) in enumerate(zip(steps, result["sigmas"], strict=True)):
+        cells = " | ".join(f"{errors[name][row]:.4f}" for name in names)
+        lines.append(f"| {step} | {sigma:.3f} | {cells} |")
+    (arguments.output / "spectrum.md").write_text("\n".join(lines) + "\n")
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()
