@@ -11,6 +11,7 @@ Coarse ("weak") patches are cheap, the model's own ("powerful") patch is exact. 
 A patch size is written frames x height x width in latent pixels, as in `1x4x4`.
 """
 
+import json
 import math
 import re
 from collections.abc import Collection, Mapping
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import groupby, islice, takewhile
 from numbers import Real
+from pathlib import Path
 from typing import Literal
 
 PatchSize = tuple[int, int, int]
@@ -259,6 +261,20 @@ def explicit_schedule(text: str, steps: int, branches: int, patch_sizes: Collect
     if len(schedule) != steps:
         raise ValueError(f"the schedule {text!r} adds up to {len(schedule)} steps, but there are {steps}")
     return Schedule(tuple(schedule))
+
+
+def read_schedule(path: Path) -> Schedule:
+    """The schedule of a JSON file such as `eval/calibrate.py` writes, `{"schedule": [["2x4x4", "2x4x4"], ...], ...}`.
+
+    Raises ValueError, or OSError if there is no such file.
+    """
+    try:
+        content = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
+    if not isinstance(content, dict) or "schedule" not in content:
+        raise ValueError(f'{path} holds no schedule; it should look like {{"schedule": [["2x4x4", "2x4x4"], ...]}}')
+    return Schedule.from_json(content["schedule"])
 
 
 def _exact(number: float) -> Fraction:

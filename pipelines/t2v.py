@@ -27,7 +27,7 @@ from transformers.utils import logging as transformers_logging
 
 import flexivid
 from flexivid.adapter import locate_adapter, read_config
-from flexivid.schedules import check_budget, parse_patch_size
+from flexivid.schedules import check_budget, parse_patch_size, read_schedule
 from flexivid.shapes.embedded import ADAPTER, MODEL, SAMPLING
 from flexivid.video import write_mp4, write_picture, write_side_by_side
 
@@ -60,7 +60,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--prompt-file", type=Path, help="a text file with one prompt a line")
     add("--negative-prompt", default="")
     add("--budget", help="share of the full FLOPs, above 0 and up to 1; 0.25 unless there is a --schedule")
-    add("--schedule", help="instead of a budget, for example 2x4x4:35,1x2x2:5")
+    add("--schedule", help="instead of a budget, for example 2x4x4:35,1x2x2:5, or a .json file of eval/calibrate.py")
     add("--guidance", default="same", choices=["same", "weak-uncond"])
     add("--order", choices=["interleaved", "weak-first"], help="of powerful and weak steps in a budget")
     add("--modes", nargs="+", help="weak patch sizes, for example 1x4x4 2x4x4; the adapter's by default")
@@ -90,6 +90,8 @@ def check_arguments(arguments: argparse.Namespace) -> list[str]:
     """Everything that can be wrong before a model is loaded. Returns the prompts; raises ValueError or OSError."""
     if arguments.schedule is not None:
         arguments.budget = None
+        if arguments.schedule.endswith(".json"):
+            arguments.schedule = read_schedule(Path(arguments.schedule))
     else:
         try:
             arguments.budget = float(0.25 if arguments.budget is None else arguments.budget)

@@ -76,6 +76,25 @@ def test_prompt_file_and_schedule(call, tmp_path, capsys):
     assert "does not know the word 'zebra'" in capsys.readouterr().err
 
 
+def test_a_schedule_file(call, tmp_path, capsys):
+    path = tmp_path / "schedule.json"
+    steps = [["1x2x2"] * 2, ["1x4x4"] * 2, ["1x4x4"] * 2, ["1x2x2"] * 2]
+    path.write_text(json.dumps({"schedule": steps, "budget": 0.7}))
+    assert call("--prompt", CAPTION, "--schedule", path) == 0
+    assert json.loads((tmp_path / "out/clip.json").read_text())["schedule"] == steps
+    for content, message in (
+        ("1x4x4:4", "is not JSON"),
+        ("{}", "holds no schedule"),
+        ('{"schedule": ["1x4x4"]}', "a schedule is a list with a list of patch sizes per step"),
+        (json.dumps({"schedule": steps[:3]}), "adds up to 3 steps"),
+    ):
+        path.write_text(content)
+        assert call("--prompt", CAPTION, "--schedule", path) == 2
+        assert message in capsys.readouterr().err
+    assert call("--prompt", CAPTION, "--schedule", tmp_path / "missing.json") == 2
+    assert "missing.json" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

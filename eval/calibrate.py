@@ -1,0 +1,138 @@
+"""Finds the best schedule for a budget from the errors that the weak modes really make.
+
+    python eval/calibrate.py --budgets 0.5 0.25 --output outputs/calibrated
+    python pipelines/t2v.py --schedule outputs/calibrated/0.25.json
+
+A few prompts are sampled at full compute; at every step each weak mode predicts from the same latents. `errors.png`
+shows how wrong it is, and what is left of that when a powerful step some steps before corrects it.
+"""
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import torch
+from diffusers import WanPipeline
+from diffusers.utils import logging
+from tqdm import tqdm
+
+import flexivid
+from flexivid.api import _attached
+from flexivid.calibration import best_schedule, residual_errors
+from flexivid.schedules import schedule_for_budget
+from flexivid.shapes.embedded import ADAPTER, MODEL, SAMPLING
+from flexivid.shapes.world import all_scenes
+from sweep.sampling import write_json
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402
+
+GAPS = (1, 3, 5, 10)  # steps since the last powerful one, in the picture
+
+
+def measure(pipe: WanPipeline, captions: list[str], steps: int) -> tuple[dict[str, np.ndarray], np.ndarray, dict]:
+    """Per weak mode e(t) of a full run, guidance applied, (steps, elements); noise levels; costs of a forward."""
+    flex = _attached(pipe.transformer)
+    session = flex.policy.__self__
+    modes, scale = list(flex.weak_modes), SAMPLING["guidance_scale"]
+    flex.policy = lambda *call: replace(session.choose(*call), compare=tuple(modes))
+    errors = {mode: [] for mode in modes}
+    progress = tqdm(total=steps, desc="full run, every weak mode beside it")
+
+    def after_step(pipe, step, timestep, tensors):
+        for mode in modes:
+            conditional, unconditional = (-flex.corrections[branch, mode] for branch in (0, 1))
+            errors[mode].append((unconditional + scale * (conditional - unconditional)).flatten().numpy())
+        progress.update()
+        return tensors
+
+    pipe(
+        captions,
+        **{**SAMPLING, "num_inference_steps": steps},
+        generator=torch.Generator().manual_seed(0),
+        output_type="latent",
+        callback_on_step_end=after_step,
+    )
+    progress.close()
+    latents = torch.empty(1, pipe.transformer.config.in_channels, 5, 16, 16, device="meta")
+    text = torch.empty(1, SAMPLING["max_sequence_length"], pipe.transformer.config.text_dim, device="meta")
+    call = {"hidden_states": latents, "timestep": torch.empty(1, device="meta"), "encoder_hidden_states": text}
+    sigmas = pipe.scheduler.sigmas.double().numpy()
+    return {mode: np.stack(values) for mode, values in errors.items()}, sigmas, session.costs(call)
+
+
+def draw(residuals: dict[str, np.ndarray], sigmas: np.ndarray, path: Path) -> None:
+    weights = np.square(np.diff(sigmas) / sigmas[:-1])
+    figure, panels = plt.subplots(1, len(residuals), figsize=(5 * len(residuals), 4), sharey=True, squeeze=False)
+    for (mode, table), panel in zip(residuals.items(), panels[0], strict=True):
+        steps = table.shape[1]
+        panel.plot(sigmas[:-1], table[steps] / weights, color="black", label="uncorrected")
+        for gap in GAPS:
+            left = [table[t - gap, t] / weights[t] for t in range(gap, steps)]
+            panel.plot(sigmas[gap:-1], left, label=f"corrected {gap} step{'s' if gap > 1 else ''} before")
+        panel.set_title(mode)
+        panel.set_xlabel("noise level σ")
+        panel.set_yscale("log")
+        panel.grid(alpha=0.3)
+    panels[0][0].set_ylabel("mean squared error of the guided x0 to the powerful one")
+    panels[0][0].legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, default=MODEL)
+    parser.add_argument("--adapter", type=Path, default=ADAPTER)
+    parser.add_argument("--budgets", type=float, nargs="+", default=[0.5, 0.25])
+    parser.add_argument("--prompts", type=int, default=16)
+    parser.add_argument("--steps", type=int, default=SAMPLING["num_inference_steps"])
+    parser.add_argument("--output", type=Path, default=Path("outputs/calibrated"))
+    arguments = parser.parse_args()
+    logging.set_verbosity_error()
+    pipe = WanPipeline.from_pretrained(arguments.model, dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    flexivid.enable(pipe, adapter=arguments.adapter, schedule=f"1x2x2:{arguments.steps}", merge_lora=True)
+    # Other captions than those that schedules are judged on, in another order.
+    scenes = all_scenes()
+    picks = torch.randperm(len(scenes), generator=torch.Generator().manual_seed(1))[: arguments.prompts].tolist()
+    errors, sigmas, costs = measure(pipe, [scenes[pick].caption for pick in picks], arguments.steps)
+    residuals = {mode: residual_errors(values, sigmas) for mode, values in errors.items()}
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    draw(residuals, sigmas, arguments.output / "errors.png")
+    powerful = max(costs, key=costs.get)
+    for budget in arguments.budgets:
+        schedule, error = best_schedule(residuals, costs, powerful, budget, 2)
+        full = 2 * arguments.steps * costs[powerful]
+        plain = schedule_for_budget(costs, arguments.steps, budget, 2)
+        result = {
+            "schedule": schedule.to_json(),
+            "budget": budget,
+            "flops_ratio": schedule.cost(costs) / full,
+            "predicted_error": error,
+            "plain_schedule": str(plain),
+            "plain_flops_ratio": plain.cost(costs) / full,
+            "plain_predicted_error": predicted_error(plain, residuals, powerful),
+            "model": str(arguments.model),
+            "adapter": str(arguments.adapter),
+        }
+        write_json(result, arguments.output / f"{budget:g}.json")
+        print(f"{budget:g}: {schedule}, predicted error {error:.4g}")
+        print(f"  plain: {plain}, predicted error {result['plain_predicted_error']:.4g}")
+
+
+def predicted_error(schedule, residuals: dict[str, np.ndarray], powerful: str) -> float:
+    """The summed error of a schedule."""
+    total, last = 0.0, len(schedule.steps)
+    for step, (mode, *_) in enumerate(schedule.steps):
+        if mode == powerful:
+            last = step
+        else:
+            total += residuals[mode][last, step]
+    return float(total)
+
+
+if __name__ == "__main__":
+    main()
