@@ -21,8 +21,9 @@ from tqdm import tqdm
 import flexivid
 from flexivid.api import _attached
 from flexivid.calibration import best_schedule, residual_errors
-from flexivid.schedules import schedule_for_budget
+from flexivid.schedules import check_budget, schedule_for_budget
 from flexivid.shapes.embedded import ADAPTER, MODEL, SAMPLING
+from flexivid.shapes.prompts import load_prompts
 from flexivid.shapes.world import all_scenes
 from sweep.sampling import write_json
 
@@ -95,9 +96,11 @@ def main() -> None:
     pipe = WanPipeline.from_pretrained(arguments.model, dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     flexivid.enable(pipe, adapter=arguments.adapter, schedule=f"1x2x2:{arguments.steps}", merge_lora=True)
-    # Other captions than those that schedules are judged on, in another order.
-    scenes = all_scenes()
+    judged = {scene for split in load_prompts().values() for scene in split}
+    scenes = [scene for scene in all_scenes() if scene not in judged]
     picks = torch.randperm(len(scenes), generator=torch.Generator().manual_seed(1))[: arguments.prompts].tolist()
+    for budget in arguments.budgets:
+        check_budget(budget)
     errors, sigmas, costs = measure(pipe, [scenes[pick].caption for pick in picks], arguments.steps)
     residuals = {mode: residual_errors(values, sigmas) for mode, values in errors.items()}
     arguments.output.mkdir(parents=True, exist_ok=True)

@@ -11,12 +11,12 @@ from PIL import Image, ImageDraw
 LABEL_HEIGHT = 16
 
 
-def write_mp4(frames: np.ndarray, path: Path, fps: int) -> None:
-    """frames: (T, H, W, 3) uint8 with even H and W, as h264."""
+def write_mp4(frames: np.ndarray, path: Path, fps: int | Fraction, crf: int = 10) -> None:
+    """frames: (T, H, W, 3) uint8 with even H and W, as h264; crf: its quality, smaller is better and larger."""
     beside = path.with_name(f".{path.name}.partial.mp4")
     try:
         with av.open(str(beside), "w") as container:
-            stream = container.add_stream("libx264", rate=Fraction(fps), options={"crf": "10"})
+            stream = container.add_stream("libx264", rate=Fraction(fps), options={"crf": str(crf)})
             stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "yuv420p"
             for frame in frames:
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))

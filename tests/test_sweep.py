@@ -99,6 +99,9 @@ def test_a_folder_holds_one_sweep(finished, capsys):
     "arguments, message",
     [
         (["--budgets", "0"], "above 0"),
+        (["--budgets", "1"], "nothing to compare"),
+        (["--model", "somewhere"], "needs --prompts"),
+        (["--dimensions", "scene"], "on VBench's own prompts only"),
         (["--methods", "direct"], "--direct-adapter"),
         (["--prompts", "nowhere.txt"], "no file nowhere.txt"),
         (["--dimensions", "beauty"], "no dimension beauty"),
@@ -170,7 +173,7 @@ class TestMetrics:
         assert metrics.frechet_distance(samples, 2 * samples) == pytest.approx(3.0, rel=0.05)
 
     def test_perceptual_distance_grows_with_the_change(self):
-        features = metrics.Features()
+        features = metrics.Features(torch.device("cpu"))
         noise = np.random.default_rng(0)
         clip = noise.integers(0, 255, (4, 8, 8, 3), dtype=np.uint8).repeat(8, 1).repeat(8, 2)
         distances = []

@@ -8,7 +8,8 @@ from pathlib import Path
 from diffusers import DiffusionPipeline
 
 import flexivid
-from sweep.rivals import CACHES
+from flexivid.schedules import BudgetError
+from sweep.rivals import CACHES, NEAR
 
 METHODS = {
     "adapter": "flexivid with its adapter",
@@ -62,15 +63,47 @@ def flexivid_arms(
         "direct": {"adapter": str(direct_adapter), "merge_lora": True},
         "weak-first": {**trained, "order": "weak-first"},
     }
-    arms = [Arm("full", "full", 1.0, steps)]
+    arms = {"full": Arm("full", "full", 1.0, steps)}
     for method in methods:
         for budget in budgets:
             name = f"budget-{budget:g}" if method == "adapter" else f"{method}-{budget:g}"
             if method in enable:
-                arms.append(Arm(name, method, budget, steps, flexivid={**enable[method], "budget": budget}))
+                arms[name] = Arm(name, method, budget, steps, flexivid={**enable[method], "budget": budget})
             elif method == "adapter-half-steps" and 2 * budget < 1:
-                arms.append(Arm(name, method, budget, steps // 2, flexivid={**trained, "budget": 2 * budget}))
+                arms[name] = Arm(name, method, budget, steps // 2, flexivid={**trained, "budget": 2 * budget})
             elif method == "steps":
                 fewer = max(1, int(budget * steps + 1e-9))
-                arms.append(Arm(f"steps-{fewer}", method, budget, fewer))
+                # Two budgets may come to the same number.
+                arms.setdefault(f"steps-{fewer}", Arm(f"steps-{fewer}", method, budget, fewer))
+    return list(arms.values())
+
+
+def cache_arms(caches: list[str], budgets: list[float], steps: int, tuning: dict, say) -> list[Arm]:
+    """The arms of the caches that come near a budget; says which do not. tuning: what `rivals.tune_all` found."""
+    arms = []
+    for name in caches:
+        for budget in budgets:
+            found = tuning[name][f"{budget:g}"]
+            if abs(found["share"] - budget) > NEAR:
+                say(f"{name} does not reach {budget:g}: the nearest is {found['share']:.3f}")
+            else:
+                arms.append(Arm(f"{name}-{budget:g}", name, budget, steps, cache=found["settings"]))
     return arms
+
+
+def reachable(arms: list[Arm], pipe: DiffusionPipeline, call: dict, say) -> list[Arm]:
+    """The arms without those of flexivid that the patch sizes cannot bring below their budget; says which.
+
+    Raises what `flexivid.enable` raises for an adapter that does not fit.
+    """
+    kept = []
+    for arm in arms:
+        try:
+            with arm.on(pipe):
+                if arm.flexivid is not None:
+                    sizes = (call[name] for name in ("num_frames", "height", "width"))
+                    flexivid.plan(pipe, *sizes, arm.steps, call["max_sequence_length"], call["guidance_scale"] > 1)
+            kept.append(arm)
+        except BudgetError as error:
+            say(f"{arm.name} is left out: {error}")
+    return kept

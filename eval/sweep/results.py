@@ -9,6 +9,7 @@ from pathlib import Path
 import matplotlib
 
 from sweep.metrics import HIGHER_IS_BETTER
+from sweep.rivals import CACHES
 from sweep.vbench import total_scores
 
 matplotlib.use("Agg")
@@ -21,7 +22,7 @@ def assemble(facts: dict, sampler, scorer, arms: list, videos_per_prompt: int, v
     for arm in arms:
         records = [json.loads(sampler.record(arm, i).read_text()) for i in range(len(sampler.batches))]
         timing = json.loads(sampler.timing(arm).read_text())
-        metrics, differences = scorer.estimates(arm, arms[0], videos_per_prompt)
+        metrics, differences = scorer.estimates(arm, arms[0], videos_per_prompt, vbench)
         rows.append(
             {
                 "arm": arm.name,
@@ -29,11 +30,12 @@ def assemble(facts: dict, sampler, scorer, arms: list, videos_per_prompt: int, v
                 "budget": arm.budget,
                 "steps": arm.steps,
                 "settings": arm.flexivid or arm.cache or {},
+                "note": CACHES[arm.method].note if arm.cache else "",
                 "flops": sum(record["flops"] for record in records) / len(sampler.clips),
                 "seconds": timing["seconds"] / timing["clips"],
                 "metrics": metrics,
                 "difference_to_full": differences,
-                "vbench": vbench[arm.name],
+                "vbench": {name: {k: v for k, v in d.items() if k != "videos"} for name, d in vbench[arm.name].items()},
                 "vbench_total": total_scores(vbench[arm.name]),
             }
         )
@@ -52,7 +54,8 @@ def write_csv(results: dict, path: Path) -> None:
         for kind, prefix in (("metrics", ""), ("difference_to_full", "difference_")):
             for name, value in row[kind].items():
                 line |= {f"{prefix}{name}_{part}": value[part] for part in ("mean", "low", "high")}
-        line |= {f"vbench_{name}": entry.get("score") for name, entry in row["vbench"].items()}
+        line |= {f"vbench_{name}_score": entry.get("score") for name, entry in row["vbench"].items()}
+        line |= {f"vbench_{name}": score for name, score in row["vbench_total"].items()}
         lines.append(line)
     beside = path.with_suffix(".partial")
     with beside.open("w", newline="") as file:

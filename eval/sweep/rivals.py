@@ -6,10 +6,12 @@ and, for some, on the clip, so that it is found by counting real runs, and only 
 
 import ast
 import io
+import json
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from functools import cache as memoised
+from pathlib import Path
 
 from diffusers import DiffusionPipeline
 from diffusers.hooks import (
@@ -19,6 +21,9 @@ from diffusers.hooks import (
     PyramidAttentionBroadcastConfig,
     TaylorSeerCacheConfig,
 )
+from tqdm import tqdm
+
+from sweep.sampling import write_json
 
 NEAR = 0.05  # a cache that comes no closer to a budget than this does not reach it
 
@@ -138,3 +143,22 @@ def tune(
         best = min((low, high), key=lambda index: abs(share(index) - budget))
         found[budget] = candidates[best], share(best)
     return found
+
+
+def tune_all(
+    pipe: DiffusionPipeline, caches: list[str], budgets: list[float], probe: Probe, steps: int, path: Path
+) -> None:
+    """Tunes caches to every budget. What was found is kept in `path` after each, and not searched for again."""
+    known = json.loads(path.read_text()) if path.exists() else {}
+    write_json(known, path)
+    for name in tqdm(caches, desc="tuning caches", disable=not caches):
+        found = known.setdefault(name, {})
+        missing = [budget for budget in budgets if f"{budget:g}" not in found]
+        if not missing:
+            continue
+        if "full_flops" not in known:
+            known["full_flops"] = probe()
+        tuned = tune(pipe, CACHES[name], missing, probe, known["full_flops"], steps)
+        for budget, (settings, share) in tuned.items():
+            found[f"{budget:g}"] = {"settings": settings, "share": share}
+        write_json(known, path)

@@ -20,7 +20,7 @@ from flexivid.api import COMPONENTS
 from flexivid.flops import flop_counter_mode
 from flexivid.video import enlarge, write_mp4
 
-FPS = 8
+LONGEST_PROMPT = 230  # bytes: a file name may have 255, and is written under a longer one first
 LEAST_HEIGHT = 256  # smaller clips are written enlarged by whole numbers, so that the codec does not blur their pixels
 
 
@@ -46,8 +46,10 @@ def clips_of(prompts: list[str], videos_per_prompt: int, seed: int) -> list[Clip
     for prompt in prompts:
         if not prompt.strip():
             raise ValueError("a prompt is empty")
-        if "/" in prompt or len(prompt.encode()) > 240:
-            raise ValueError(f"a prompt becomes a file name: no / in it, and at most 240 bytes: {prompt!r}")
+        if "/" in prompt or len(prompt.encode()) > LONGEST_PROMPT:
+            raise ValueError(
+                f"a prompt becomes a file name: no / in it, and at most {LONGEST_PROMPT} bytes: {prompt!r}"
+            )
     if len(set(prompts)) < len(prompts):
         raise ValueError(f"the prompt {next(p for p in prompts if prompts.count(p) > 1)!r} is there twice")
     pairs = [(prompt, index) for prompt in prompts for index in range(videos_per_prompt)]
@@ -117,13 +119,14 @@ def sample(
 
 @dataclass(frozen=True)
 class Sampler:
-    """Writes the clips of one sweep below `folder`. call: arguments of the pipeline beside prompts and steps."""
+    """Writes the clips of one sweep below `folder`. call: arguments of the pipeline beside prompts and noise."""
 
     pipe: DiffusionPipeline
     clips: list[Clip]
     folder: Path
     call: dict
     batch_size: int
+    fps: int
 
     @property
     def batches(self) -> list[list[Clip]]:
@@ -133,7 +136,8 @@ class Sampler:
         return self.folder / "batches" / arm.name / f"{number}.json"
 
     def timing(self, arm) -> Path:
-        return self.folder / "batches" / arm.name / "seconds.json"
+        """Seconds of one batch: of another number of threads they are another figure."""
+        return self.folder / "batches" / arm.name / f"seconds-{torch.get_num_threads()}-threads.json"
 
     def make(self, arm, numbers: list[int], timed: bool, progress) -> None:
         """Samples the batches of an arm that are not there yet. timed: measure the seconds of the first one too."""
@@ -149,10 +153,12 @@ class Sampler:
                 clips = self.batches[number]
                 videos, meter = sample(self.pipe, clips, call, count_flops=True)
                 for clip, frames in zip(clips, videos, strict=True):
-                    write_mp4(enlarge(frames, LEAST_HEIGHT), folder / clip.file_name, FPS)
+                    write_mp4(enlarge(frames, LEAST_HEIGHT), folder / clip.file_name, self.fps)
                 write_json({"flops": meter.flops, "clips": len(clips)}, self.record(arm, number))
                 progress.update()
             if untimed:
+                if not missing:
+                    sample(self.pipe, self.batches[0], call, count_flops=False, latents=True)  # the first run plans
                 _, meter = sample(self.pipe, self.batches[0], call, count_flops=False, latents=True)
                 write_json({"seconds": meter.seconds, "clips": len(self.batches[0])}, self.timing(arm))
 

@@ -5,11 +5,13 @@ import os
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from flexivid.shapes.world import Scene
 from sweep.bootstrap import estimate, estimate_of_sets
 from sweep.metrics import Features, adherence, fidelity, frechet_distance, perceptual_distance
 from sweep.sampling import Sampler, read_clip
+from sweep.vbench import values_of_clips
 
 FEATURES = "features"
 
@@ -17,9 +19,9 @@ FEATURES = "features"
 class Scorer:
     """scenes: what every prompt asks for in the embedded world, None in the real one."""
 
-    def __init__(self, sampler: Sampler, scenes: dict[str, Scene] | None, height: int):
+    def __init__(self, sampler: Sampler, scenes: dict[str, Scene] | None, height: int, device: torch.device):
         self.sampler, self.scenes, self.height = sampler, scenes, height
-        self.features = Features()
+        self.features = Features(device)
 
     def _path(self, arm, number: int) -> Path:
         return self.sampler.folder / "scores" / arm.name / f"{number}.npz"
@@ -56,16 +58,24 @@ class Scorer:
 
     def values(self, arm) -> dict[str, np.ndarray]:
         """By metric, one value a clip, (clips,); under "features", (clips, frames, 320)."""
-        parts = [np.load(self._path(arm, number)) for number in range(len(self.sampler.batches))]
+        parts = []
+        for number in range(len(self.sampler.batches)):
+            with np.load(self._path(arm, number)) as part:
+                parts.append(dict(part))
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
-    def estimates(self, arm, full_arm, videos_per_prompt: int) -> tuple[dict, dict]:
-        """(metrics, differences to the full run), each by metric {"mean", "low", "high"} over prompts."""
+    def estimates(self, arm, full_arm, videos_per_prompt: int, vbench: dict[str, dict]) -> tuple[dict, dict]:
+        """(metrics, differences to the full run), each by metric {"mean", "low", "high"} over prompts.
+
+        vbench: by arm what `vbench.score_arms` found; a dimension that says a value for every clip is a metric too.
+        """
 
         def by_prompt(values: np.ndarray) -> np.ndarray:
             return values.reshape(-1, videos_per_prompt, *values.shape[1:])
 
-        ours, full = self.values(arm), self.values(full_arm)
+        ours, full = (
+            self.values(which) | values_of_clips(vbench[which.name], self.sampler.clips) for which in (arm, full_arm)
+        )
         own_features, full_features = (by_prompt(values.pop(FEATURES)) for values in (ours, full))
         metrics = {name: estimate(by_prompt(values).mean(1)) for name, values in ours.items()}
         differences = {

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 from tqdm import tqdm
 
 from sweep.sampling import write_json
@@ -55,7 +56,12 @@ DIMENSIONS = {
     "imaging_quality": Dimension("quality", ("pyiqa_model/musiq_spaq_ckpt-358bb6af.pth",)),
     "object_class": Dimension("semantic", GRIT, any_prompt=False),
     "multiple_objects": Dimension("semantic", GRIT, any_prompt=False),
-    "human_action": Dimension("semantic", ("umt_model/l16_ptk710_ftk710_ftk400_f16_res224.pth",)),
+    "human_action": Dimension(
+        # On other prompts it looks for the action in the file name, finds none, and says 0.
+        "semantic",
+        ("umt_model/l16_ptk710_ftk710_ftk400_f16_res224.pth",),
+        any_prompt=False,
+    ),
     "color": Dimension("semantic", GRIT, any_prompt=False),
     "spatial_relationship": Dimension("semantic", GRIT, any_prompt=False),
     "scene": Dimension("semantic", ("caption_model/tag2text_swin_14m.pth",), 0.0, 0.8222, any_prompt=False),
@@ -92,10 +98,9 @@ def score_dimension(videos: Path, name: str, cache: Path | None, standard: bool)
     missing = availability(cache)[name]
     if missing:
         return {"status": missing.split(":")[0], "detail": missing}
-    if not standard and not DIMENSIONS[name].any_prompt:
-        return {"status": "failed", "detail": "needs VBench's own prompts: --prompts vbench"}
     environment = {**os.environ, "VBENCH_CACHE_DIR": str(cache or DEFAULT_CACHE)}
-    command = [str(PYTHON), str(WORKER), str(videos), name, *(["standard"] if standard else [])]
+    # -P: the worker's own folder has a module that is called vbench too.
+    command = [str(PYTHON), "-P", str(WORKER), str(videos), name, *(["standard"] if standard else [])]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     lines = done.stdout.strip().splitlines()
     if done.returncode or not lines:
@@ -113,6 +118,15 @@ def total_scores(dimensions: dict[str, dict]) -> dict[str, float]:
         weighted = [d.share * (dimensions[name]["score"] - d.low) / (d.high - d.low) for name, d in members.items()]
         groups[group] = sum(weighted) / sum(dimension.share for dimension in members.values())
     return {**groups, "total": (4 * groups["quality"] + groups["semantic"]) / 5}
+
+
+def values_of_clips(dimensions: dict[str, dict], clips: list) -> dict[str, np.ndarray]:
+    """Of one arm, by `vbench_<dimension>`, one value a clip, where VBench says one for every clip."""
+    names = [clip.file_name for clip in clips]
+    whole = {
+        name: d["videos"] for name, d in dimensions.items() if d["status"] == "scored" and {*names} <= {*d["videos"]}
+    }
+    return {f"vbench_{name}": np.array([values[clip] for clip in names]) for name, values in whole.items()}
 
 
 def score_arms(

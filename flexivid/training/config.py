@@ -120,6 +120,12 @@ class Config(Section):
     transformer: TransformerConfig = TransformerConfig()
     distill: DistillConfig = DistillConfig()
 
+    @model_validator(mode="after")
+    def _settings_of_a_transformer(self):
+        if self.objective == "vae" and (self.compile or self.attention_backend or self.data.word_weights):
+            raise ValueError("compile, attention_backend and data.word_weights are for transformers, not for vae")
+        return self
+
 
 def load_config(path: str | Path, overrides: list[str] = ()) -> Config:
     """Reads a YAML file and applies `--section.key value` overrides. Raises ValueError that names what is wrong."""
