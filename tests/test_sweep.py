@@ -12,6 +12,7 @@ import flexivid
 import vbench_sweep
 from flexivid.shapes.embedded import ADAPTER, MODEL, SAMPLING
 from flexivid.shapes.world import Scene, fixed_layout, render
+from flexivid.video import write_mp4
 from sweep import bootstrap, metrics, rivals, sampling, vbench
 
 STEPS = 6
@@ -210,3 +211,15 @@ class TestVBench:
         monkeypatch.setattr(vbench, "PYTHON", tmp_path / "nowhere")
         answer = vbench.score_dimension(tmp_path, "motion_smoothness", tmp_path, standard=False)
         assert "make vbench" in answer["detail"] and "score" not in answer
+
+    @pytest.mark.skipif(not vbench.PYTHON.exists(), reason="VBench's environment is missing: make vbench")
+    @pytest.mark.parametrize("levels, expected", [((128, 128), 1.0), ((60, 171), 1 - 111 / 255)])
+    def test_temporal_flickering_through_the_real_package(self, levels, expected, tmp_path):
+        """It is 1 - the mean absolute difference of neighbouring frames / 255."""
+        frames = np.stack([np.full((128, 192, 3), levels[i % 2], np.uint8) for i in range(16)])
+        for index in (0, 1):
+            write_mp4(frames, tmp_path / f"a clip-{index}.mp4", 8)
+        answer = vbench.score_dimension(tmp_path, "temporal_flickering", tmp_path, standard=False)
+        assert answer["status"] == "scored", answer
+        assert answer["score"] == pytest.approx(expected, abs=5e-3)
+        assert answer["videos"].keys() == {"a clip-0.mp4", "a clip-1.mp4"}
