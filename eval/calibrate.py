@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 import flexivid
 from flexivid.api import _attached
-from flexivid.calibration import best_schedule, residual_errors
+from flexivid.calibration import best_schedule, residual_errors, step_weights
 from flexivid.schedules import check_budget, schedule_for_budget
 from flexivid.shapes.embedded import ADAPTER, MODEL, SAMPLING
 from flexivid.shapes.prompts import load_prompts
@@ -65,7 +65,7 @@ def measure(pipe: WanPipeline, captions: list[str], steps: int) -> tuple[dict[st
 
 
 def draw(residuals: dict[str, np.ndarray], sigmas: np.ndarray, path: Path) -> None:
-    weights = np.square(np.diff(sigmas) / sigmas[:-1])
+    weights = step_weights(sigmas)
     figure, panels = plt.subplots(1, len(residuals), figsize=(5 * len(residuals), 4), sharey=True, squeeze=False)
     for (mode, table), panel in zip(residuals.items(), panels[0], strict=True):
         steps = table.shape[1]
@@ -92,6 +92,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=SAMPLING["num_inference_steps"])
     parser.add_argument("--output", type=Path, default=Path("outputs/calibrated"))
     arguments = parser.parse_args()
+    for budget in arguments.budgets:
+        check_budget(budget)
     logging.set_verbosity_error()
     pipe = WanPipeline.from_pretrained(arguments.model, dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
@@ -99,8 +101,6 @@ def main() -> None:
     judged = {scene for split in load_prompts().values() for scene in split}
     scenes = [scene for scene in all_scenes() if scene not in judged]
     picks = torch.randperm(len(scenes), generator=torch.Generator().manual_seed(1))[: arguments.prompts].tolist()
-    for budget in arguments.budgets:
-        check_budget(budget)
     errors, sigmas, costs = measure(pipe, [scenes[pick].caption for pick in picks], arguments.steps)
     residuals = {mode: residual_errors(values, sigmas) for mode, values in errors.items()}
     arguments.output.mkdir(parents=True, exist_ok=True)

@@ -15,6 +15,14 @@ from flexivid.schedules import BudgetError, Schedule
 UNITS = 4000  # of cost that the budget is divided into; costs are rounded up, so that the budget holds
 
 
+def step_weights(sigmas: np.ndarray) -> np.ndarray:
+    """How much an error of x0 moves the latents at each step, squared.
+
+    x moves by (sigma_next - sigma) v, and v errs by e / sigma. sigmas: (steps + 1,), the last one 0. Returns (steps,).
+    """
+    return np.square(np.diff(sigmas) / sigmas[:-1])
+
+
 def residual_errors(weak_errors: np.ndarray, sigmas: np.ndarray) -> np.ndarray:
     """What each weak step would add to the squared error of the latents, for every powerful step before it.
 
@@ -22,13 +30,11 @@ def residual_errors(weak_errors: np.ndarray, sigmas: np.ndarray) -> np.ndarray:
     (steps + 1,), the last one 0. Returns (steps + 1, steps): row k for a last powerful step k, the last row for none.
     """
     steps = len(weak_errors)
-    # x moves by (sigma_next - sigma) v, and v errs by e / sigma.
-    weights = np.square(np.diff(sigmas) / sigmas[:-1])
     residuals = np.empty((steps + 1, steps))
     for k in range(steps):
         residuals[k] = np.square(weak_errors - weak_errors[k]).mean(1)
     residuals[steps] = np.square(weak_errors).mean(1)
-    return residuals * weights
+    return residuals * step_weights(sigmas)
 
 
 def best_schedule(
