@@ -25,10 +25,10 @@ from tqdm import tqdm
 
 from flexivid.shapes.embedded import MODEL
 from flexivid.shapes.world import parse_caption
-from sweep.arms import Arm, cache_arms, flexivid_arms, reachable
+from sweep.arms import Arm, all_arms, reachable, tuned
 from sweep.report import write_report
 from sweep.results import assemble, write_csv, write_pareto
-from sweep.rivals import CACHES, tune_all
+from sweep.rivals import tune_all
 from sweep.sampling import Clip, Sampler, clips_of, sample, write_json
 from sweep.scoring import Scorer
 from sweep.settings import (
@@ -57,13 +57,12 @@ def print_plan(arguments, pipe, arms: list[Arm], clips: list[Clip], call: dict) 
     sample(pipe, batch, short, count_flops=False, latents=True)
     seconds = (time.perf_counter() - began) / 2 * call["num_inference_steps"] / len(batch)
     full = flops / 2 * call["num_inference_steps"] / len(batch)
-    caches = [(f"{m}-{b:g}", b) for m in arguments.methods if m in CACHES for b in arguments.budgets]
-    rows = [(arm.name, arm.budget) for arm in arms] + caches
-    print(f"{len(rows)} arms x {len(clips)} clips of {call['num_frames']}x{call['height']}x{call['width']}")
+    print(f"{len(arms)} arms x {len(clips)} clips of {call['num_frames']}x{call['height']}x{call['width']}")
     print(f"{'arm':28}{'TFLOP':>12}{'about minutes':>16}")
-    for name, budget in rows:
-        print(f"{name:28}{budget * full * len(clips) / 1e12:12.4g}{budget * seconds * len(clips) / 60:16.1f}")
-    share = sum(budget for _, budget in rows)
+    for arm in arms:
+        tflop, minutes = (arm.budget * cost * len(clips) for cost in (full / 1e12, seconds / 60))
+        print(f"{arm.name:28}{tflop:12.4g}{minutes:16.1f}")
+    share = sum(arm.budget for arm in arms)
     total = share * seconds * (len(clips) + arguments.batch) / 60
     print(f"{'all, with timing':28}{share * full * len(clips) / 1e12:12.4g}{total:16.1f}")
     print("The minutes suppose that seconds follow FLOPs; tuning and scoring come on top.")
@@ -104,22 +103,21 @@ def run(arguments: argparse.Namespace) -> None:
     pipe = load_pipeline(arguments, state.device)
     steps = call["num_inference_steps"]
     adapters = (arguments.adapter, arguments.direct_adapter)
-    arms = flexivid_arms(arguments.methods, arguments.budgets, steps, *adapters, arguments.modes)
+    arms = all_arms(arguments.methods, arguments.budgets, steps, *adapters, arguments.modes)
     arms = reachable(arms, pipe, call, state.print)
     if arguments.dry_run:
         return print_plan(arguments, pipe, arms, clips, call)
 
-    caches = [method for method in arguments.methods if method in CACHES]
     if state.is_main_process:
         write_json(identity, folder / "sweep.json")
 
         def probe() -> int:
             return sample(pipe, clips[:PROBE_CLIPS], call, count_flops=True, latents=True)[1].flops
 
-        tune_all(pipe, caches, arguments.budgets, probe, steps, folder / "tuning.json")
+        tune_all(pipe, arms, probe, folder / "tuning.json")
     state.wait_for_everyone()
     tuning = json.loads((folder / "tuning.json").read_text())
-    arms += cache_arms(caches, arguments.budgets, steps, tuning, state.print)
+    arms = tuned(arms, tuning, state.print)
 
     sampler = Sampler(pipe, clips, folder, call, arguments.batch, FPS["shapes" if shapes else "real"])
     numbers = list(range(len(sampler.batches)))[state.process_index :: state.num_processes]
@@ -132,7 +130,7 @@ def run(arguments: argparse.Namespace) -> None:
     if not state.is_main_process:
         return
 
-    scorer = Scorer(sampler, scenes, call["height"], state.device)
+    scorer = Scorer(sampler, scenes, state.device)
     for arm in tqdm(arms, desc="scoring"):
         scorer.score(arm)
     names = [arm.name for arm in arms]

@@ -5,12 +5,13 @@ pass everything through untouched; in a weak mode the root folds the latents, ca
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
 from diffusers.hooks import HookRegistry, ModelHook
-from diffusers.hooks.hooks import CacheContext, StateManager
+from diffusers.hooks.hooks import CacheContext, StateManager, _set_cache_context
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
@@ -76,6 +77,7 @@ class FlexTransformer:
         self._lora_mode: str | None = None
         # By guidance branch and weak patch size: what the last powerful x0 was more than the weak one, (B, C, T, H, W).
         self.corrections: dict[tuple[int, str], torch.Tensor] = {}
+        self._context: CacheContext | None = None  # of the forward that runs
         self._kept: tuple[dict, torch.Tensor] | None = None  # the conditional call of a mixed step, and its prediction
         self._signature = inspect.signature(type(transformer).forward)
         hooks = {
@@ -169,6 +171,7 @@ class FlexTransformer:
         """One forward of the transformer at the patch size that the policy chooses."""
         call = self._signature.bind(self.transformer, *args, **kwargs).arguments
         call.pop("self")
+        self._context = context
         try:
             choice = self.policy(self, call, context)
             if choice.patch_size == self.powerful:
@@ -234,8 +237,20 @@ class FlexTransformer:
         and so would all detail that a weak mode does not draw: the latents blow up. It costs a second weak forward.
         """
         conditional_call, conditional = self._kept
-        weak_conditional = self._weak_forward(stock_forward, conditional_call, choice)
+        weak_conditional = self._weak_forward(stock_forward, conditional_call, replace(choice, branch=0))
         return conditional + weak_unconditional - weak_conditional
+
+    @contextmanager
+    def _cache_of(self, choice: Choice) -> Iterator[None]:
+        """A cache of diffusers keeps a state per context, and every patch size has other tokens: one context each."""
+        if not self.transformer.is_cache_enabled:
+            yield
+            return
+        _set_cache_context(self.transformer, CacheContext(f"branch {choice.branch} at {choice.patch_size}"))
+        try:
+            yield
+        finally:
+            _set_cache_context(self.transformer, self._context)
 
     def _weak_forward(self, stock_forward: Callable, call: dict, choice: Choice) -> torch.Tensor:
         latents, timestep = call["hidden_states"], call["timestep"]
@@ -251,7 +266,8 @@ class FlexTransformer:
 
         def network(folded: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
             changed = {"hidden_states": folded.to(latents.dtype), "timestep": timestep, "return_dict": False}
-            return stock_forward(**{**call, **changed})[0].float()
+            with self._cache_of(choice):
+                return stock_forward(**{**call, **changed})[0].float()
 
         if mode.parametrisation == "direct":
             prediction = folding.unfold(network(folding.fold(latents), timestep))

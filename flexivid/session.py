@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from itertools import groupby
 
 import torch
+from diffusers.hooks import FirstBlockCacheConfig
 from diffusers.hooks.hooks import CacheContext
 
 from flexivid.flexible import Choice, FlexTransformer
@@ -16,7 +17,8 @@ class Summary:
     """What ran in the last call of a pipeline.
 
     schedule: what was planned. steps: per step, the patch size that each guidance branch ran at. flops_full: of the
-    stock call; flops_used: of this one. Both count the transformer's forwards only, over the whole batch.
+    stock call; flops_used: of this one. Both count the transformer's forwards only, over the whole batch, and all of
+    each: what a cache of diffusers skips is not subtracted.
     """
 
     schedule: Schedule
@@ -108,8 +110,12 @@ class Session:
         return step, int(branches == 2 and self._position == (step, 0)), steps
 
     def choose(self, flex: FlexTransformer, call: dict, context: CacheContext | None) -> Choice:
-        if flex.transformer.is_cache_enabled:
-            raise ValueError("a cache of diffusers does not work with several patch sizes yet; call disable_cache()")
+        cache = flex.transformer._cache_config
+        if cache is not None and not isinstance(cache, FirstBlockCacheConfig):
+            raise ValueError(
+                f"{type(cache).__name__} does not work with several patch sizes; FirstBlockCacheConfig does, or call "
+                f"disable_cache()"
+            )
         branches = 2 if self.pipe.do_classifier_free_guidance else 1
         step, branch, steps = self._clock(call, context, branches)
         batch = len(call["hidden_states"])

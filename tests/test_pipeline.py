@@ -4,6 +4,7 @@ import pytest
 import torch
 from conftest import forward_inputs, sample, tiny_pipeline, tiny_transformer
 from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline, WanVideoToVideoPipeline
+from diffusers.hooks import FirstBlockCacheConfig, TaylorSeerCacheConfig
 from PIL import Image
 
 import flexivid
@@ -289,3 +290,45 @@ def test_a_failed_enable_keeps_the_one_before(pipe):
     with pytest.raises(ValueError, match="1x3x3"):
         flexivid.enable(pipe, modes=["1x3x3"], budget=0.5)
     assert torch.equal(sample(pipe), before)
+
+
+class TestTogetherWithACache:
+    """FirstBlockCache keeps the tokens of the last forward: of the same patch size only."""
+
+    SCHEDULE = "2x4x4:2,1x2x2:1,2x4x4:2,1x2x2:1"
+
+    def run(self, pipe, threshold: float | None):
+        flexivid.enable(pipe, modes=MODES, schedule=self.SCHEDULE)
+        if threshold is not None:
+            pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=threshold))
+        blocks = []
+        handle = pipe.transformer.blocks[-1].attn1.register_forward_hook(
+            lambda module, args, output: blocks.append(output.shape[1])
+        )
+        try:
+            return sample(pipe, steps=6), blocks
+        finally:
+            handle.remove()
+            if threshold is not None:
+                pipe.transformer.disable_cache()
+            flexivid.disable(pipe)
+
+    def test_a_cache_that_never_hits_changes_nothing(self, pipe):
+        stock = sample(pipe, steps=6)
+        without, blocks = self.run(pipe, None)
+        cached, cached_blocks = self.run(pipe, 0.0)
+        assert torch.equal(cached, without) and cached_blocks == blocks
+        assert torch.equal(sample(pipe, steps=6), stock)
+
+    def test_a_cache_that_always_hits_runs_every_patch_size_once_a_branch(self, pipe):
+        clip, blocks = self.run(pipe, 1e9)
+        assert clip.isfinite().all()
+        assert len(blocks) == 4 and len(set(blocks)) == 2
+        # And in the next call again: states do not outlive a call.
+        assert torch.equal(self.run(pipe, 1e9)[0], clip)
+
+    def test_other_caches_are_refused(self, pipe):
+        flexivid.enable(pipe, modes=MODES, budget=0.5)
+        pipe.transformer.enable_cache(TaylorSeerCacheConfig())
+        with pytest.raises(ValueError, match="TaylorSeerCacheConfig does not work"):
+            sample(pipe)

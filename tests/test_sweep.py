@@ -13,7 +13,7 @@ import vbench_sweep
 from flexivid.shapes.embedded import ADAPTER, MODEL, SAMPLING
 from flexivid.shapes.world import Scene, fixed_layout, render
 from flexivid.video import write_mp4
-from sweep import bootstrap, metrics, rivals, sampling, vbench
+from sweep import arms, bootstrap, metrics, rivals, sampling, vbench
 
 STEPS = 6
 ARGUMENTS = [
@@ -39,7 +39,7 @@ def test_every_arm_has_a_row_and_clips_in_vbench_naming(finished):
     for row in results["arms"]:
         names = sorted(path.name for path in (folder / "videos" / row["arm"]).iterdir())
         assert len(names) == 4 and all(name.endswith(("-0.mp4", "-1.mp4")) for name in names)
-        assert {"adherence_all", "adherence_motion"} <= row["metrics"].keys()
+        assert {"adherence_all", "adherence_motion", "frechet_distance_to_data"} <= row["metrics"].keys()
         assert row["seconds"] > 0
     assert "psnr" not in results["arms"][0]["metrics"] and results["arms"][1]["metrics"]["psnr"]["mean"] < 100
 
@@ -121,6 +121,28 @@ def test_prompts_that_are_no_file_names_are_refused():
     for prompts, message in ([["a/b"], "no / in it"], [["a", "a"], "there twice"], [[" "], "is empty"]):
         with pytest.raises(ValueError, match=message):
             sampling.clips_of(prompts, 1, 0)
+
+
+def test_what_comes_near_no_budget_is_said_and_left_out():
+    listed = arms.all_arms(["adapter-fbcache", "steps", "pab"], [0.6, 0.25], 40, "adapter", None, None)
+    assert [arm.name for arm in listed] == [
+        "full",
+        "adapter-fbcache-0.25",
+        "steps-24",
+        "steps-10",
+        "pab-0.6",
+        "pab-0.25",
+    ]
+    assert listed[1].flexivid["budget"] == 0.5 and listed[1].cache == "fbcache"
+    tuning = {
+        "adapter-fbcache-0.25": {"share": 0.26, "settings": {"threshold": 0.1}},
+        "pab-0.6": {"share": 0.62, "settings": {"spatial_attention_block_skip_range": 2}},
+        "pab-0.25": {"share": 0.44, "settings": {"spatial_attention_block_skip_range": 40}},
+    }
+    said = []
+    kept = arms.tuned(listed, tuning, said.append)
+    assert [arm.name for arm in kept] == ["full", "adapter-fbcache-0.25", "steps-24", "steps-10", "pab-0.6"]
+    assert kept[1].settings == {"threshold": 0.1} and said == ["pab does not reach 0.25: the nearest is 0.440"]
 
 
 class TestTuning:

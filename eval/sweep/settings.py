@@ -78,7 +78,7 @@ def check_arguments(arguments: argparse.Namespace) -> None:
     for method in arguments.methods:
         if method == "direct" and arguments.direct_adapter is None:
             raise ValueError("the method direct needs --direct-adapter")
-        if method in ("adapter", "weak-first", "adapter-half-steps") and arguments.adapter is None:
+        if method in ("adapter", "weak-first", "adapter-half-steps", "adapter-fbcache") and arguments.adapter is None:
             raise ValueError(f"the method {method} needs --adapter")
     for budget in arguments.budgets:
         if not 0 < budget <= 1:
