@@ -17,10 +17,11 @@ import matplotlib.pyplot as plt  # noqa: E402
 
 
 def assemble(facts: dict, sampler, scorer, arms: list, videos_per_prompt: int, vbench: dict) -> dict:
-    """A row per arm, the full run first. flops_ratio is counted around the real run, over all of its clips."""
+    """A row per arm, the full run first. flops_ratio is counted around the real run: with a cache, over all clips."""
     rows = []
     for arm in arms:
         records = [json.loads(sampler.record(arm, i).read_text()) for i in range(len(sampler.batches))]
+        counted = [record for record in records if record["flops"] is not None]
         timing = json.loads(sampler.timing(arm).read_text())
         metrics, differences = scorer.estimates(arm, arms[0], videos_per_prompt, vbench)
         rows.append(
@@ -31,7 +32,7 @@ def assemble(facts: dict, sampler, scorer, arms: list, videos_per_prompt: int, v
                 "steps": arm.steps,
                 "settings": (arm.flexivid or {}) | (arm.settings or {}),
                 "note": CACHES[arm.cache].note if arm.cache else "",
-                "flops": sum(record["flops"] for record in records) / len(sampler.clips),
+                "flops": sum(record["flops"] for record in counted) / sum(record["clips"] for record in counted),
                 "seconds": timing["seconds"] / timing["clips"],
                 "metrics": metrics,
                 "difference_to_full": differences,
