@@ -1,10 +1,14 @@
 """Tiny random models out of the real diffusers classes."""
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 from diffusers import AutoencoderKLWan, WanPipeline, WanTransformer3DModel
 from diffusers.utils import logging
 
+import vbench_sweep
 from flexivid.training.embedded import TEXT_DIM, build_pipeline, build_text_encoder, build_tokenizer
 
 logging.set_verbosity_error()
@@ -82,3 +86,22 @@ def sample(pipe, steps: int = 6, seed: int = 0, **overrides):
         generator=torch.Generator().manual_seed(seed),
     )
     return pipe(**{**settings, **overrides}).frames
+
+
+SWEEP_STEPS = 6
+SWEEP = [
+    *("--max-prompts", "2", "--videos-per-prompt", "2", "--batch", "3", "--steps", str(SWEEP_STEPS)),
+    *("--budgets", "1.0", "0.5", "--methods", "adapter", "steps", "magcache", "--report-prompts", "1"),
+]
+
+
+def sweep(folder: Path, *more: str) -> dict:
+    """A small sweep of the embedded model; its results.json."""
+    assert vbench_sweep.main([*SWEEP, "--output", str(folder), *more]) == 0
+    return json.loads((folder / "results.json").read_text())
+
+
+@pytest.fixture(scope="session")
+def finished_sweep(tmp_path_factory) -> tuple[Path, dict]:
+    folder = tmp_path_factory.mktemp("sweep")
+    return folder, sweep(folder)

@@ -1,11 +1,11 @@
 """The quality-compute sweep, on the embedded model at a few steps: its arms, its figures, and that it can be killed."""
 
 import csv
-import json
 
 import numpy as np
 import pytest
 import torch
+from conftest import SWEEP, SWEEP_STEPS, sweep
 from diffusers import WanPipeline
 
 import flexivid
@@ -15,26 +15,9 @@ from flexivid.shapes.world import Scene, fixed_layout, render
 from flexivid.video import write_mp4
 from sweep import arms, bootstrap, metrics, rivals, sampling, vbench
 
-STEPS = 6
-ARGUMENTS = [
-    *("--max-prompts", "2", "--videos-per-prompt", "2", "--batch", "3", "--steps", str(STEPS)),
-    *("--budgets", "1.0", "0.5", "--methods", "adapter", "steps", "magcache", "--report-prompts", "1"),
-]
 
-
-def sweep(folder, *more) -> dict:
-    assert vbench_sweep.main([*ARGUMENTS, "--output", str(folder), *more]) == 0
-    return json.loads((folder / "results.json").read_text())
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("sweep")
-    return folder, sweep(folder)
-
-
-def test_every_arm_has_a_row_and_clips_in_vbench_naming(finished):
-    folder, results = finished
+def test_every_arm_has_a_row_and_clips_in_vbench_naming(finished_sweep):
+    folder, results = finished_sweep
     assert [row["arm"] for row in results["arms"]] == ["full", "budget-0.5", "steps-3", "magcache-0.5"]
     for row in results["arms"]:
         names = sorted(path.name for path in (folder / "videos" / row["arm"]).iterdir())
@@ -44,12 +27,12 @@ def test_every_arm_has_a_row_and_clips_in_vbench_naming(finished):
     assert "psnr" not in results["arms"][0]["metrics"] and results["arms"][1]["metrics"]["psnr"]["mean"] < 100
 
 
-def test_counted_flops_are_those_of_the_real_run(finished):
-    full, budget, fewer, cached = finished[1]["arms"]
+def test_counted_flops_are_those_of_the_real_run(finished_sweep):
+    full, budget, fewer, cached = finished_sweep[1]["arms"]
     pipe = WanPipeline.from_pretrained(MODEL, dtype=torch.float32)
     flexivid.enable(pipe, adapter=ADAPTER, budget=0.5, merge_lora=True)
-    flexivid.plan(pipe, 17, 64, 64, STEPS, 32)
-    pipe("a plain red circle moving up on a gray background", **{**SAMPLING, "num_inference_steps": STEPS})
+    flexivid.plan(pipe, 17, 64, 64, SWEEP_STEPS, 32)
+    pipe("a plain red circle moving up on a gray background", **{**SAMPLING, "num_inference_steps": SWEEP_STEPS})
     predicted = flexivid.summary(pipe)
     assert full["flops"] == pytest.approx(predicted.flops_full, rel=1e-3)
     assert budget["flops"] == pytest.approx(predicted.flops_used, rel=1e-2)
@@ -58,8 +41,8 @@ def test_counted_flops_are_those_of_the_real_run(finished):
     assert abs(cached["flops_ratio"] - 0.5) < 0.2  # tuned on two clips, and six steps are few to choose from
 
 
-def test_csv_page_and_plot(finished):
-    folder, results = finished
+def test_csv_page_and_plot(finished_sweep):
+    folder, results = finished_sweep
     with (folder / "results.csv").open() as file:
         lines = list(csv.DictReader(file))
     assert [line["arm"] for line in lines] == [row["arm"] for row in results["arms"]]
@@ -70,8 +53,8 @@ def test_csv_page_and_plot(finished):
     assert (folder / "pareto.png").stat().st_size > 10_000
 
 
-def test_a_killed_sweep_ends_as_one_that_was_not(finished, tmp_path, monkeypatch):
-    folder, results = finished
+def test_a_killed_sweep_ends_as_one_that_was_not(finished_sweep, tmp_path, monkeypatch):
+    folder, results = finished_sweep
     write, left = sampling.write_mp4, 5
 
     def write_until_killed(*args):
@@ -90,9 +73,9 @@ def test_a_killed_sweep_ends_as_one_that_was_not(finished, tmp_path, monkeypatch
         assert row["metrics"] == other["metrics"] and row["flops"] == other["flops"]
 
 
-def test_a_folder_holds_one_sweep(finished, capsys):
-    folder, _ = finished
-    assert vbench_sweep.main([*ARGUMENTS, "--output", str(folder), "--seed", "1"]) == 2
+def test_a_folder_holds_one_sweep(finished_sweep, capsys):
+    folder, _ = finished_sweep
+    assert vbench_sweep.main([*SWEEP, "--output", str(folder), "--seed", "1"]) == 2
     assert "holds a sweep with another seed;" in capsys.readouterr().err
 
 

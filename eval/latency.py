@@ -1,0 +1,291 @@
+"""Seconds, achieved FLOP/s and peak memory of every patch size and budget, on a real architecture with random weights.
+
+    python eval/latency.py                                                   # the embedded model, which has weights
+    python eval/latency.py --architecture wan2.1-1.3b --dtype bfloat16 --compile --output docs/measurements/latency-h100
+
+Arms alternate within one run, and medians are compared, so that a slow minute of the machine hits all. A last run of
+each arm, with clocks around every forward, splits its seconds by patch size into the stock forward and what flexivid
+does around it. Text encoder and VAE are built and timed one by one: they run once a clip, whatever the budget is.
+Writes latency.json, latency.md and latency.png into --output.
+"""
+
+import argparse
+import gc
+import os
+import statistics
+import sys
+import time
+from collections import defaultdict
+from pathlib import Path
+
+import matplotlib
+import torch
+from diffusers import AutoencoderKLWan, WanPipeline
+from diffusers.utils import logging
+from tqdm import tqdm
+from transformers import UMT5Config, UMT5EncoderModel
+
+import flexivid
+from flexivid.shapes.embedded import MODEL
+from sweep.architectures import ARCHITECTURES, TEXT_ENCODER, Architecture, build_pipeline, random_weights
+from sweep.sampling import write_json
+from sweep.settings import device_name
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402
+
+
+def now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+@torch.no_grad()
+def seconds_of_the_rest(architecture: Architecture, call: dict, dtype: torch.dtype, device: torch.device) -> dict:
+    """{"text": prompt and negative prompt, "vae": decoding one clip} in seconds, the second run of each."""
+    length = call["max_sequence_length"]
+    if architecture.transformer:
+        encoder = random_weights(lambda: UMT5EncoderModel(UMT5Config(**TEXT_ENCODER)), dtype, device)
+        tokens = torch.ones(2, length, dtype=torch.long, device=device)
+        text = _second_run(lambda: encoder(tokens), device)
+        del encoder
+        gc.collect()
+        vae = random_weights(AutoencoderKLWan, torch.float32, device)
+        factors = (4, 8)
+    else:
+        pipe = WanPipeline.from_pretrained(MODEL, dtype=torch.float32).to(device)
+        text = _second_run(lambda: pipe.encode_prompt("a red circle", max_sequence_length=length), device)
+        vae, factors = pipe.vae, (pipe.vae_scale_factor_temporal, pipe.vae_scale_factor_spatial)
+    frames = (call["num_frames"] - 1) // factors[0] + 1
+    latents = torch.zeros(1, vae.config.z_dim, frames, call["height"] // factors[1], call["width"] // factors[1])
+    latents = latents.to(device)
+    return {"text": text, "vae": _second_run(lambda: vae.decode(latents), device)}
+
+
+def _second_run(work, device: torch.device) -> float:
+    work()
+    began = now(device)
+    work()
+    return now(device) - began
+
+
+def forwards_by_patch_size(pipe: WanPipeline, denoise, device: torch.device) -> dict[str, dict[str, float]]:
+    """Per patch size: number of forwards, milliseconds of one, and milliseconds of stock forwards within it.
+
+    A powerful forward of an interleaved schedule includes its comparison, a weak one.
+    """
+    hook = pipe.transformer._diffusers_hook.get_hook("flexivid")
+    flex, outer, inner = hook.flex, hook.flex.run, hook.fn_ref.original_forward
+    spent = defaultdict(lambda: [0, 0.0, 0.0])
+    inside = 0.0
+
+    def timed_inner(*args, **kwargs):
+        nonlocal inside
+        began = now(device)
+        output = inner(*args, **kwargs)
+        inside += now(device) - began
+        return output
+
+    def timed_outer(stock_forward, *args):
+        nonlocal inside
+        inside = 0.0
+        began = now(device)
+        # Handed over anew: the hook bound its own before it was replaced.
+        output = outer(timed_inner, *args)
+        total = now(device) - began
+        row = spent[flexivid.summary(pipe).steps[-1][-1]]
+        for i, value in enumerate((1, total, inside)):
+            row[i] += value
+        return output
+
+    flex.run = timed_outer
+    try:
+        denoise(pipe)
+    finally:
+        flex.run = outer
+    return {
+        patch_size: {"forwards": n, "milliseconds": 1e3 * total / n, "in_stock_forwards": 1e3 * stock / n}
+        for patch_size, (n, total, stock) in spent.items()
+    }
+
+
+def measure(
+    pipe: WanPipeline, architecture: Architecture, call: dict, batch: int, arguments, compiled: bool
+) -> list[dict]:
+    """A row per arm: the stock pipeline, flexivid that idles at budget 1, and every budget below."""
+    device, config = pipe.transformer.device, pipe.transformer.config
+    generator = torch.Generator().manual_seed(0)
+    shape = (batch, call["max_sequence_length"], config.text_dim)
+    embeds = [torch.randn(shape, generator=generator).to(device, pipe.transformer.dtype) for _ in range(2)]
+
+    def denoise(pipe) -> None:
+        pipe(
+            prompt_embeds=embeds[0],
+            negative_prompt_embeds=embeds[1],
+            **call,
+            generator=torch.Generator().manual_seed(0),
+            output_type="latent",
+        )
+
+    settings = {"modes": list(architecture.modes), "adapter": architecture.adapter}
+    settings["merge_lora"] = architecture.adapter is not None
+    budgets = {"stock": None, "idle": 1.0, **{f"budget-{budget:g}": budget for budget in arguments.budgets}}
+    rows = {name: {"compiled": compiled, "batch": batch, "arm": name, "all_seconds": []} for name in budgets}
+    # The first of the repeats warms up: it compiles, and asks for memory.
+    for repeat in tqdm(range(arguments.repeats + 1), desc=f"batch {batch}{', compiled' * compiled}"):
+        for name, budget in budgets.items():
+            row = rows[name]
+            if budget is not None:
+                flexivid.enable(pipe, budget=budget, **settings)
+                sizes = (call[key] for key in ("num_frames", "height", "width", "num_inference_steps"))
+                flexivid.plan(pipe, *sizes, call["max_sequence_length"])  # counts FLOPs before the clock starts
+            if device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats()
+            began = now(device)
+            denoise(pipe)
+            if repeat:
+                row["all_seconds"].append(now(device) - began)
+            if device.type == "cuda":
+                row["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
+            if budget is not None:
+                summary = flexivid.summary(pipe)
+                row |= {"flops": summary.flops_used, "flops_ratio": summary.ratio, "schedule": str(summary.schedule)}
+                rows["stock"] |= {"flops": summary.flops_full, "flops_ratio": 1.0}
+                if repeat == arguments.repeats:
+                    row["forwards"] = forwards_by_patch_size(pipe, denoise, device)
+                flexivid.disable(pipe)
+    for row in rows.values():
+        row["seconds"] = statistics.median(row["all_seconds"])
+        row["seconds_ratio"] = row["seconds"] / rows["stock"].get("seconds", row["seconds"])
+        row["tflop_per_second"] = row["flops"] / row["seconds"] / 1e12
+    return list(rows.values())
+
+
+def write_table(result: dict, path: Path) -> None:
+    rest = result["seconds_of_the_rest"]
+    facts = f"{result['architecture']}, {result['device']}, {result['threads']} threads, {result['dtype']}"
+    lines = [
+        f"{facts}, torch {result['torch']}: {result['call']}",
+        "",
+        f"Once a clip: text {rest['text']:.3g} s, VAE {rest['vae']:.3g} s." if rest else "Text and VAE not timed.",
+        "",
+        "| blocks | batch | arm | FLOPs | denoise, s | time | TFLOP/s | peak GiB | text + denoise + VAE, s a clip "
+        "| one forward, ms (of it stock forwards) |",
+        "|" + "---|" * 10,
+    ]
+    for row in result["rows"]:
+        forwards = ", ".join(
+            f"{name}: {f['milliseconds']:.4g} ({f['in_stock_forwards']:.4g})"
+            for name, f in row.get("forwards", {}).items()
+        )
+        total = f"{row['seconds'] / row['batch'] + sum(rest.values()):.4g}" if rest else ""
+        blocks = "compiled" if row["compiled"] else "eager"
+        peak = f"{row['peak_gib']:.1f}" if "peak_gib" in row else ""
+        lines.append(
+            f"| {blocks} | {row['batch']} | {row['arm']} | {row['flops_ratio']:.3f} "
+            f"| {row['seconds']:.4g} | {row['seconds_ratio']:.3f} | {row['tflop_per_second']:.4g} | {peak} | {total} "
+            f"| {forwards} |"
+        )
+    path.write_text("\n".join(lines) + "\n")
+
+
+def draw(result: dict, path: Path) -> None:
+    figure, panel = plt.subplots(figsize=(6.5, 5))
+    series = defaultdict(list)
+    for row in result["rows"]:
+        if row["arm"] != "idle":
+            series[row["compiled"], row["batch"]].append((row["flops_ratio"], row["seconds_ratio"]))
+    for (compiled, batch), points in series.items():
+        panel.plot(*zip(*points, strict=True), "o-", label=f"{'compiled' if compiled else 'eager'}, batch {batch}")
+    panel.plot([0, 1], [0, 1], color="grey", linewidth=1, linestyle=":", label="time = FLOPs")
+    panel.set_xlabel("share of the FLOPs")
+    panel.set_ylabel("share of the denoise time")
+    panel.set_title(f"{result['architecture']}, {result['device']}", fontsize=10)
+    panel.set_xlim(0, 1.02)
+    panel.set_ylim(0)
+    panel.grid(alpha=0.3)
+    panel.legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--architecture", choices=ARCHITECTURES, default="embedded")
+    add("--budgets", type=float, nargs="+", default=[0.6, 0.4, 0.25])
+    add("--batches", type=int, nargs="+", default=[1])
+    add("--repeats", type=int, default=5)
+    add("--compile", action="store_true", help="measure once more with compiled blocks, the stock ones included")
+    add("--steps", type=int, help="denoising steps; the usual number of the architecture by default")
+    add("--frames", type=int)
+    add("--height", type=int)
+    add("--width", type=int)
+    add(
+        "--dtype", choices=["float32", "bfloat16", "float16"], default="float32", help="of transformer and text encoder"
+    )
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add("--denoise-only", action="store_true", help="without text encoder and VAE: UMT5-XXL takes 11 GB in bfloat16")
+    add("--output", type=Path, default=Path("outputs/latency"))
+    arguments = parser.parse_args(argv)
+    for budget in arguments.budgets:
+        if not 0 < budget < 1:
+            parser.error(f"a budget is a share of the full FLOPs, above 0 and below 1, not {budget}")
+    for name in ("repeats", "steps", "frames", "height", "width"):
+        if getattr(arguments, name) is not None and getattr(arguments, name) < 1:
+            parser.error(f"--{name} must be at least 1, not {getattr(arguments, name)}")
+    if min(arguments.batches) < 1:
+        parser.error(f"--batches must be at least 1, not {min(arguments.batches)}")
+    return arguments
+
+
+def run(arguments: argparse.Namespace) -> None:
+    architecture, device = ARCHITECTURES[arguments.architecture], torch.device(arguments.device)
+    dtype = getattr(torch, arguments.dtype)
+    given = {
+        "num_inference_steps": arguments.steps,
+        "num_frames": arguments.frames,
+        "height": arguments.height,
+        "width": arguments.width,
+    }
+    call = architecture.sampling | {name: value for name, value in given.items() if value is not None}
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    result = {
+        "command": " ".join(["python eval/latency.py", *sys.argv[1:]]),
+        "architecture": arguments.architecture,
+        "device": device_name(device),
+        "threads": torch.get_num_threads() if device.type == "cpu" else os.cpu_count(),
+        "dtype": arguments.dtype,
+        "torch": torch.__version__,
+        "call": call,
+        "seconds_of_the_rest": {} if arguments.denoise_only else seconds_of_the_rest(architecture, call, dtype, device),
+        "rows": [],
+    }
+    pipe = build_pipeline(architecture, dtype, device)
+    for compiled in (False, True)[: 1 + arguments.compile]:
+        if compiled:
+            # Every patch size and batch size is a graph of the same code.
+            torch._dynamo.config.recompile_limit = 64
+            pipe.transformer.compile_repeated_blocks(fullgraph=True, dynamic=False)
+        for batch in arguments.batches:
+            result["rows"] += measure(pipe, architecture, call, batch, arguments, compiled)
+            write_json(result, arguments.output / "latency.json")
+            write_table(result, arguments.output / "latency.md")
+            draw(result, arguments.output / "latency.png")
+    print((arguments.output / "latency.md").read_text())
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments = parse_arguments(argv)
+    logging.set_verbosity_error()
+    try:
+        run(arguments)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

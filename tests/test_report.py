@@ -1,0 +1,139 @@
+"""The page of a sweep in a real browser: it opens from disk, plays, its controls work, and nothing is fetched."""
+
+import json
+import os
+import shutil
+import time
+from types import SimpleNamespace
+
+import pytest
+from selenium import webdriver
+from selenium.webdriver.common.by import By
+
+from sweep.report import write_report
+from sweep.sampling import clips_of
+
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+pytestmark = pytest.mark.skipif(
+    not (CHROMIUM and DRIVER), reason="no Chromium here: apt-get install chromium chromium-driver"
+)
+SWITCHES = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
+SWITCHES += ["--disable-component-update", "--disable-sync", "--autoplay-policy=no-user-gesture-required"]
+
+
+@pytest.fixture(scope="module")
+def page(finished_sweep, tmp_path_factory):
+    """The page of the small sweep, every arm but the full one there a second time at a budget of .25."""
+    folder, results = finished_sweep
+    prompt = next(path.name for path in (folder / "videos" / "full").iterdir()).removesuffix("-0.mp4")
+    prompt = prompt.removesuffix("-1.mp4")
+    copy = tmp_path_factory.mktemp("page")
+    shutil.copytree(folder / "videos", copy / "videos")
+    rows = list(results["arms"])
+    for row in results["arms"][1:]:
+        name = row["arm"] + "-again"
+        shutil.copytree(folder / "videos" / row["arm"], copy / "videos" / name)
+        rows.append({**row, "arm": name, "budget": 0.25, "flops_ratio": row["flops_ratio"] / 2})
+    sampler = SimpleNamespace(clips=clips_of([prompt], 1, 0), folder=copy)
+    write_report({**results, "arms": rows}, sampler, [prompt], copy / "report.html")
+    return copy / "report.html"
+
+
+@pytest.fixture(scope="module")
+def browser(page, tmp_path_factory):
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for switch in [*SWITCHES, f"--user-data-dir={tmp_path_factory.mktemp('profile')}", "--window-size=1400,1000"]:
+        options.add_argument(switch)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    with webdriver.Chrome(options=options, service=webdriver.ChromeService(executable_path=DRIVER)) as driver:
+        driver.get(page.as_uri())
+        yield driver
+
+
+def wait_for(condition, what: str, seconds: float = 20.0):
+    until = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < until, f"waited {seconds:g} s for {what}"
+        time.sleep(0.05)
+    return found
+
+
+def videos(browser) -> list[dict]:
+    return browser.execute_script(
+        "return visible().map(v => ({arm: v.dataset.arm, time: v.currentTime, width: v.videoWidth, "
+        "frames: v.getVideoPlaybackQuality().totalVideoFrames, error: v.error && v.error.message}))"
+    )
+
+
+def move_slider(browser, place: int) -> None:
+    browser.execute_script(
+        "const slider = byId('budget'); slider.value = arguments[0]; slider.dispatchEvent(new Event('input'))", place
+    )
+
+
+def table(browser) -> list[list[str]]:
+    rows = browser.find_elements(By.CSS_SELECTOR, "#body tr")
+    return [[cell.text for cell in row.find_elements(By.TAG_NAME, "td")] for row in rows]
+
+
+def test_it_plays_all_arms_in_step(browser):
+    playing = wait_for(
+        lambda: (found := videos(browser)) and all(v["time"] > 0.3 and v["frames"] > 1 for v in found) and found,
+        "every clip to play",
+    )
+    assert [video["arm"] for video in playing][0] == "full" and len(playing) == 4
+    assert all(video["width"] > 0 and video["error"] is None for video in playing)
+    times = [video["time"] for video in playing]
+    assert max(times) - min(times) < 0.2
+
+
+def test_it_starts_again_when_all_have_ended(browser):
+    wait_for(lambda: all(v["time"] > 1.5 for v in videos(browser)), "the end")
+    wait_for(lambda: all(v["time"] < 1.0 for v in videos(browser)), "the beginning")
+
+
+def test_the_slider_switches_the_clips(browser):
+    move_slider(browser, 0)
+    low = [video["arm"] for video in videos(browser)]
+    assert browser.find_element(By.ID, "shown").text == "25 %"
+    move_slider(browser, 1)
+    assert browser.find_element(By.ID, "shown").text == "50 %"
+    assert [video["arm"] + "-again" for video in videos(browser)[1:]] == low[1:]
+    wait_for(lambda: all(v["time"] > 0.3 for v in videos(browser)), "the new clips to play")
+
+
+def test_pause(browser):
+    button = browser.find_element(By.ID, "play")
+    button.click()
+    stopped = [video["time"] for video in videos(browser)]
+    time.sleep(0.5)
+    assert [video["time"] for video in videos(browser)] == stopped and button.text == "play"
+    button.click()
+    wait_for(lambda: [video["time"] for video in videos(browser)] != stopped, "the clips to go on")
+
+
+def test_the_table_sorts_and_filters(browser):
+    head = browser.find_element(By.CSS_SELECTOR, "th[data-column=flops_ratio]")
+    shares = [row[2] for row in table(browser)]
+    assert shares == sorted(shares, key=lambda text: -float(text.split()[0])) and len(shares) == 7
+    head.click()
+    assert [row[2] for row in table(browser)] == sorted(shares, key=lambda text: float(text.split()[0]))
+    search = browser.find_element(By.ID, "filter")
+    search.send_keys("magcache")
+    assert {row[1] for row in table(browser)} == {"magcache"}
+    assert {video["arm"] for video in videos(browser)} == {"magcache-0.5"}
+    search.clear()
+    search.send_keys(" ")
+    search.clear()
+
+
+def test_no_request_leaves_the_page_and_nothing_goes_wrong(browser, page):
+    if folder := os.environ.get("FLEXIVID_SCREENSHOTS"):
+        browser.save_screenshot(os.path.join(folder, "report.png"))
+    sent = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    requests = [message["params"] for message in sent if message["method"] == "Network.requestWillBeSent"]
+    # Beside those of the browser's own start page.
+    addresses = [r["request"]["url"] for r in requests if r["documentURL"] == page.as_uri()]
+    assert addresses and {address.split(":")[0] for address in addresses} <= {"file", "blob", "data"}
+    assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
