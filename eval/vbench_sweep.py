@@ -12,6 +12,7 @@ results.csv, pareto.png, report.html.
 import argparse
 import json
 import os
+import shlex
 import sys
 import time
 from datetime import timedelta
@@ -103,7 +104,7 @@ def run(arguments: argparse.Namespace) -> None:
     pipe = load_pipeline(arguments, state.device)
     steps = call["num_inference_steps"]
     adapters = (arguments.adapter, arguments.direct_adapter)
-    arms = all_arms(arguments.methods, arguments.budgets, steps, *adapters, arguments.modes)
+    arms = all_arms(arguments.methods, arguments.budgets, steps, *adapters, arguments.modes, arguments.schedules)
     arms = reachable(arms, pipe, call, state.print)
     if arguments.dry_run:
         return print_plan(arguments, pipe, arms, clips, call)
@@ -136,7 +137,7 @@ def run(arguments: argparse.Namespace) -> None:
     names = [arm.name for arm in arms]
     vbench = score_arms(arguments.dimensions, folder, names, arguments.vbench_cache, arguments.prompts == "vbench")
     facts = {
-        "command": " ".join(["python eval/vbench_sweep.py", *sys.argv[1:]]),
+        "command": shlex.join(["python", "eval/vbench_sweep.py", *arguments.words]),
         "versions": {name: version(name) for name in PACKAGES},
         "call": call,
         "prompts": len(prompts),
@@ -155,7 +156,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    arguments = parse_arguments(__doc__, argv)
+    arguments = parse_arguments(__doc__, sys.argv[1:] if argv is None else argv)
     logging.set_verbosity_error()
     try:
         run(arguments)

@@ -87,6 +87,7 @@ def test_a_folder_holds_one_sweep(finished_sweep, capsys):
         (["--model", "somewhere"], "needs --prompts"),
         (["--dimensions", "scene"], "on VBench's own prompts only"),
         (["--methods", "direct"], "--direct-adapter"),
+        (["--methods", "calibrated"], "--schedules"),
         (["--prompts", "nowhere.txt"], "no file nowhere.txt"),
         (["--dimensions", "beauty"], "no dimension beauty"),
         (["--batch", "0"], "--batch must be at least 1"),
@@ -106,8 +107,16 @@ def test_prompts_that_are_no_file_names_are_refused():
             sampling.clips_of(prompts, 1, 0)
 
 
+def test_calibrated_schedules_are_arms(tmp_path):
+    path = tmp_path / "0.25.json"
+    path.write_text('{"schedule": [["2x4x4", "2x4x4"], ["1x2x2", "1x2x2"]], "budget": 0.25}')
+    arm = arms.all_arms(["calibrated"], [0.25], 2, "adapter", None, None, [path])[1]
+    assert arm.name == "calibrated-0.25" and arm.budget == 0.25
+    assert arm.flexivid["schedule"] == "2x4x4/2x4x4:1,1x2x2/1x2x2:1" and "budget" not in arm.flexivid
+
+
 def test_what_comes_near_no_budget_is_said_and_left_out():
-    listed = arms.all_arms(["adapter-fbcache", "steps", "pab"], [0.6, 0.25], 40, "adapter", None, None)
+    listed = arms.all_arms(["adapter-fbcache", "steps", "pab"], [0.6, 0.25], 40, "adapter", None, None, [])
     assert [arm.name for arm in listed] == [
         "full",
         "adapter-fbcache-0.25",

@@ -1,5 +1,6 @@
 """The arms of a sweep: ways to spend a share of the full run's FLOPs, flexivid's and its rivals'."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -8,7 +9,7 @@ from pathlib import Path
 from diffusers import DiffusionPipeline
 
 import flexivid
-from flexivid.schedules import BudgetError
+from flexivid.schedules import BudgetError, read_schedule
 from sweep.rivals import CACHES, NEAR
 
 METHODS = {
@@ -18,6 +19,7 @@ METHODS = {
     "weak-first": "the adapter in the paper's order, weak steps first",
     "adapter-half-steps": "the adapter on half of the steps, at twice the budget",
     "adapter-fbcache": "the adapter at twice the budget, together with the fbcache of diffusers",
+    "calibrated": "the adapter with the --schedules of eval/calibrate.py",
     "steps": "fewer steps",
     **{name: f"{name} of diffusers" for name in CACHES},
 }
@@ -56,7 +58,13 @@ class Arm:
 
 
 def all_arms(
-    methods: list[str], budgets: list[float], steps: int, adapter: Path | None, direct_adapter: Path | None, modes: list
+    methods: list[str],
+    budgets: list[float],
+    steps: int,
+    adapter: Path | None,
+    direct_adapter: Path | None,
+    modes: list,
+    schedules: list[Path],
 ) -> list[Arm]:
     """The full run and every method at every budget; those with a cache are still to be tuned (`rivals.tune_all`)."""
     trained = {"adapter": str(adapter), "merge_lora": True}
@@ -67,6 +75,12 @@ def all_arms(
         "weak-first": {**trained, "order": "weak-first"},
     }
     arms = {"full": Arm("full", "full", 1.0, steps)}
+    if "calibrated" in methods:
+        for path in schedules:
+            budget = json.loads(path.read_text())["budget"]
+            text = ",".join(f"{'/'.join(step)}:1" for step in read_schedule(path).steps)
+            name = f"calibrated-{budget:g}"
+            arms[name] = Arm(name, "calibrated", budget, steps, flexivid={**trained, "schedule": text})
     for method in methods:
         for budget in budgets:
             name = f"budget-{budget:g}" if method == "adapter" else f"{method}-{budget:g}"

@@ -15,6 +15,8 @@ from sweep.rivals import CACHES
 from sweep.sampling import Clip
 from sweep.vbench import DIMENSIONS, standard_prompts
 
+# The methods that use --adapter.
+ADAPTED = ("adapter", "weak-first", "adapter-half-steps", "adapter-fbcache", "calibrated")
 # What Wan users usually ask for.
 REAL_SAMPLING = {
     "num_frames": 81,
@@ -26,13 +28,14 @@ REAL_SAMPLING = {
 }
 
 
-def parse_arguments(description: str, argv: list[str] | None) -> argparse.Namespace:
+def parse_arguments(description: str, argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--model", help="folder or hub id in diffusers format; the embedded model by default")
     add("--adapter", help="flexivid adapter, folder or hub id; the embedded model's by default")
     add("--direct-adapter", help="an adapter of the direct parametrisation, for the method `direct`")
     add("--modes", nargs="+", help="weak patch sizes of training-free arms; the family's by default")
+    add("--schedules", type=Path, nargs="+", default=[], help="files of eval/calibrate.py, for the method `calibrated`")
     add("--budgets", type=float, nargs="+", default=[1.0, 0.6, 0.4, 0.25], help="shares of the full run's FLOPs")
     methods = "; ".join(f"{name}: {meaning}" for name, meaning in METHODS.items())
     add("--methods", nargs="+", choices=METHODS, help=methods)
@@ -54,7 +57,7 @@ def parse_arguments(description: str, argv: list[str] | None) -> argparse.Namesp
     add("--report-prompts", type=int, default=6, help="prompts whose clips are in report.html")
     add("--output", type=Path, default=Path("outputs/sweep"))
     add("--dry-run", action="store_true", help="say what would be done and what is missing")
-    return parser.parse_args(argv)
+    return parser.parse_args(argv, argparse.Namespace(words=argv))
 
 
 def check_arguments(arguments: argparse.Namespace) -> None:
@@ -76,9 +79,11 @@ def check_arguments(arguments: argparse.Namespace) -> None:
     elif arguments.rivals is not None:
         raise ValueError("--methods names the rivals too; give one of --methods and --rivals")
     for method in arguments.methods:
+        if method == "calibrated" and not arguments.schedules:
+            raise ValueError("the method calibrated needs --schedules, files that eval/calibrate.py wrote")
         if method == "direct" and arguments.direct_adapter is None:
             raise ValueError("the method direct needs --direct-adapter")
-        if method in ("adapter", "weak-first", "adapter-half-steps", "adapter-fbcache") and arguments.adapter is None:
+        if method in ADAPTED and arguments.adapter is None:
             raise ValueError(f"the method {method} needs --adapter")
     for budget in arguments.budgets:
         if not 0 < budget <= 1:
