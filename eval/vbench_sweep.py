@@ -126,11 +126,14 @@ def run(arguments: argparse.Namespace) -> None:
     with tqdm(total=missing, desc="batches", disable=not state.is_main_process) as progress:
         for arm in arms:
             progress.set_postfix_str(arm.name)
-            sampler.make(arm, numbers, timed=state.is_main_process, progress=progress)
+            sampler.make(arm, numbers, progress)
     state.wait_for_everyone()
     if not state.is_main_process:
         return
-
+    if state.device.type == "cpu":
+        torch.set_num_threads(os.cpu_count() or 1)  # of this process alone by now
+    for arm in tqdm(arms, desc="timing"):
+        sampler.time(arm)
     scorer = Scorer(sampler, scenes, state.device)
     for arm in tqdm(arms, desc="scoring"):
         scorer.score(arm)

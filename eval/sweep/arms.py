@@ -56,6 +56,12 @@ class Arm:
                 pipe.transformer.disable_cache()
             flexivid.disable(pipe)
 
+    def plan(self, pipe: DiffusionPipeline, call: dict) -> None:
+        """Counts and plans ahead of a run, inside of `on`. Raises BudgetError for a budget that cannot be met."""
+        if self.flexivid is not None:
+            sizes = (call[name] for name in ("num_frames", "height", "width"))
+            flexivid.plan(pipe, *sizes, self.steps, call["max_sequence_length"], call["guidance_scale"] > 1)
+
 
 def all_arms(
     methods: list[str],
@@ -124,9 +130,7 @@ def reachable(arms: list[Arm], pipe: DiffusionPipeline, call: dict, say) -> list
     for arm in arms:
         try:
             with arm.on(pipe):
-                if arm.flexivid is not None:
-                    sizes = (call[name] for name in ("num_frames", "height", "width"))
-                    flexivid.plan(pipe, *sizes, arm.steps, call["max_sequence_length"], call["guidance_scale"] > 1)
+                arm.plan(pipe, call)
             kept.append(arm)
         except BudgetError as error:
             say(f"{arm.name} is left out: {error}")

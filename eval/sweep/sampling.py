@@ -139,11 +139,10 @@ class Sampler:
         """Seconds of one batch: of another number of threads they are another figure."""
         return self.folder / "batches" / arm.name / f"seconds-{torch.get_num_threads()}-threads.json"
 
-    def make(self, arm, numbers: list[int], timed: bool, progress) -> None:
-        """Samples the batches of an arm that are not there yet. timed: measure the seconds of the first one too."""
+    def make(self, arm, numbers: list[int], progress) -> None:
+        """Samples the batches of an arm that are not there yet."""
         missing = [number for number in numbers if not self.record(arm, number).exists()]
-        untimed = timed and not self.timing(arm).exists()
-        if not missing and not untimed:
+        if not missing:
             return
         call = {**self.call, "num_inference_steps": arm.steps}
         folder = self.folder / "videos" / arm.name
@@ -158,11 +157,18 @@ class Sampler:
                     write_mp4(enlarge(frames, LEAST_HEIGHT), folder / clip.file_name, self.fps)
                 write_json({"flops": meter.flops if counted else None, "clips": len(clips)}, self.record(arm, number))
                 progress.update()
-            if untimed:
-                if not missing:
-                    sample(self.pipe, self.batches[0], call, count_flops=False, latents=True)  # the first run plans
-                _, meter = sample(self.pipe, self.batches[0], call, count_flops=False, latents=True)
-                write_json({"seconds": meter.seconds, "clips": len(self.batches[0])}, self.timing(arm))
+
+    def time(self, arm) -> None:
+        """Measures the seconds of an arm's first batch if they are not known yet; nothing else should run meanwhile."""
+        if self.timing(arm).exists():
+            return
+        warm_up = {**self.call, "num_inference_steps": 2}
+        sample(self.pipe, self.batches[0], warm_up, count_flops=False, latents=True)
+        with arm.on(self.pipe):
+            arm.plan(self.pipe, self.call)
+            call = {**self.call, "num_inference_steps": arm.steps}
+            _, meter = sample(self.pipe, self.batches[0], call, count_flops=False, latents=True)
+        write_json({"seconds": meter.seconds, "clips": len(self.batches[0])}, self.timing(arm))
 
 
 def read_clip(path: Path, height: int) -> np.ndarray:
