@@ -127,6 +127,9 @@ def run(arguments: argparse.Namespace) -> None:
         for arm in arms:
             progress.set_postfix_str(arm.name)
             sampler.make(arm, numbers, progress)
+    scorer = Scorer(sampler, scenes, state.device)
+    for arm in tqdm(arms, desc="scoring", disable=not state.is_main_process):
+        scorer.score(arm, numbers)
     state.wait_for_everyone()
     if not state.is_main_process:
         return
@@ -134,9 +137,6 @@ def run(arguments: argparse.Namespace) -> None:
         torch.set_num_threads(os.cpu_count() or 1)  # of this process alone by now
     for arm in tqdm(arms, desc="timing"):
         sampler.time(arm)
-    scorer = Scorer(sampler, scenes, state.device)
-    for arm in tqdm(arms, desc="scoring"):
-        scorer.score(arm)
     names = [arm.name for arm in arms]
     vbench = score_arms(arguments.dimensions, folder, names, arguments.vbench_cache, arguments.prompts == "vbench")
     facts = {

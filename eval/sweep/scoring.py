@@ -2,6 +2,7 @@
 
 import io
 import os
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -27,10 +28,13 @@ class Scorer:
     def __init__(self, sampler: Sampler, scenes: dict[str, Scene] | None, device: torch.device):
         self.sampler, self.scenes = sampler, scenes
         self.features = Features(device)
-        self.data_features = None
-        if scenes:
-            sizes = (sampler.call[name] for name in ("num_frames", "height"))
-            self.data_features = features_of_rendered(list(scenes.values()), self.features, *sizes)
+
+    @cached_property
+    def data_features(self) -> np.ndarray | None:
+        if not self.scenes:
+            return None
+        sizes = (self.sampler.call[name] for name in ("num_frames", "height"))
+        return features_of_rendered(list(self.scenes.values()), self.features, *sizes)
 
     def _path(self, arm, number: int) -> Path:
         return self.sampler.folder / "scores" / arm.name / f"{number}.npz"
@@ -38,11 +42,11 @@ class Scorer:
     def _read(self, arm_name: str, clip) -> np.ndarray:
         return read_clip(self.sampler.folder / "videos" / arm_name / clip.file_name, self.sampler.call["height"])
 
-    def score(self, arm) -> None:
-        """Scores what is not scored yet. The full run must have been sampled: distances are taken to its clips."""
-        for number, clips in enumerate(self.sampler.batches):
+    def score(self, arm, numbers: list[int]) -> None:
+        """Scores the batches that are not scored yet. Distances are taken to the full run's clips of the same batch."""
+        for number in numbers:
             if not self._path(arm, number).exists():
-                self._score_batch(arm, number, clips)
+                self._score_batch(arm, number, self.sampler.batches[number])
 
     def _score_batch(self, arm, number: int, clips: list) -> None:
         rows, features = [], []
