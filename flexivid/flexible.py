@@ -257,7 +257,9 @@ class FlexTransformer:
         if self.lora_layers and (call.get("attention_kwargs") or {}).get("scale", 1.0) != 1.0:
             raise ValueError("attention_kwargs scale would scale flexivid's LoRA too; use set_adapters for your own")
         self._toggle_lora(choice.patch_size)
-        mode = self.weak_modes[choice.patch_size].to(latents.device, self.embedder.weight.dtype)
+        mode = self.weak_modes[choice.patch_size]
+        if not mode.patch_size_embedding.requires_grad:  # in training its precision is that of the optimiser
+            mode.to(latents.device, self.embedder.weight.dtype)
         folding = folding_for(tuple(latents.shape[2:]), mode.multiple, self.base_patch, self.family.causal)
         self.mode, self._folding = mode, folding
 

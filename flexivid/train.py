@@ -25,8 +25,8 @@ from flexivid.training.loop import check_checkpoint, train  # noqa: E402
 
 
 def build_objective(config, accelerator):
-    if config.objective != "vae" and not (config.base and config.base.is_dir()):
-        raise ValueError(f"base must be the folder of what {config.objective} starts from, not {config.base}")
+    if config.objective == "pretrain" and not (config.base and config.base.is_dir()):
+        raise ValueError(f"base must be the folder of what pretrain starts from, not {config.base}")
     if config.objective == "vae":
         from flexivid.training.vae import VaeObjective as Objective
     elif config.objective == "pretrain":
@@ -36,19 +36,34 @@ def build_objective(config, accelerator):
     return Objective(config, accelerator)
 
 
+def dry_run(config, accelerator) -> int:
+    from flexivid.training.forecast import forecast
+
+    if config.objective != "distill":
+        raise ValueError(f"--dry-run is for distill, not for {config.objective}")
+    text = forecast(config, accelerator.num_processes, accelerator.mixed_precision == "bf16")
+    accelerator.print(text)
+    return 0
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--config", required=True, help="YAML file; --section.key value overrides a setting")
+    parser.add_argument("--dry-run", action="store_true", help="print what a distillation will cost, and stop")
     arguments, overrides = parser.parse_known_args()
     diffusers_logging.set_verbosity_error()
     try:
         config = load_config(arguments.config, overrides)
+        if config.objective == "distill" and config.base is None:
+            raise ValueError("base must be the pipeline that is distilled, a folder or a hub id")
         check_checkpoint(config)
         # Weak modes are drawn per step, so that the parameters of the others get no gradient in it.
         unused = DistributedDataParallelKwargs(find_unused_parameters=config.objective == "distill")
-        accelerator = Accelerator(kwargs_handlers=[unused])
+        accelerator = Accelerator(kwargs_handlers=[unused], log_with=config.trackers, project_dir=config.output)
+        if arguments.dry_run:
+            return dry_run(config, accelerator)
         # The launcher leaves one thread a process unless told otherwise; on a CPU that is half the speed or worse.
         torch.set_num_threads(max(os.cpu_count() // accelerator.num_processes, 1))
         objective = build_objective(config, accelerator)

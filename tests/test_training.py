@@ -210,7 +210,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path, training_conf
         assert killed_tensors.keys() == whole_tensors.keys()
         assert all(torch.equal(killed_tensors[key], whole_tensors[key]) for key in whole_tensors)
     # The result is the average of every mode, also of those that were not drawn in the last step.
-    raw, averaged = load_file(tmp_path / "whole/checkpoint.safetensors"), whole_tensors
+    raw, averaged = load_file(tmp_path / "whole/checkpoint-00000012.safetensors"), whole_tensors
     for mode in ("1x4x4", "2x4x4"):
         key = "blocks.0.attn1.to_q.lora_B"
         last = raw[f"model.transformer.{key}.flexivid-{mode}.weight"]

@@ -8,6 +8,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError, model_validator
 
 from flexivid.shapes.world import all_scenes
+from flexivid.training.clips import Bucket
 
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -47,6 +48,41 @@ class DataConfig(Section):
         if unknown := sorted(set(self.word_weights) - known):
             raise ValueError(f"word_weights names {', '.join(unknown)}; the words are {', '.join(sorted(known))}")
         return self
+
+
+class ClipsConfig(Section):
+    """Real data, or none: a folder of captioned clips, or prompts for which the teacher samples."""
+
+    folder: Path | None = Field(
+        None,
+        description="clips with captions: metadata.csv, .json or .jsonl; videos.txt and "
+        "prompts.txt; or a.mp4 beside a.txt",
+    )
+    prompts: Path | None = Field(None, description="text file with a prompt a line, instead of clips")
+    cache: Path = Field(Path("runs/latents"), description="folder of the cached latents and text embeddings")
+    buckets: list[str] = Field(
+        ["81x480x832"], min_length=1, description="frames x height x width; a clip is cut to the one that suits it"
+    )
+    fps: float = Field(16.0, gt=0, description="frames a second at which clips are read")
+    max_sequence_length: Positive = Field(512, description="text tokens, padded")
+    drop_caption: Fraction = Field(0.1, description="how often the caption is empty, for classifier-free guidance")
+    teacher_steps: Positive = Field(50, description="denoising steps of samples for `prompts`")
+    teacher_guidance: float = Field(5.0, ge=1, description="guidance scale of samples for `prompts`")
+
+    @model_validator(mode="after")
+    def _one_source(self):
+        if (self.folder is None) == (self.prompts is None):
+            raise ValueError("give clips.folder or clips.prompts, one of them")
+        for text in self.buckets:
+            Bucket.parse(text)
+        return self
+
+
+class ValidationConfig(Section):
+    prompts: list[str] = Field([], description="what is sampled every `sample_every` steps, at each budget")
+    budgets: list[Annotated[float, Field(gt=0, le=1)]] = [1.0, 0.5, 0.25]
+    steps: Positive = 30
+    guidance_scale: float = Field(5.0, ge=1)
 
 
 class VaeConfig(Section):
@@ -107,6 +143,11 @@ class Config(Section):
     steps: Positive = 1000
     batch_size: Positive = Field(32, description="clips a step, over all processes")
     flow_shift: float = Field(3.0, gt=0, description="shift of the noise levels, in training and in the scheduler")
+    micro_batches: Positive = Field(
+        1, description="parts of a process's share of a step, one after the other in memory"
+    )
+    base_dtype: Literal["float32", "bfloat16"] = Field("float32", description="of the frozen weights of `distill`")
+    gradient_checkpointing: bool = Field(False, description="compute activations twice instead of keeping them")
     compile: bool = Field(False, description="torch.compile the transformer blocks")
     attention_backend: str | None = Field(
         None, description="attention backend of diffusers; on a CPU _native_math is the fastest with `compile`"
@@ -114,8 +155,12 @@ class Config(Section):
     log_every: Positive = 10
     save_every: Positive = 200
     sample_every: Positive = 500
+    keep_checkpoints: Positive = Field(1, description="how many of the last checkpoints are kept")
+    trackers: list[str] = Field(["tensorboard"], description="of accelerate: tensorboard, wandb, trackio, ...")
     optim: OptimConfig = OptimConfig()
-    data: DataConfig = DataConfig()
+    data: DataConfig = Field(DataConfig(), description="the rendered world of the embedded model")
+    clips: ClipsConfig | None = Field(None, description="trained on instead of the rendered world")
+    validation: ValidationConfig = ValidationConfig()
     vae: VaeConfig = VaeConfig()
     transformer: TransformerConfig = TransformerConfig()
     distill: DistillConfig = DistillConfig()
@@ -124,6 +169,8 @@ class Config(Section):
     def _settings_of_a_transformer(self):
         if self.objective == "vae" and (self.compile or self.attention_backend or self.data.word_weights):
             raise ValueError("compile, attention_backend and data.word_weights are for transformers, not for vae")
+        if self.clips is not None and self.objective != "distill":
+            raise ValueError(f"clips are for distill, not for {self.objective}")
         return self
 
 

@@ -7,15 +7,19 @@ so that the powerful mode stays exact.
 import torch
 from accelerate import Accelerator
 from diffusers import WanPipeline
+from diffusers.training_utils import cast_training_params
 
 from flexivid.adapter import AdapterConfig, load_adapter, read_config, save_adapter, transformer_shape
 from flexivid.flexible import FlexTransformer
 from flexivid.lora import add_lora
 from flexivid.session import Session
+from flexivid.training.clips import Bucket
 from flexivid.training.config import Config, DistillConfig
+from flexivid.training.latents import build_cache
 from flexivid.training.loop import configure_speed, global_batch_slice, step_generator
 from flexivid.training.pretrain import sample_and_judge, shift_sigma
 from flexivid.training.shapes_data import ShapesData
+from flexivid.video import write_picture
 
 
 def uniform_steps_sigma(u: torch.Tensor, sigma_range: tuple[float, float], shift: float) -> torch.Tensor:
@@ -60,7 +64,10 @@ def build_student(transformer: torch.nn.Module, settings: DistillConfig) -> Stud
         load_adapter(settings.adapter, config, {"transformer": flex})
     for name, parameter in transformer.named_parameters():
         parameter.requires_grad_("lora_" in name)
-    return Student(flex)
+    student = Student(flex)
+    # A frozen base may be in half precision; what is trained never is.
+    cast_training_params(student, dtype=torch.float32)
+    return student
 
 
 def weak_errors(student: torch.nn.Module, powerful: str, patch_sizes: list[str], x_t, sigma, text) -> torch.Tensor:
@@ -98,17 +105,23 @@ def corrected_distillation_loss(
 class DistillObjective:
     def __init__(self, config: Config, accelerator: Accelerator):
         self.config, self.accelerator = config, accelerator
-        self.pipeline = WanPipeline.from_pretrained(config.base, dtype=torch.float32)
+        if config.base_dtype == "bfloat16" and accelerator.mixed_precision != "bf16":
+            raise ValueError("base_dtype bfloat16 needs `accelerate launch --mixed_precision bf16`")
+        dtypes = {"default": torch.float32, "transformer": getattr(torch, config.base_dtype)}
+        self.pipeline = WanPipeline.from_pretrained(config.base, dtype=dtypes)
         torch.manual_seed(config.seed)
         # Before the data, which may take minutes: an adapter that does not fit is refused at once.
         self.model = build_student(self.pipeline.transformer, config.distill)
         self.flex = self.model._flex[0]
         configure_speed(self.pipeline.transformer, config)
-        parts = (self.pipeline.vae, self.pipeline.tokenizer, self.pipeline.text_encoder)
         with accelerator.main_process_first():
-            self.data = ShapesData(config.data, *parts)
+            if config.clips is not None:
+                self.data = build_cache(config.clips, self.pipeline, accelerator.device)
+            else:
+                parts = (self.pipeline.vae, self.pipeline.tokenizer, self.pipeline.text_encoder)
+                self.data = ShapesData(config.data, *parts)
 
-    def loss(self, model, step):
+    def loss(self, model, step, micro_batch):
         config, generator = self.config, step_generator(self.config.seed, step)
         settings = config.distill
         weights = torch.tensor(settings.mode_weights or [1.0] * len(settings.modes))
@@ -118,7 +131,8 @@ class DistillObjective:
         noise = torch.randn(x_0.shape, generator=generator)
         u = torch.rand(config.batch_size, generator=generator)
         u_before = u + settings.correction_gap * torch.rand(config.batch_size, generator=generator)
-        part, device = global_batch_slice(self.accelerator, config.batch_size), self.accelerator.device
+        part = global_batch_slice(self.accelerator, config, config.batch_size, micro_batch)
+        device = self.accelerator.device
         x_0, text, noise, u, u_before = (tensor[part].to(device) for tensor in (x_0, text, noise, u, u_before))
 
         noise_levels = [u] if settings.correction_gap == 0 else [u, u_before.clamp(max=1)]
@@ -134,10 +148,35 @@ class DistillObjective:
         return corrected_distillation_loss(now, before, u_before <= 1, settings.anchor)
 
     def sample(self, path):
+        if self.config.clips is not None:
+            return self._sample_budgets(path)
         coarsest = self.config.distill.modes[-1]
         schedule = f"{coarsest}:35,{self.flex.powerful}:5"
         Session(self.pipeline, {"transformer": self.flex}, budget=None, schedule=schedule)
         print(f"\nadherence with {schedule}", sample_and_judge(self.pipeline, path, steps=40, count=32), "->", path)
+
+    @torch.no_grad()
+    def _sample_budgets(self, path):
+        """A row of frames for every validation prompt and budget."""
+        settings, bucket = self.config.validation, Bucket.parse(self.config.clips.buckets[0])
+        self.pipeline.to(self.accelerator.device)
+        rows = {}
+        for prompt in settings.prompts:
+            for budget in settings.budgets:
+                Session(self.pipeline, {"transformer": self.flex}, budget=budget, schedule=None)
+                frames = self.pipeline(
+                    prompt,
+                    num_frames=bucket.frames,
+                    height=bucket.height,
+                    width=bucket.width,
+                    num_inference_steps=settings.steps,
+                    guidance_scale=settings.guidance_scale,
+                    max_sequence_length=self.config.clips.max_sequence_length,
+                    generator=torch.Generator().manual_seed(0),
+                ).frames[0]
+                rows[f"{budget:g}: {prompt}"] = (frames * 255).round().astype("uint8")
+        if rows:
+            write_picture(rows, path)
 
     def save(self, folder):
         config, settings = self.config, self.config.distill
@@ -158,7 +197,9 @@ class DistillObjective:
             base_model=str(config.base),
             transformer_class=type(self.flex.transformer).__name__,
             transformer_shape=transformer_shape(self.flex),
-            max_sequence_length=min(config.data.text_lengths),
+            max_sequence_length=(
+                config.clips.max_sequence_length if config.clips is not None else min(config.data.text_lengths)
+            ),
             training=facts,
         )
         save_adapter(folder, adapter, {"transformer": self.flex})

@@ -3,7 +3,10 @@
 import hashlib
 import json
 import os
+import signal
+import threading
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Protocol
 
@@ -16,7 +19,7 @@ from tqdm import tqdm
 
 from flexivid.training.config import Config
 
-CHECKPOINT_NAME = "checkpoint.safetensors"
+CHECKPOINTS = "checkpoint-*.safetensors"
 
 
 class Objective(Protocol):
@@ -24,7 +27,7 @@ class Objective(Protocol):
 
     model: torch.nn.Module
 
-    def loss(self, model: torch.nn.Module, step: int) -> torch.Tensor: ...
+    def loss(self, model: torch.nn.Module, step: int, micro_batch: int) -> torch.Tensor: ...
 
     def sample(self, path: Path) -> None:
         """Draws a picture of where training stands."""
@@ -33,12 +36,17 @@ class Objective(Protocol):
         """Writes the result, from the averaged weights that are in `model` at that moment."""
 
 
-def global_batch_slice(accelerator: Accelerator, count: int) -> slice:
-    """The rows of a batch of `count` drawn identically in every process that this process computes."""
-    share, rest = divmod(count, accelerator.num_processes)
+def global_batch_slice(accelerator: Accelerator, config: Config, count: int, micro_batch: int) -> slice:
+    """The rows of a batch of `count`, drawn identically in every process, that this process computes now."""
+    parts = accelerator.num_processes * config.micro_batches
+    share, rest = divmod(count, parts)
     if rest:
-        raise ValueError(f"a batch of {count} clips cannot be split over {accelerator.num_processes} processes evenly")
-    return slice(accelerator.process_index * share, (accelerator.process_index + 1) * share)
+        raise ValueError(
+            f"a batch of {count} clips cannot be split evenly over {accelerator.num_processes} processes and "
+            f"{config.micro_batches} micro-batches"
+        )
+    part = accelerator.process_index * config.micro_batches + micro_batch
+    return slice(part * share, (part + 1) * share)
 
 
 def configure_speed(transformer: torch.nn.Module, config: Config) -> None:
@@ -48,6 +56,8 @@ def configure_speed(transformer: torch.nn.Module, config: Config) -> None:
     """
     if config.attention_backend is not None:
         transformer.set_attention_backend(config.attention_backend)
+    if config.gradient_checkpointing:
+        transformer.enable_gradient_checkpointing()
     if config.compile:
         # Every patch size and text length is a graph of the same code, with and without gradients.
         torch._dynamo.config.recompile_limit = 64
@@ -100,6 +110,10 @@ def learning_rate_factor(config: Config, step: int) -> float:
     return min(warmup, (config.steps - step) / decay_steps, 1.0)
 
 
+def last_checkpoint(folder: Path) -> Path | None:
+    return max(folder.glob(CHECKPOINTS), default=None)  # names sort as their steps do
+
+
 def run_facts(config: Config) -> dict:
     """What a checkpoint is bound to: with other values it would be read into another run."""
     base = hashlib.sha256()
@@ -109,14 +123,17 @@ def run_facts(config: Config) -> dict:
     section = {"vae": "vae", "pretrain": "transformer", "distill": "distill"}[config.objective]
     bound = {"objective", "seed", "batch_size", "flow_shift", section}
     facts = config.model_dump(mode="json", include=bound)
-    data = {"data.clips": config.data.clips, "data.word_weights": config.data.word_weights}
+    if config.clips is None:
+        data = {"data.clips": config.data.clips, "data.word_weights": config.data.word_weights}
+    else:
+        data = {"clips": config.clips.model_dump(mode="json", exclude={"cache"})}
     return facts | data | {"optim.name": config.optim.name, "base": base.hexdigest()}
 
 
 def check_checkpoint(config: Config) -> None:
     """Raises ValueError if `config.output` holds the checkpoint of another run, or of more steps than are asked for."""
-    path = config.output / CHECKPOINT_NAME
-    if not path.exists():
+    path = last_checkpoint(config.output)
+    if path is None:
         return
     with safe_open(path, "pt") as file:
         metadata = file.metadata()
@@ -129,24 +146,29 @@ def check_checkpoint(config: Config) -> None:
         raise ValueError(f"{path} is at step {metadata['step']}, past the {config.steps} steps that are asked for")
 
 
-def save_checkpoint(folder: Path, step: int, trainable: dict, optimizers, ema: EMAModel, facts: dict) -> None:
-    """Writes beside, then renames: a kill at any moment leaves the last whole checkpoint."""
+def save_checkpoint(
+    config: Config, step: int, trainable: dict, optimizers, ema: EMAModel, facts: dict[str, object]
+) -> None:
+    """Writes beside, then renames, so that a kill leaves the last whole one; then deletes those that are too many."""
     tensors = {f"model.{name}": p for name, p in trainable.items()}
     tensors |= {f"ema.{i}": p for i, p in enumerate(ema.shadow_params)}
     for k, optimizer in enumerate(optimizers):
         for i, state in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{k}.{i}.{key}": torch.as_tensor(value) for key, value in state.items()}
     tensors = {name: t.detach().contiguous() for name, t in tensors.items()}
-    beside = folder / f"{CHECKPOINT_NAME}.partial"
+    path = config.output / CHECKPOINTS.replace("*", f"{step:08d}")
+    beside = path.with_name(f"{path.name}.partial")
     metadata = {"step": str(step), "ema_step": str(ema.optimization_step), "run": json.dumps(facts)}
     save_file(tensors, beside, metadata=metadata)
-    os.replace(beside, folder / CHECKPOINT_NAME)
+    os.replace(beside, path)
+    for old in sorted(config.output.glob(CHECKPOINTS))[: -config.keep_checkpoints]:
+        old.unlink()
 
 
 def load_checkpoint(folder: Path, trainable: dict, optimizers, ema: EMAModel) -> int:
     """Restores the last checkpoint, if there is one. Returns the number of steps that it holds."""
-    path = folder / CHECKPOINT_NAME
-    if not path.exists():
+    path = last_checkpoint(folder)
+    if path is None:
         return 0
     with safe_open(path, "pt") as file:
         metadata = file.metadata()
@@ -169,7 +191,10 @@ def load_checkpoint(folder: Path, trainable: dict, optimizers, ema: EMAModel) ->
 
 
 def train(config: Config, objective: Objective, accelerator: Accelerator) -> None:
-    """Runs `objective` for `config.steps` steps, resuming from `config.output` if it holds a checkpoint."""
+    """Runs `objective` for `config.steps` steps, resuming from `config.output` if it holds a checkpoint.
+
+    On SIGTERM it finishes its step, writes a checkpoint and returns.
+    """
     folder = config.output
     folder.mkdir(parents=True, exist_ok=True)
     bare_model = objective.model.to(accelerator.device)
@@ -191,7 +216,9 @@ def train(config: Config, objective: Objective, accelerator: Accelerator) -> Non
         count = sum(p.numel() for p in weights)
         print(f"{config.objective}: {count / 1e6:.2f} M trainable parameters, step {start} of {config.steps}")
     progress = tqdm(total=config.steps, initial=start, disable=not main, mininterval=10, maxinterval=60)
-    began, losses = time.time(), []
+    began, losses, stop = time.time(), [], threading.Event()
+    signal.signal(signal.SIGTERM, lambda number, frame: stop.set())
+    accelerator.init_trackers("flexivid")
 
     def with_averaged_weights(action, path):
         ema.store(weights)
@@ -202,32 +229,49 @@ def train(config: Config, objective: Objective, accelerator: Accelerator) -> Non
     for step in range(start, config.steps):
         for optimizer, peak in zip(bare_optimizers, peaks, strict=True):
             optimizer.param_groups[0]["lr"] = peak * learning_rate_factor(config, step)
-        loss = objective.loss(model, step)
-        accelerator.backward(loss)
-        accelerator.clip_grad_norm_(weights, config.optim.clip)
+        loss = torch.zeros((), device=accelerator.device)
+        for micro_batch in range(config.micro_batches):
+            last = micro_batch == config.micro_batches - 1
+            with nullcontext() if last else accelerator.no_sync(model):
+                part = objective.loss(model, step, micro_batch) / config.micro_batches
+                accelerator.backward(part)
+            loss += part.detach()
+        gradient_norm = accelerator.clip_grad_norm_(weights, config.optim.clip)
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
         ema.step(weights)
-        losses.append(accelerator.gather(loss.detach()).mean().item())
+        # All processes stop at the same step, whichever of them was told to.
+        gathered = accelerator.gather(torch.stack([loss, loss.new_tensor(float(stop.is_set()))])).view(-1, 2)
+        losses.append(gathered[:, 0].mean().item())
+        stopped = bool(gathered[:, 1].any())
         progress.update()
         done = step + 1
         if not main:
+            if stopped:
+                return
             continue
         if done % config.log_every == 0:
             mean = sum(losses) / len(losses)
             seconds = (time.time() - began) / len(losses)
             line = {"step": done, "loss": round(mean, 6), "seconds_per_step": round(seconds, 3)}
+            rates = {"learning_rate": bare_optimizers[0].param_groups[0]["lr"], "gradient_norm": float(gradient_norm)}
+            accelerator.log(line | rates | {"clips_per_second": config.batch_size / seconds}, step=done)
             with log_path.open("a") as file:
                 file.write(json.dumps(line) + "\n")
             progress.set_postfix(loss=f"{mean:.4f}")
             began, losses = time.time(), []
-        if done % config.save_every == 0 or done == config.steps:
-            save_checkpoint(folder, done, trainable, bare_optimizers, ema, facts)
+        if done % config.save_every == 0 or done == config.steps or stopped:
+            save_checkpoint(config, done, trainable, bare_optimizers, ema, facts)
+        if stopped:
+            progress.close()
+            print(f"stopped at step {done} of {config.steps}; the same command goes on from there")
+            return
         if done % config.sample_every == 0:
             (folder / "samples").mkdir(exist_ok=True)
             with_averaged_weights(objective.sample, folder / "samples" / f"{done:06d}.png")
     progress.close()
+    accelerator.end_training()
     if main:
         with_averaged_weights(objective.save, folder / "result")
         print(f"saved {folder / 'result'}")

@@ -66,14 +66,15 @@ class PretrainObjective:
             self.data = ShapesData(config.data, *parts)
         configure_speed(self.model, config)
 
-    def loss(self, model, step):
+    def loss(self, model, step, micro_batch):
         config, generator = self.config, step_generator(self.config.seed, step)
         images = step < config.transformer.image_steps
         count = config.transformer.image_batch if images else config.batch_size
         x_0, text = self.data.batch(count, generator, images)
         noise = torch.randn(x_0.shape, generator=generator)
         sigma = shift_sigma(torch.sigmoid(torch.randn(count, generator=generator)), config.flow_shift)
-        part, device = global_batch_slice(self.accelerator, count), self.accelerator.device
+        part = global_batch_slice(self.accelerator, config, count, micro_batch)
+        device = self.accelerator.device
         x_0, text, noise, sigma = (tensor[part].to(device) for tensor in (x_0, text, noise, sigma))
         level = sigma.view(-1, 1, 1, 1, 1)
         # Flow matching (Lipman et al. 2023): x_t on the straight line from data to noise, the velocity is its slope.

@@ -75,7 +75,7 @@ class VaeObjective:
         else:
             self.model = Autoencoder(build_vae(config))
 
-    def loss(self, model, step):
+    def loss(self, model, step, micro_batch):
         config, generator = self.config, step_generator(self.config.seed, step)
         torch.manual_seed(step)  # the posterior's sample
         images = step < config.vae.image_steps
@@ -85,7 +85,8 @@ class VaeObjective:
         clips, _ = sample_clips(count, generator, frames=3 if images else config.data.frames, size=config.data.size)
         crop = config.data.size if whole else config.vae.crop
         clips = crop_around_object(clips, crop, 1 if images else config.vae.frames, generator)
-        clips = clips[global_batch_slice(self.accelerator, count)].to(self.accelerator.device)
+        part = global_batch_slice(self.accelerator, config, count, micro_batch)
+        clips = clips[part].to(self.accelerator.device)
         reconstruction, kl = model(clips)
         # The squared error moves colours while they are far off; the absolute error sharpens edges later.
         reconstruction = reconstruction.float()
