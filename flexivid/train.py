@@ -21,7 +21,7 @@ from accelerate import Accelerator, DistributedDataParallelKwargs  # noqa: E402
 from diffusers.utils import logging as diffusers_logging  # noqa: E402
 
 from flexivid.training.config import load_config  # noqa: E402
-from flexivid.training.loop import check_checkpoint, train  # noqa: E402
+from flexivid.training.loop import check_checkpoint, clips_per_part, train  # noqa: E402
 
 
 def build_objective(config, accelerator):
@@ -62,6 +62,9 @@ def main() -> int:
         # Weak modes are drawn per step, so that the parameters of the others get no gradient in it.
         unused = DistributedDataParallelKwargs(find_unused_parameters=config.objective == "distill")
         accelerator = Accelerator(kwargs_handlers=[unused], log_with=config.trackers, project_dir=config.output)
+        if missing := set(config.trackers) - {tracker.value for tracker in accelerator.log_with}:
+            raise ValueError(f"the tracker {missing.pop()} is not installed: install it, or leave it out of trackers")
+        clips_per_part(config, config.batch_size, accelerator.num_processes)
         if arguments.dry_run:
             return dry_run(config, accelerator)
         # The launcher leaves one thread a process unless told otherwise; on a CPU that is half the speed or worse.

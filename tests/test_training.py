@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from flexivid.adapter import AdapterConfig, save_adapter, transformer_shape
 from flexivid.training.config import DistillConfig, load_config
+from flexivid.training.configuration_page import page
 from flexivid.training.distill import (
     build_student,
     corrected_distillation_loss,
@@ -59,6 +60,11 @@ def test_config_errors_name_the_key(tmp_path, settings, overrides, message):
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)
 def test_committed_configs_are_valid(path):
     load_config(path)
+
+
+def test_the_page_of_settings_is_up_to_date():
+    assert (ROOT / "docs/configuration.md").read_text() == page(), "run the command at its top"
+    assert "| `lr` | float, > 0 | `0.0008` | peak learning rate |" in page()
 
 
 def test_train_exits_with_2_and_one_line_for_a_bad_config(tmp_path):

@@ -22,7 +22,7 @@ class OptimConfig(Section):
     name: Literal["adamw", "muon"] = Field("adamw", description="muon: Muon on the matrices, AdamW on the rest")
     lr: float = Field(8e-4, gt=0, description="peak learning rate")
     muon_lr: float = Field(5e-3, gt=0, description="peak learning rate of Muon, on AdamW's scale")
-    weight_decay: float = Field(1e-2, ge=0)
+    weight_decay: float = Field(1e-2, ge=0, description="of AdamW and Muon")
     warmup: int = Field(100, ge=0, description="steps of linear warm-up")
     decay: Fraction = Field(0.2, description="share of the steps, at the end, over which lr falls linearly to zero")
     clip: float = Field(1.0, gt=0, description="gradient norm above which gradients are scaled down")
@@ -32,8 +32,8 @@ class OptimConfig(Section):
 class DataConfig(Section):
     clips: Positive = Field(6000, description="rendered clips whose latents are cached before the first step")
     cache: Path = Field(Path("runs/shapes-latents"), description="folder of the cached latents, one subfolder a VAE")
-    frames: Positive = 17
-    size: Positive = 64
+    frames: Positive = Field(17, description="of a clip")
+    size: Positive = Field(64, description="sides of a clip in pixels")
     text_lengths: dict[Positive, Fraction] = Field(
         {32: 0.9, 512: 0.1}, description="padded text length -> how often it is drawn; pipelines pad to 512 by default"
     )
@@ -80,9 +80,9 @@ class ClipsConfig(Section):
 
 class ValidationConfig(Section):
     prompts: list[str] = Field([], description="what is sampled every `sample_every` steps, at each budget")
-    budgets: list[Annotated[float, Field(gt=0, le=1)]] = [1.0, 0.5, 0.25]
-    steps: Positive = 30
-    guidance_scale: float = Field(5.0, ge=1)
+    budgets: list[Annotated[float, Field(gt=0, le=1)]] = Field([1.0, 0.5, 0.25], description="shares of the full FLOPs")
+    steps: Positive = Field(30, description="denoising steps")
+    guidance_scale: float = Field(5.0, ge=1, description="of classifier-free guidance")
 
 
 class VaeConfig(Section):
@@ -93,7 +93,7 @@ class VaeConfig(Section):
     image_steps: int = Field(
         0, ge=0, description="first steps on single frames: many times cheaper, teaches the picture"
     )
-    image_batch: Positive = 64
+    image_batch: Positive = Field(64, description="frames a step meanwhile")
     full_share: Fraction = Field(0.2, description="share of steps on whole frames, at a quarter of the batch")
     kl: float = Field(1e-6, ge=0, description="weight of the KL term beside the mean absolute and squared errors")
     latent_noise: float = Field(
@@ -102,18 +102,20 @@ class VaeConfig(Section):
 
 
 class TransformerConfig(Section):
-    heads: Positive = 3
-    layers: Positive = 6
-    ffn_dim: Positive = 512
+    heads: Positive = Field(3, description="of 64 channels")
+    layers: Positive = Field(6, description="blocks")
+    ffn_dim: Positive = Field(512, description="hidden channels of the feed-forward layers")
     image_steps: int = Field(0, ge=0, description="first steps on single frames: 5 times cheaper, teaches the words")
-    image_batch: Positive = 64
+    image_batch: Positive = Field(64, description="frames a step meanwhile")
 
 
 class DistillConfig(Section):
     modes: list[str] = Field(["1x4x4", "2x2x2", "2x4x4"], description="weak patch sizes")
     modes_per_step: Positive = Field(1, description="weak patch sizes drawn per step; the teacher runs once for all")
     mode_weights: list[float] | None = Field(None, description="how often each mode is drawn; equally by default")
-    parametrisation: Literal["snr", "direct"] = "snr"
+    parametrisation: Literal["snr", "direct"] = Field(
+        "snr", description="snr: x0 of the coarse latents and a residual; direct: the paper's, all pixels at once"
+    )
     rank: Positive = Field(32, description="LoRA rank")
     adapter: Path | None = Field(None, description="adapter folder to go on from, of the same modes and rank")
     sigma_range: tuple[Fraction, Fraction] = Field((0.2, 1.0), description="noise levels at which weak modes run")
@@ -134,13 +136,15 @@ class DistillConfig(Section):
 
 
 class Config(Section):
-    objective: Literal["vae", "pretrain", "distill"]
+    objective: Literal["vae", "pretrain", "distill"] = Field(
+        description="vae and pretrain make the embedded model; distill makes an adapter for any supported pipeline"
+    )
     output: Path = Field(description="folder of checkpoints, log.jsonl, samples and the result")
     base: Path | None = Field(
         None, description="what is started from: a VAE (`vae` trains its decoder on), a VAE or pipeline, a teacher"
     )
-    seed: int = 0
-    steps: Positive = 1000
+    seed: int = Field(0, description="of data order, noise and noise levels, at any number of processes")
+    steps: Positive = Field(1000, description="optimiser steps")
     batch_size: Positive = Field(32, description="clips a step, over all processes")
     flow_shift: float = Field(3.0, gt=0, description="shift of the noise levels, in training and in the scheduler")
     micro_batches: Positive = Field(
@@ -152,18 +156,18 @@ class Config(Section):
     attention_backend: str | None = Field(
         None, description="attention backend of diffusers; on a CPU _native_math is the fastest with `compile`"
     )
-    log_every: Positive = 10
-    save_every: Positive = 200
-    sample_every: Positive = 500
+    log_every: Positive = Field(10, description="steps between lines of log.jsonl and of the trackers")
+    save_every: Positive = Field(200, description="steps between checkpoints")
+    sample_every: Positive = Field(500, description="steps between pictures in `samples`")
     keep_checkpoints: Positive = Field(1, description="how many of the last checkpoints are kept")
     trackers: list[str] = Field(["tensorboard"], description="of accelerate: tensorboard, wandb, trackio, ...")
-    optim: OptimConfig = OptimConfig()
+    optim: OptimConfig = Field(OptimConfig(), description="optimiser and learning rate")
     data: DataConfig = Field(DataConfig(), description="the rendered world of the embedded model")
     clips: ClipsConfig | None = Field(None, description="trained on instead of the rendered world")
-    validation: ValidationConfig = ValidationConfig()
-    vae: VaeConfig = VaeConfig()
-    transformer: TransformerConfig = TransformerConfig()
-    distill: DistillConfig = DistillConfig()
+    validation: ValidationConfig = Field(ValidationConfig(), description="pictures while an adapter trains on `clips`")
+    vae: VaeConfig = Field(VaeConfig(), description="the autoencoder that objective `vae` trains")
+    transformer: TransformerConfig = Field(TransformerConfig(), description="the model that `pretrain` starts with")
+    distill: DistillConfig = Field(DistillConfig(), description="the adapter")
 
     @model_validator(mode="after")
     def _settings_of_a_transformer(self):

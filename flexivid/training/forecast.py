@@ -11,6 +11,7 @@ from flexivid.schedules import least_budget, parse_patch_size
 from flexivid.training.clips import Bucket
 from flexivid.training.config import Config
 from flexivid.training.distill import Student, build_student, distillation_loss, weak_errors
+from flexivid.training.loop import clips_per_part
 
 GIB = 2**30
 
@@ -60,12 +61,7 @@ def forecast(config: Config, processes: int, mixed_precision: bool) -> str:
     """
     transformer_config = WanTransformer3DModel.load_config(config.base, subfolder="transformer")
     vae_config = AutoencoderKLWan.load_config(config.base, subfolder="vae")
-    clips, rest = divmod(config.batch_size, processes * config.micro_batches)
-    if rest:
-        raise ValueError(
-            f"a batch of {config.batch_size} clips cannot be split evenly over {processes} processes and "
-            f"{config.micro_batches} micro-batches"
-        )
+    clips = clips_per_part(config, config.batch_size, processes)
     settings, dtype = config.distill, torch.bfloat16 if mixed_precision else torch.float32
     with torch.device("meta"):
         transformer = WanTransformer3DModel.from_config(transformer_config)

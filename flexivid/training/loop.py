@@ -36,15 +36,20 @@ class Objective(Protocol):
         """Writes the result, from the averaged weights that are in `model` at that moment."""
 
 
-def global_batch_slice(accelerator: Accelerator, config: Config, count: int, micro_batch: int) -> slice:
-    """The rows of a batch of `count`, drawn identically in every process, that this process computes now."""
-    parts = accelerator.num_processes * config.micro_batches
-    share, rest = divmod(count, parts)
+def clips_per_part(config: Config, count: int, processes: int) -> int:
+    """How many clips of `count` a process has in memory at once. Raises ValueError if they cannot be split evenly."""
+    share, rest = divmod(count, processes * config.micro_batches)
     if rest:
         raise ValueError(
-            f"a batch of {count} clips cannot be split evenly over {accelerator.num_processes} processes and "
-            f"{config.micro_batches} micro-batches"
+            f"a batch of {count} clips cannot be split evenly over {processes} processes and {config.micro_batches} "
+            f"micro-batches"
         )
+    return share
+
+
+def global_batch_slice(accelerator: Accelerator, config: Config, count: int, micro_batch: int) -> slice:
+    """The rows of a batch of `count`, drawn identically in every process, that this process computes now."""
+    share = clips_per_part(config, count, accelerator.num_processes)
     part = accelerator.process_index * config.micro_batches + micro_batch
     return slice(part * share, (part + 1) * share)
 

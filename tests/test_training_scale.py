@@ -1,0 +1,168 @@
+"""Training at more than one process, in parts, stopped and killed; on real clips; and what a dry run says of it."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from conftest import tiny_pipeline
+from diffusers import WanPipeline
+from test_clips import folder, write_clip  # noqa: F401  (a fixture)
+
+import flexivid
+from flexivid.training.config import Config
+from flexivid.training.distill import build_student
+from flexivid.training.forecast import forecast
+
+ROOT = Path(__file__).parents[1]
+SCRIPT = str(ROOT / "tests/train_without_samples.py")
+ONE = [sys.executable, SCRIPT]
+TWO = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", SCRIPT]
+
+
+@pytest.fixture
+def settings(tmp_path):
+    tiny_pipeline().save_pretrained(tmp_path / "base")
+    return dict(
+        objective="distill",
+        base=str(tmp_path / "base"),
+        steps=10,
+        batch_size=4,
+        log_every=1,
+        save_every=4,
+        sample_every=1000,
+        optim={"warmup": 2, "ema": 0.9},
+        data={"clips": 24, "frames": 5, "size": 16, "cache": str(tmp_path / "latents"), "text_lengths": {16: 1.0}},
+        distill={"modes": ["1x4x4", "2x4x4"], "rank": 4},
+    )
+
+
+def write(tmp_path: Path, name: str, settings: dict, **more) -> tuple[Path, Path]:
+    """(config file, output folder) of a run."""
+    path, output = tmp_path / f"{name}.yaml", tmp_path / name
+    path.write_text(yaml.safe_dump({**settings, "output": str(output), **more}))
+    return path, output
+
+
+def losses(output: Path) -> list[float]:
+    lines = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, len(lines) + 1))
+    return [line["loss"] for line in lines]
+
+
+def run(command: list[str], path: Path) -> None:
+    done = subprocess.run([*command, "--config", str(path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def start_and_signal(command: list[str], path: Path, output: Path, after: int, number: int) -> int:
+    """Starts a run, sends it a signal once it has logged `after` steps, and returns its exit status."""
+    process = subprocess.Popen(
+        [*command, "--config", str(path)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    log = output / "log.jsonl"
+    while not (log.exists() and len(log.read_text().splitlines()) >= after):
+        assert process.poll() is None, "the run ended before it could be stopped"
+        time.sleep(0.005)
+    if number == signal.SIGKILL:
+        subprocess.run(["pkill", "-KILL", "-g", str(process.pid)], check=True)  # every process of the run
+    else:
+        process.send_signal(number)
+    return process.wait()
+
+
+def test_processes_and_micro_batches_change_nothing(tmp_path, settings):
+    """Mean squared errors over equal parts average to that over the whole."""
+    curves = {}
+    for name, command, more in (
+        ("whole", ONE, {}),
+        ("parts", ONE, {"micro_batches": 2}),
+        ("processes", TWO, {}),
+        ("both", TWO, {"micro_batches": 2}),
+    ):
+        path, output = write(tmp_path, name, settings, **more)
+        run(command, path)
+        curves[name] = torch.tensor(losses(output))
+        assert len(curves[name]) == 10
+        assert torch.allclose(curves[name], curves["whole"], atol=1e-5, rtol=0), name
+
+
+def test_a_batch_that_cannot_be_split_is_refused(tmp_path, settings):
+    path, _ = write(tmp_path, "parts", settings, micro_batches=3)
+    done = subprocess.run([*ONE, "--config", str(path)], capture_output=True, text=True)
+    assert done.returncode == 2 and "cannot be split evenly over 1 processes and 3 micro-batches" in done.stderr
+
+
+def test_two_processes_that_are_killed_go_on_as_if_nothing_had_happened(tmp_path, settings):
+    whole, whole_output = write(tmp_path, "whole", settings)
+    run(TWO, whole)
+    killed, output = write(tmp_path, "killed", settings)
+    start_and_signal(TWO, killed, output, after=6, number=signal.SIGKILL)
+    assert not (output / "result").exists()
+    run(TWO, killed)
+    assert torch.allclose(torch.tensor(losses(output)), torch.tensor(losses(whole_output)), atol=1e-5, rtol=0)
+
+
+def test_a_run_that_is_told_to_stop_saves_and_exits_with_0(tmp_path, settings):
+    whole, whole_output = write(tmp_path, "whole", settings)
+    run(ONE, whole)
+    stopped, output = write(tmp_path, "stopped", settings, save_every=1000, keep_checkpoints=2)
+    assert start_and_signal(ONE, stopped, output, after=3, number=signal.SIGTERM) == 0
+    done = len(losses(output))
+    assert 3 <= done < 10 and [path.name for path in output.glob("checkpoint-*")] == [
+        f"checkpoint-{done:08d}.safetensors"
+    ]
+    run(ONE, stopped)
+    assert losses(output) == losses(whole_output)
+    assert len(list(output.glob("checkpoint-*"))) == 2 and list((output / "flexivid").glob("events*"))
+
+
+def test_an_adapter_from_a_folder_of_clips(tmp_path, settings, folder):  # noqa: F811
+    del settings["data"]
+    clips = dict(folder=str(folder), cache=str(tmp_path / "cache"), buckets=["5x16x32", "5x32x16"], fps=10)
+    clips["max_sequence_length"] = 16
+    path, output = write(tmp_path, "real", settings, clips=clips)
+    run(ONE, path)
+    pipe = WanPipeline.from_pretrained(tmp_path / "base")
+    pipe.set_progress_bar_config(disable=True)
+    flexivid.enable(pipe, adapter=output / "result", budget=0.5)
+    pipe("a red circle", num_frames=5, height=32, width=32, num_inference_steps=4, max_sequence_length=16)
+    assert flexivid.summary(pipe).ratio <= 0.5
+    # Of other data it is another run.
+    write_clip(folder / "c.mp4")
+    path, _ = write(tmp_path, "real", settings, clips={**clips, "fps": 5})
+    done = subprocess.run([*ONE, "--config", str(path)], capture_output=True, text=True)
+    assert done.returncode == 2 and "another clips" in done.stderr
+
+
+class TestDryRun:
+    def test_it_says_what_there_is_and_starts_nothing(self, tmp_path, settings):
+        path, output = write(tmp_path, "dry", settings)
+        done = subprocess.run([*ONE, "--config", str(path), "--dry-run"], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert "budgets from" in done.stdout and not output.exists()
+
+    def test_its_figures_are_those_of_the_real_thing(self, tmp_path, settings):
+        config = Config(**settings, output=tmp_path / "out")
+        text = forecast(config, processes=1, mixed_precision=False)
+        transformer = WanPipeline.from_pretrained(tmp_path / "base").transformer
+        count = sum(p.numel() for p in transformer.parameters())
+        student = build_student(transformer, config.distill)
+        trained = sum(p.numel() for p in student.parameters() if p.requires_grad)
+        assert f"{count / 1e9:.3f} B parameters" in text and f"trained: {trained / 1e6:.2f} M" in text
+        rows = {line.split()[0]: line.split() for line in text.splitlines() if "x" in line.split(" ")[0]}
+        # 5 frames of 16 x 16 are 2 x 4 x 4 latent pixels.
+        assert [rows[name][1] for name in ("1x4x4", "2x4x4", "1x2x2")] == ["2", "1", "8"]
+
+    def test_checkpointing_keeps_less(self, tmp_path, settings):
+        def kept(**more) -> float:
+            text = forecast(Config(**{**settings, **more}, output=tmp_path / "out"), 1, False)
+            return float(next(line for line in text.splitlines() if line.startswith("1x4x4")).split()[-1])
+
+        big = {"batch_size": 512, "data": {"frames": 17, "size": 64, "text_lengths": {16: 1.0}}}
+        assert 0 < kept(**big, gradient_checkpointing=True) < 0.5 * kept(**big)
