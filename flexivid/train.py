@@ -19,6 +19,8 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 import torch  # noqa: E402
 from accelerate import Accelerator, DistributedDataParallelKwargs  # noqa: E402
 from diffusers.utils import logging as diffusers_logging  # noqa: E402
+from huggingface_hub import HfApi  # noqa: E402
+from huggingface_hub.errors import LocalTokenNotFoundError  # noqa: E402
 
 from flexivid.training.config import load_config  # noqa: E402
 from flexivid.training.loop import check_checkpoint, clips_per_part, train  # noqa: E402
@@ -34,6 +36,14 @@ def build_objective(config, accelerator):
     else:
         from flexivid.training.distill import DistillObjective as Objective
     return Objective(config, accelerator)
+
+
+def check_login(repository: str) -> None:
+    """Raises ValueError if an adapter could not be uploaded once it is trained."""
+    try:
+        HfApi().whoami()
+    except (OSError, LocalTokenNotFoundError) as error:
+        raise ValueError(f"push_to_hub {repository} needs a login, `hf auth login`: {error}") from None
 
 
 def dry_run(config, accelerator) -> int:
@@ -69,6 +79,8 @@ def main() -> int:
             return dry_run(config, accelerator)
         # The launcher leaves one thread a process unless told otherwise; on a CPU that is half the speed or worse.
         torch.set_num_threads(max(os.cpu_count() // accelerator.num_processes, 1))
+        if config.push_to_hub is not None:
+            check_login(config.push_to_hub)
         objective = build_objective(config, accelerator)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

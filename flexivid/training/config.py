@@ -86,8 +86,8 @@ class ValidationConfig(Section):
 
 
 class VaeConfig(Section):
-    base_dim: Positive = 16
-    z_dim: Positive = 16
+    base_dim: Positive = Field(16, description="channels of the first level")
+    z_dim: Positive = Field(16, description="channels of the latents")
     crop: Positive = Field(32, description="side in pixels of the training crops around the object")
     frames: Positive = Field(9, description="frames of a training crop: 1 + a multiple of 4")
     image_steps: int = Field(
@@ -161,6 +161,7 @@ class Config(Section):
     sample_every: Positive = Field(500, description="steps between pictures in `samples`")
     keep_checkpoints: Positive = Field(1, description="how many of the last checkpoints are kept")
     trackers: list[str] = Field(["tensorboard"], description="of accelerate: tensorboard, wandb, trackio, ...")
+    push_to_hub: str | None = Field(None, description="hub repository that the finished adapter is uploaded to")
     optim: OptimConfig = Field(OptimConfig(), description="optimiser and learning rate")
     data: DataConfig = Field(DataConfig(), description="the rendered world of the embedded model")
     clips: ClipsConfig | None = Field(None, description="trained on instead of the rendered world")

@@ -8,6 +8,7 @@ import torch
 from accelerate import Accelerator
 from diffusers import WanPipeline
 from diffusers.training_utils import cast_training_params
+from huggingface_hub import HfApi
 
 from flexivid.adapter import AdapterConfig, load_adapter, read_config, save_adapter, transformer_shape
 from flexivid.flexible import FlexTransformer
@@ -18,6 +19,7 @@ from flexivid.training.config import Config, DistillConfig
 from flexivid.training.latents import build_cache
 from flexivid.training.loop import configure_speed, global_batch_slice, step_generator
 from flexivid.training.pretrain import sample_and_judge, shift_sigma
+from flexivid.training.report import SIGMAS, draw_errors, write_card
 from flexivid.training.shapes_data import ShapesData
 from flexivid.video import write_picture
 
@@ -147,7 +149,25 @@ class DistillObjective:
         # The first steps of a run come before its first powerful one, and are not corrected.
         return corrected_distillation_loss(now, before, u_before <= 1, settings.anchor)
 
+    @torch.no_grad()
+    def errors_by_sigma(self, clips: int = 8) -> dict[str, list[float]]:
+        """|| x0_weak - x0_powerful ||^2 of every mode over SIGMAS, on the same clips and noise every time."""
+        generator, device = torch.Generator().manual_seed(2**31), self.accelerator.device
+        x_0, text = self.data.batch(clips, generator)
+        noise = torch.randn(x_0.shape, generator=generator)
+        modes = list(self.flex.weak_modes)
+        errors = {patch_size: [] for patch_size in modes}
+        for level in SIGMAS:
+            x_t = ((1 - level) * x_0 + level * noise).to(device)
+            sigma = torch.full((clips,), level, device=device)
+            with self.accelerator.autocast():
+                found = weak_errors(self.model, self.flex.powerful, modes, x_t, sigma, text.to(device))
+            for patch_size, error in zip(modes, found, strict=True):
+                errors[patch_size].append(error.square().mean().item())
+        return errors
+
     def sample(self, path):
+        draw_errors(self.errors_by_sigma(), path.with_name(f"{path.stem}-error.png"))
         if self.config.clips is not None:
             return self._sample_budgets(path)
         coarsest = self.config.distill.modes[-1]
@@ -203,3 +223,9 @@ class DistillObjective:
             training=facts,
         )
         save_adapter(folder, adapter, {"transformer": self.flex})
+        write_card(folder, adapter, config, self.errors_by_sigma())
+        if config.push_to_hub is not None:
+            api = HfApi()
+            api.create_repo(config.push_to_hub, exist_ok=True)
+            api.upload_folder(repo_id=config.push_to_hub, folder_path=folder)
+            print(f"pushed to {config.push_to_hub}")
