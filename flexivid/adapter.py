@@ -34,7 +34,7 @@ class AdapterConfig(BaseModel):
     format: int = Field(1, ge=1, le=1)
     patch_sizes: list[str] = Field(min_length=1, description="weak patch sizes, as 1x4x4")
     parametrisation: str
-    lora_rank: int = Field(gt=0)
+    lora_rank: int = Field(ge=0, description="0: no LoRA, all weights of the model were trained with the modes")
     components: list[str] = Field(description="pipeline components that are adapted")
     base_model: str = Field(description="id or path of the model it was trained on")
     transformer_class: str
@@ -116,7 +116,8 @@ def load_adapter(folder: Path, config: AdapterConfig, flexes: dict[str, FlexTran
     """
     for component, flex in flexes.items():
         check_matches(config, component, flex)
-    weights, lora = _read_tensors(folder / WEIGHTS_NAME), _read_tensors(folder / LORA_NAME)
+    weights = _read_tensors(folder / WEIGHTS_NAME)
+    lora = _read_tensors(folder / LORA_NAME) if config.lora_rank else {}
 
     def under(tensors, prefix):
         found = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
@@ -130,6 +131,8 @@ def load_adapter(folder: Path, config: AdapterConfig, flexes: dict[str, FlexTran
                 mode.load_state_dict(under(weights, f"{component}.{patch_size}."))
             except RuntimeError as error:
                 raise AdapterError(f"{folder / WEIGHTS_NAME} does not fit the model: {error}") from None
+        if not config.lora_rank:
+            continue
         loras = {patch_size: under(lora, f"{component}.{patch_size}.") for patch_size in flex.weak_modes}
         add_lora(flex, config.lora_rank)
         for patch_size, state in loras.items():
@@ -156,6 +159,8 @@ def save_adapter(folder: Path, config: AdapterConfig, flexes: dict[str, FlexTran
         for patch_size, mode in flex.weak_modes.items():
             prefix = f"{component}.{patch_size}."
             weights |= {prefix + name: tensor for name, tensor in mode.state_dict().items()}
+            if not config.lora_rank:
+                continue
             name = flex.lora_name(patch_size)
             state = get_peft_model_state_dict(flex.transformer, adapter_name=name)
             lora |= {prefix + key: tensor for key, tensor in state.items()}
@@ -172,6 +177,8 @@ def save_adapter(folder: Path, config: AdapterConfig, flexes: dict[str, FlexTran
         ),
         CONFIG_NAME: lambda path: path.write_text(config.model_dump_json(indent=2) + "\n"),
     }
+    if not config.lora_rank:
+        del files[LORA_NAME]
     for name, write in files.items():
         write(folder / f"{name}.partial")
         os.replace(folder / f"{name}.partial", folder / name)

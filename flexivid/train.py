@@ -33,6 +33,8 @@ def build_objective(config, accelerator):
         from flexivid.training.vae import VaeObjective as Objective
     elif config.objective == "pretrain":
         from flexivid.training.pretrain import PretrainObjective as Objective
+    elif config.objective == "shared":
+        from flexivid.training.shared import SharedObjective as Objective
     else:
         from flexivid.training.distill import DistillObjective as Objective
     return Objective(config, accelerator)
@@ -66,11 +68,11 @@ def main() -> int:
     diffusers_logging.set_verbosity_error()
     try:
         config = load_config(arguments.config, overrides)
-        if config.objective == "distill" and config.base is None:
-            raise ValueError("base must be the pipeline that is distilled, a folder or a hub id")
+        if config.objective in ("distill", "shared") and config.base is None:
+            raise ValueError("base must be the pipeline that is trained, a folder or a hub id")
         check_checkpoint(config)
         # Weak modes are drawn per step, so that the parameters of the others get no gradient in it.
-        unused = DistributedDataParallelKwargs(find_unused_parameters=config.objective == "distill")
+        unused = DistributedDataParallelKwargs(find_unused_parameters=config.objective in ("distill", "shared"))
         accelerator = Accelerator(kwargs_handlers=[unused], log_with=config.trackers, project_dir=config.output)
         if missing := set(config.trackers) - {tracker.value for tracker in accelerator.log_with}:
             raise ValueError(f"the tracker {missing.pop()} is not installed: install it, or leave it out of trackers")

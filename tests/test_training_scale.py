@@ -10,14 +10,17 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import tiny_pipeline
+from accelerate import Accelerator
+from conftest import sample, tiny_pipeline
 from diffusers import WanPipeline
+from safetensors.torch import load_file
 from test_clips import folder, write_clip  # noqa: F401  (a fixture)
 
 import flexivid
 from flexivid.training.config import Config
-from flexivid.training.distill import build_student
+from flexivid.training.distill import DistillObjective, build_student
 from flexivid.training.forecast import forecast
+from flexivid.training.loop import step_generator
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = str(ROOT / "tests/train_without_samples.py")
@@ -138,6 +141,65 @@ def test_an_adapter_from_a_folder_of_clips(tmp_path, settings, folder):  # noqa:
     path, _ = write(tmp_path, "real", settings, clips={**clips, "fps": 5})
     done = subprocess.run([*ONE, "--config", str(path)], capture_output=True, text=True)
     assert done.returncode == 2 and "another clips" in done.stderr
+
+
+def test_shared_trains_every_weight_and_saves_a_model_of_its_own(tmp_path, settings):
+    path, output = write(tmp_path, "shared", settings, objective="shared")
+    run(ONE, path)
+    curve = losses(output)
+    assert len(curve) == 10
+    base = load_file(tmp_path / "base/transformer/diffusion_pytorch_model.safetensors")
+    model = load_file(output / "result/model/transformer/diffusion_pytorch_model.safetensors")
+    assert base.keys() == model.keys()
+    unchanged = [name for name in base if torch.equal(base[name].half(), model[name])]
+    assert unchanged == [], unchanged
+    pipe = WanPipeline.from_pretrained(output / "result/model")
+    pipe.set_progress_bar_config(disable=True)
+    stock = sample(pipe)
+    flexivid.enable(pipe, adapter=output / "result/adapter", budget=1.0)
+    assert torch.equal(sample(pipe), stock)
+    flexivid.enable(pipe, adapter=output / "result/adapter", budget=0.5)
+    assert sample(pipe).isfinite().all() and flexivid.summary(pipe).ratio <= 0.5
+    card = (output / "result/adapter/README.md").read_text()
+    assert "LoRA rank: 0" in card and "| 2x4x4 | " in card and f"base_model: {output / 'result/model'}" in card
+
+
+def test_on_policy_states_are_those_of_the_students_own_run(tmp_path, settings):
+    more = {"on_policy": 1.0, "on_policy_clips": 2, "on_policy_every": 5, "on_policy_budget": 0.7}
+    validation = {"steps": 4, "guidance_scale": 3.0}
+    config = Config(
+        **{**settings, "distill": {**settings["distill"], **more}, "validation": validation, "output": tmp_path / "out"}
+    )
+    objective = DistillObjective(config, Accelerator(cpu=True))
+    noised = objective.errors_by_sigma(2)
+    x_t, sigma, text = objective.roll_outs.batch(0, 64, torch.Generator().manual_seed(0))
+    assert set(sigma.tolist()) == {float(s) for s in objective.pipeline.scheduler.sigmas[1:-1]}
+    assert x_t.shape[0] == text.shape[0] == 64
+    # The states are those of a run of this pipeline from the same noise.
+    generator = step_generator(config.seed + 1, 0)
+    x_0, captions = objective.data.batch(2, generator)
+    noise = torch.randn(x_0.shape, generator=generator)
+    flexivid_states = []
+    objective.pipeline(
+        prompt_embeds=captions,
+        negative_prompt_embeds=objective.data.empty_text(captions.shape[1]).expand_as(captions),
+        num_frames=5,
+        height=16,
+        width=16,
+        latents=noise,
+        num_inference_steps=4,
+        guidance_scale=3.0,
+        output_type="latent",
+        callback_on_step_end=lambda pipe, i, t, tensors: flexivid_states.append(tensors["latents"].clone()) or {},
+    )
+    last = x_t[sigma == sigma.min()]
+    assert all(min((row - state).abs().max() for state in flexivid_states[-2]) < 1e-5 for row in last)
+    with pytest.raises(ValueError, match="cannot be reached"):
+        settings["distill"] |= {**more, "on_policy_budget": 0.1}
+        DistillObjective(Config(**settings, validation=validation, output=tmp_path / "out"), Accelerator(cpu=True))
+    # And a run in between leaves nothing behind in training.
+    assert objective.errors_by_sigma(2) == noised
+    assert objective.loss(objective.model, 0, 0).requires_grad
 
 
 class TestDryRun:

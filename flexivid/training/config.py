@@ -124,20 +124,32 @@ class DistillConfig(Section):
         description="for interleaved schedules: the most that may lie between a weak step and the powerful one that "
         "corrects it, as a share of the steps; the loss then is what the correction leaves. 0: the paper's loss",
     )
+    teacher_weight: float = Field(
+        1.0, ge=0, description="of `shared`: weight of the distance to the original beside flow matching"
+    )
+    on_policy: Fraction = Field(
+        0.0, description="share of the steps whose x_t are taken from the student's own sampling runs"
+    )
+    on_policy_every: Positive = Field(50, description="steps after which these runs are made anew")
+    on_policy_clips: Positive = Field(16, description="clips of such a run; `validation` has its steps and guidance")
+    on_policy_budget: float = Field(0.25, gt=0, le=1, description="budget of such a run")
     anchor: float = Field(0.2, ge=0, description="with correction_gap: weight of the paper's loss beside it")
 
     @model_validator(mode="after")
     def _modes_can_be_drawn(self):
         if self.modes_per_step > len(self.modes):
             raise ValueError(f"modes_per_step is {self.modes_per_step}, but there are only {len(self.modes)} modes")
+        if self.on_policy and self.correction_gap:
+            raise ValueError("on_policy and correction_gap exclude each other: a run has one noise level a state")
         if self.mode_weights is not None and len(self.mode_weights) != len(self.modes):
             raise ValueError(f"mode_weights has {len(self.mode_weights)} entries for {len(self.modes)} modes")
         return self
 
 
 class Config(Section):
-    objective: Literal["vae", "pretrain", "distill"] = Field(
-        description="vae and pretrain make the embedded model; distill makes an adapter for any supported pipeline"
+    objective: Literal["vae", "pretrain", "distill", "shared"] = Field(
+        description="vae and pretrain make the embedded model; distill makes an adapter for any supported pipeline; "
+        "shared trains all weights of one for every patch size"
     )
     output: Path = Field(description="folder of checkpoints, log.jsonl, samples and the result")
     base: Path | None = Field(
@@ -174,8 +186,8 @@ class Config(Section):
     def _settings_of_a_transformer(self):
         if self.objective == "vae" and (self.compile or self.attention_backend or self.data.word_weights):
             raise ValueError("compile, attention_backend and data.word_weights are for transformers, not for vae")
-        if self.clips is not None and self.objective != "distill":
-            raise ValueError(f"clips are for distill, not for {self.objective}")
+        if self.clips is not None and self.objective not in ("distill", "shared"):
+            raise ValueError(f"clips are for distill and shared, not for {self.objective}")
         return self
 
 

@@ -20,6 +20,7 @@ from flexivid.training.latents import build_cache
 from flexivid.training.loop import configure_speed, global_batch_slice, step_generator
 from flexivid.training.pretrain import sample_and_judge, shift_sigma
 from flexivid.training.report import SIGMAS, draw_errors, write_card
+from flexivid.training.rollouts import RollOuts
 from flexivid.training.shapes_data import ShapesData
 from flexivid.video import write_picture
 
@@ -41,6 +42,7 @@ class Student(torch.nn.Module):
     def forward(self, patch_sizes: list[str], x_t, timestep, text) -> list[torch.Tensor]:
         """The prediction at each of the patch sizes."""
         flex, predictions = self._flex[0], []
+        flex.corrections.clear()  # what a sampling run in between has left
         for patch_size in patch_sizes:
             flex.policy = flex.fixed_policy(patch_size)
             predictions.append(self.transformer(x_t, timestep, text, return_dict=False)[0].float())
@@ -113,7 +115,7 @@ class DistillObjective:
         self.pipeline = WanPipeline.from_pretrained(config.base, dtype=dtypes)
         torch.manual_seed(config.seed)
         # Before the data, which may take minutes: an adapter that does not fit is refused at once.
-        self.model = build_student(self.pipeline.transformer, config.distill)
+        self.model = self.build_model()
         self.flex = self.model._flex[0]
         configure_speed(self.pipeline.transformer, config)
         with accelerator.main_process_first():
@@ -122,6 +124,15 @@ class DistillObjective:
             else:
                 parts = (self.pipeline.vae, self.pipeline.tokenizer, self.pipeline.text_encoder)
                 self.data = ShapesData(config.data, *parts)
+        self.roll_outs = RollOuts(self.pipeline, self.flex, self.data, config, accelerator)
+
+    def build_model(self) -> Student:
+        return build_student(self.pipeline.transformer, self.config.distill)
+
+    def part(self, tensors, micro_batch: int) -> tuple[torch.Tensor, ...]:
+        """The rows of whole-batch tensors that this process computes now, on its device."""
+        rows = global_batch_slice(self.accelerator, self.config, self.config.batch_size, micro_batch)
+        return tuple(tensor[rows].to(self.accelerator.device) for tensor in tensors)
 
     def loss(self, model, step, micro_batch):
         config, generator = self.config, step_generator(self.config.seed, step)
@@ -129,13 +140,14 @@ class DistillObjective:
         weights = torch.tensor(settings.mode_weights or [1.0] * len(settings.modes))
         drawn = torch.multinomial(weights, settings.modes_per_step, generator=generator).tolist()
         patch_sizes = [settings.modes[i] for i in drawn]
+        if settings.on_policy and torch.rand(1, generator=generator).item() < settings.on_policy:
+            x_t, sigma, text = self.part(self.roll_outs.batch(step, config.batch_size, generator), micro_batch)
+            return distillation_loss(weak_errors(model, self.flex.powerful, patch_sizes, x_t, sigma, text))
         x_0, text = self.data.batch(config.batch_size, generator)
         noise = torch.randn(x_0.shape, generator=generator)
         u = torch.rand(config.batch_size, generator=generator)
         u_before = u + settings.correction_gap * torch.rand(config.batch_size, generator=generator)
-        part = global_batch_slice(self.accelerator, config, config.batch_size, micro_batch)
-        device = self.accelerator.device
-        x_0, text, noise, u, u_before = (tensor[part].to(device) for tensor in (x_0, text, noise, u, u_before))
+        x_0, text, noise, u, u_before = self.part((x_0, text, noise, u, u_before), micro_batch)
 
         noise_levels = [u] if settings.correction_gap == 0 else [u, u_before.clamp(max=1)]
         sigma = uniform_steps_sigma(torch.cat(noise_levels), settings.sigma_range, config.flow_shift)
@@ -149,6 +161,10 @@ class DistillObjective:
         # The first steps of a run come before its first powerful one, and are not corrected.
         return corrected_distillation_loss(now, before, u_before <= 1, settings.anchor)
 
+    def errors(self, patch_sizes: list[str], x_t, sigma, text) -> torch.Tensor:
+        """x0_weak - x0_powerful at some patch sizes, (modes, B, C, T, H, W)."""
+        return weak_errors(self.model, self.flex.powerful, patch_sizes, x_t, sigma, text)
+
     @torch.no_grad()
     def errors_by_sigma(self, clips: int = 8) -> dict[str, list[float]]:
         """|| x0_weak - x0_powerful ||^2 of every mode over SIGMAS, on the same clips and noise every time."""
@@ -161,7 +177,7 @@ class DistillObjective:
             x_t = ((1 - level) * x_0 + level * noise).to(device)
             sigma = torch.full((clips,), level, device=device)
             with self.accelerator.autocast():
-                found = weak_errors(self.model, self.flex.powerful, modes, x_t, sigma, text.to(device))
+                found = self.errors(modes, x_t, sigma, text.to(device))
             for patch_size, error in zip(modes, found, strict=True):
                 errors[patch_size].append(error.square().mean().item())
         return errors
@@ -198,23 +214,24 @@ class DistillObjective:
         if rows:
             write_picture(rows, path)
 
-    def save(self, folder):
+    def save(self, folder, base_model: str | None = None):
         config, settings = self.config, self.config.distill
         facts = {
-            "objective": "distill",
+            "objective": config.objective,
             "steps": config.steps,
             "clips_per_step": config.batch_size,
             "sigma_range": list(settings.sigma_range),
             "correction_gap": settings.correction_gap,
+            "on_policy": settings.on_policy,
             "learning_rate": config.optim.lr,
             "seed": config.seed,
         }
         adapter = AdapterConfig(
             patch_sizes=settings.modes,
             parametrisation=settings.parametrisation,
-            lora_rank=settings.rank,
+            lora_rank=settings.rank if config.objective == "distill" else 0,
             components=["transformer"],
-            base_model=str(config.base),
+            base_model=base_model or str(config.base),
             transformer_class=type(self.flex.transformer).__name__,
             transformer_shape=transformer_shape(self.flex),
             max_sequence_length=(

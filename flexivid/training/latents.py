@@ -111,6 +111,10 @@ class LatentCache:
             padded[row, : len(text)] = text.float()
         return torch.stack(latents).float(), padded
 
+    def empty_text(self, length: int) -> torch.Tensor:
+        """The embedding of the empty caption, (1, length, dim)."""
+        return torch.nn.functional.pad(self.empty[None].float(), (0, 0, 0, length - len(self.empty)))
+
 
 def _is_made_from(path: Path, clips: list[CaptionedClip], made_with: dict) -> bool:
     if not path.exists():

@@ -125,7 +125,7 @@ def run_facts(config: Config) -> dict:
     for folder in (config.base, config.distill.adapter):
         for path in sorted(folder.rglob("*.safetensors")) if folder else []:
             base.update(path.read_bytes())
-    section = {"vae": "vae", "pretrain": "transformer", "distill": "distill"}[config.objective]
+    section = {"vae": "vae", "pretrain": "transformer", "distill": "distill", "shared": "distill"}[config.objective]
     bound = {"objective", "seed", "batch_size", "flow_shift", section}
     facts = config.model_dump(mode="json", include=bound)
     if config.clips is None:

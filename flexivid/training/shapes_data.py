@@ -83,3 +83,8 @@ class ShapesData:
         length = lengths[torch.multinomial(torch.tensor(shares), 1, generator=generator).item()]
         embeddings = self.text_embeddings[captions]
         return latents.float(), torch.nn.functional.pad(embeddings, (0, 0, 0, length - embeddings.shape[1]))
+
+    def empty_text(self, length: int) -> torch.Tensor:
+        """The embedding of the empty caption, (1, length, dim)."""
+        empty = self.text_embeddings[-1:]
+        return torch.nn.functional.pad(empty, (0, 0, 0, length - empty.shape[1]))

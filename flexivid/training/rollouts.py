@@ -1,0 +1,81 @@
+"""Latents from the student's own sampling runs, against exposure bias.
+
+In training x_t is noised data, in sampling it is what the model itself has made of noise. FlexiDiT leaves that gap;
+here some of the x_t are taken from runs of the present student, at the budget that it will be used at.
+"""
+
+import torch
+from accelerate import Accelerator
+from diffusers import WanPipeline
+
+from flexivid.flexible import FlexTransformer
+from flexivid.session import Session
+from flexivid.training.config import Config
+from flexivid.training.loop import step_generator
+
+
+class RollOuts:
+    """A pool of (x_t, sigma, text), sampled anew every `on_policy_every` steps: every state of one batch's run.
+
+    data: as in `DistillObjective`. Every process samples the same pool, from the same weights.
+    """
+
+    def __init__(self, pipe: WanPipeline, flex: FlexTransformer, data, config: Config, accelerator: Accelerator):
+        self.pipe, self.flex, self.data, self.config, self.accelerator = pipe, flex, data, config, accelerator
+        self.block = None
+        if config.distill.on_policy:
+            self._check_budget()
+
+    def _session(self) -> Session:
+        return Session(
+            self.pipe, {"transformer": self.flex}, budget=self.config.distill.on_policy_budget, schedule=None
+        )
+
+    def _check_budget(self) -> None:
+        """Raises BudgetError now rather than in the first step."""
+        x_0, text = (tensor.to("meta") for tensor in self.data.batch(1, torch.Generator().manual_seed(0)))
+        call = {"hidden_states": x_0, "timestep": torch.empty(1, device="meta"), "encoder_hidden_states": text}
+        branches = 2 if self.config.validation.guidance_scale > 1 else 1
+        self._session().plan(call, self.config.validation.steps, branches)
+
+    def batch(self, step: int, count: int, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
+        """(x_t (count, C, T, H, W), sigma (count,), text (count, L, D)), drawn from the pool of this step."""
+        block = step // self.config.distill.on_policy_every
+        if block != self.block:
+            self.pool = self._sample(block)
+            self.block = block
+        picks = torch.randint(len(self.pool[1]), (count,), generator=generator)
+        return tuple(values[picks] for values in self.pool)
+
+    @torch.no_grad()
+    def _sample(self, block: int) -> tuple[torch.Tensor, ...]:
+        config, settings, pipe, device = self.config, self.config.distill, self.pipe, self.accelerator.device
+        generator = step_generator(config.seed + 1, block)
+        x_0, text = self.data.batch(settings.on_policy_clips, generator)
+        noise = torch.randn(x_0.shape, generator=generator)
+        empty = self.data.empty_text(text.shape[1]).expand_as(text)
+        self._session()
+        states, sigmas = [], []
+
+        def keep(pipe, index: int, timestep, tensors: dict) -> dict:
+            states.append(tensors["latents"].float().cpu())
+            sigmas.append(float(pipe.scheduler.sigmas[index + 1]))
+            return {}
+
+        pipe.set_progress_bar_config(disable=True)
+        with self.accelerator.autocast():
+            pipe(
+                prompt_embeds=text.to(device),
+                negative_prompt_embeds=empty.to(device),
+                num_frames=(x_0.shape[2] - 1) * pipe.vae_scale_factor_temporal + 1,
+                height=x_0.shape[3] * pipe.vae_scale_factor_spatial,
+                width=x_0.shape[4] * pipe.vae_scale_factor_spatial,
+                latents=noise.to(device),
+                num_inference_steps=config.validation.steps,
+                guidance_scale=config.validation.guidance_scale,
+                callback_on_step_end=keep,
+                output_type="latent",
+            )
+        del states[-1], sigmas[-1]  # the clip itself, without noise
+        repeats = torch.tensor(sigmas).repeat_interleave(len(text))
+        return torch.cat(states), repeats, text.repeat(len(states), 1, 1)
