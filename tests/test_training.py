@@ -49,6 +49,11 @@ def test_overrides_are_dotted_and_typed(tmp_path):
         ({"objective": "vae", "output": "o"}, ["--steps"], "has no value"),
         ({"objective": "distill", "output": "o"}, ["--distill.modes_per_step", "4"], "only 3 modes"),
         ({"objective": "distill", "output": "o"}, ["--distill.mode_weights", "[1, 2]"], "2 entries for 3 modes"),
+        (
+            {"objective": "distill", "output": "o"},
+            ["--gradient_checkpointing", "true", "--distill.modes_per_step", "2"],
+            "needs distill.modes_per_step 1",
+        ),
         ({"objective": "vae", "output": "o"}, ["--steps", "0"], "steps: Input should be greater than 0"),
     ],
 )
@@ -112,6 +117,27 @@ def test_distillation_gradients_reach_all_of_the_mode_and_nothing_of_the_base(pa
                 assert p.grad is not None and p.grad.abs().sum() > 0, name
             elif "lora_" not in name and "weak_modes" not in name:
                 assert p.grad is None and not p.requires_grad, name
+
+
+def test_gradient_checkpointing_changes_no_gradient():
+    inputs, gradients = forward_inputs(), []
+    for checkpointing in (False, True):
+        student = build_student(tiny_transformer(), DistillConfig(modes=["1x4x4", "2x4x4"], rank=4)).train()
+        torch.manual_seed(5)
+        for name, p in student.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(p)
+        if checkpointing:
+            student.transformer.enable_gradient_checkpointing()
+        sigma = torch.tensor([0.9, 0.6])
+        errors = weak_errors(
+            student, "1x2x2", ["1x4x4"], inputs["hidden_states"], sigma, inputs["encoder_hidden_states"]
+        )
+        distillation_loss(errors).backward()
+        gradients.append({name: p.grad for name, p in student.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys() and len(gradients[0]) > 10
+    for name, gradient in gradients[0].items():
+        assert torch.allclose(gradient, gradients[1][name], atol=1e-6), name
 
 
 def test_distillation_lowers_the_error_to_the_teacher():
