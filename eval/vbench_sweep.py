@@ -128,8 +128,8 @@ def run(arguments: argparse.Namespace) -> None:
             progress.set_postfix_str(arm.name)
             sampler.make(arm, numbers, progress)
     scorer = Scorer(sampler, scenes, state.device)
-    for arm in tqdm(arms, desc="scoring", disable=not state.is_main_process):
-        scorer.score(arm, numbers)
+    for number in tqdm(numbers, desc="scoring", unit="batch", disable=not state.is_main_process):
+        scorer.score(arms, number)
     state.wait_for_everyone()
     if not state.is_main_process:
         return

@@ -2,7 +2,7 @@
 
 import io
 import os
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +28,7 @@ class Scorer:
     def __init__(self, sampler: Sampler, scenes: dict[str, Scene] | None, device: torch.device):
         self.sampler, self.scenes = sampler, scenes
         self.features = Features(device)
+        self._of_full = lru_cache(maxsize=None)(self._of_full)
 
     @cached_property
     def data_features(self) -> np.ndarray | None:
@@ -42,21 +43,28 @@ class Scorer:
     def _read(self, arm_name: str, clip) -> np.ndarray:
         return read_clip(self.sampler.folder / "videos" / arm_name / clip.file_name, self.sampler.call["height"])
 
-    def score(self, arm, numbers: list[int]) -> None:
-        """Scores the batches that are not scored yet. Distances are taken to the full run's clips of the same batch."""
-        for number in numbers:
+    def score(self, arms: list, number: int) -> None:
+        """Scores a batch of every arm that is not scored yet. Distances are taken to the full run's clips of it."""
+        self._of_full.cache_clear()
+        for arm in arms:
             if not self._path(arm, number).exists():
                 self._score_batch(arm, number, self.sampler.batches[number])
+
+    def _of_full(self, clip) -> tuple[np.ndarray, list[torch.Tensor]]:
+        """Frames and maps of features of a full run's clip: every arm is compared with them."""
+        frames = self._read("full", clip)
+        return frames, self.features(frames)[0]
 
     def _score_batch(self, arm, number: int, clips: list) -> None:
         rows, features = [], []
         for clip in clips:
-            frames, full = self._read(arm.name, clip), self._read("full", clip)
+            frames = self._read(arm.name, clip)
             maps, pooled = self.features(frames)
             row = adherence(frames, self.scenes[clip.prompt]) if self.scenes else {}
             if arm.name != "full":
+                full, full_maps = self._of_full(clip)
                 row |= fidelity(frames, full)
-                row["perceptual_distance"] = perceptual_distance(maps, self.features(full)[0])
+                row["perceptual_distance"] = perceptual_distance(maps, full_maps)
             rows.append(row)
             features.append(pooled)
         path = self._path(arm, number)

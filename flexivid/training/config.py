@@ -188,7 +188,7 @@ class Config(Section):
             raise ValueError("compile, attention_backend and data.word_weights are for transformers, not for vae")
         if self.gradient_checkpointing and self.objective == "distill" and self.distill.modes_per_step > 1:
             raise ValueError(
-                "gradient_checkpointing needs distill.modes_per_step 1: blocks run again in the backward pass, and then "
+                "gradient_checkpointing needs distill.modes_per_step 1: blocks run again in the backward pass, when "
                 "only the LoRA of the last mode is active"
             )
         if self.clips is not None and self.objective not in ("distill", "shared"):
