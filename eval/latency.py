@@ -1,5 +1,7 @@
 """Seconds, achieved FLOP/s and peak memory of every patch size and budget, on a real architecture with random weights.
 
+An arm `1x4x4` runs that patch size on every step; a budget mixes the powerful patch size and the cheapest one.
+
     python eval/latency.py                                                   # the embedded model, which has weights
     python eval/latency.py --architecture wan2.1-1.3b --dtype bfloat16 --compile --output docs/measurements/latency-h100
 
@@ -11,7 +13,6 @@ Writes latency.json, latency.md and latency.png into --output.
 
 import argparse
 import gc
-import os
 import statistics
 import sys
 import time
@@ -91,7 +92,7 @@ def forwards_by_patch_size(pipe: WanPipeline, denoise, device: torch.device) -> 
         nonlocal inside
         inside = 0.0
         began = now(device)
-        # Handed over anew: the hook bound its own before it was replaced.
+        # So that every stock forward within this one goes by the clock.
         output = outer(timed_inner, *args)
         total = now(device) - began
         row = spent[flexivid.summary(pipe).steps[-1][-1]]
@@ -130,14 +131,16 @@ def measure(
 
     settings = {"modes": list(architecture.modes), "adapter": architecture.adapter}
     settings["merge_lora"] = architecture.adapter is not None
-    budgets = {"stock": None, "idle": 1.0, **{f"budget-{budget:g}": budget for budget in arguments.budgets}}
-    rows = {name: {"compiled": compiled, "batch": batch, "arm": name, "all_seconds": []} for name in budgets}
+    enabled = {"stock": None, "idle": {"budget": 1.0}}
+    enabled |= {f"budget-{budget:g}": {"budget": budget} for budget in arguments.budgets}
+    enabled |= {patch_size: {"schedule": patch_size} for patch_size in architecture.modes}
+    rows = {name: {"compiled": compiled, "batch": batch, "arm": name, "all_seconds": []} for name in enabled}
     # The first of the repeats warms up: it compiles, and asks for memory.
     for repeat in tqdm(range(arguments.repeats + 1), desc=f"batch {batch}{', compiled' * compiled}"):
-        for name, budget in budgets.items():
+        for name, how in enabled.items():
             row = rows[name]
-            if budget is not None:
-                flexivid.enable(pipe, budget=budget, **settings)
+            if how is not None:
+                flexivid.enable(pipe, **how, **settings)
                 sizes = (call[key] for key in ("num_frames", "height", "width", "num_inference_steps"))
                 flexivid.plan(pipe, *sizes, call["max_sequence_length"])  # counts FLOPs before the clock starts
             if device.type == "cuda":
@@ -148,7 +151,7 @@ def measure(
                 row["all_seconds"].append(now(device) - began)
             if device.type == "cuda":
                 row["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
-            if budget is not None:
+            if how is not None:
                 summary = flexivid.summary(pipe)
                 row |= {"flops": summary.flops_used, "flops_ratio": summary.ratio, "schedule": str(summary.schedule)}
                 rows["stock"] |= {"flops": summary.flops_full, "flops_ratio": 1.0}
@@ -157,7 +160,7 @@ def measure(
                 flexivid.disable(pipe)
     for row in rows.values():
         row["seconds"] = statistics.median(row["all_seconds"])
-        row["seconds_ratio"] = row["seconds"] / rows["stock"].get("seconds", row["seconds"])
+        row["seconds_ratio"] = row["seconds"] / rows["stock"]["seconds"]
         row["tflop_per_second"] = row["flops"] / row["seconds"] / 1e12
     return list(rows.values())
 
@@ -194,7 +197,7 @@ def draw(result: dict, path: Path) -> None:
     figure, panel = plt.subplots(figsize=(6.5, 5))
     series = defaultdict(list)
     for row in result["rows"]:
-        if row["arm"] != "idle":
+        if row["arm"] == "stock" or row["arm"].startswith("budget"):
             series[row["compiled"], row["batch"]].append((row["flops_ratio"], row["seconds_ratio"]))
     for (compiled, batch), points in series.items():
         panel.plot(*zip(*points, strict=True), "o-", label=f"{'compiled' if compiled else 'eager'}, batch {batch}")
@@ -243,6 +246,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 def run(arguments: argparse.Namespace) -> None:
     architecture, device = ARCHITECTURES[arguments.architecture], torch.device(arguments.device)
     dtype = getattr(torch, arguments.dtype)
+    if device.type == "cuda":
+        torch.cuda.set_device(device if device.index is not None else 0)  # whose clock and memory are read
     given = {
         "num_inference_steps": arguments.steps,
         "num_frames": arguments.frames,
@@ -255,7 +260,7 @@ def run(arguments: argparse.Namespace) -> None:
         "command": " ".join(["python eval/latency.py", *sys.argv[1:]]),
         "architecture": arguments.architecture,
         "device": device_name(device),
-        "threads": torch.get_num_threads() if device.type == "cpu" else os.cpu_count(),
+        "threads": torch.get_num_threads(),
         "dtype": arguments.dtype,
         "torch": torch.__version__,
         "call": call,

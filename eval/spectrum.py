@@ -30,13 +30,15 @@ STEPS = SAMPLING["num_inference_steps"]
 def low_pass(x: torch.Tensor, axes: tuple[int, ...], cutoff: float) -> torch.Tensor:
     """Keeps the frequencies of which none is above `cutoff` times the highest that the grid can hold.
 
-    x: (B, C, T, H, W). A cutoff of .5 keeps what a patch of twice the size could still show.
+    x: (B, C, T, H, W). A cutoff of .5 keeps what a patch of twice the size could still show. Every axis is mirrored
+    first: a clip does not go on at its end as it began.
     """
-    spectrum = torch.fft.fftn(x, dim=axes)
     for axis in axes:
-        kept = torch.fft.fftfreq(x.shape[axis]).abs() <= cutoff / 2
+        spectrum = torch.fft.rfft(torch.cat([x, x.flip(axis)], axis), dim=axis)
+        kept = torch.fft.rfftfreq(2 * x.shape[axis]) <= cutoff / 2
         spectrum = spectrum * kept.view([-1 if i == axis else 1 for i in range(-x.ndim, 0)])
-    return torch.fft.ifftn(spectrum, dim=axes).real
+        x = torch.fft.irfft(spectrum, 2 * x.shape[axis], dim=axis).narrow(axis, 0, x.shape[axis])
+    return x
 
 
 class Run:

@@ -66,7 +66,7 @@ def print_plan(arguments, pipe, arms: list[Arm], clips: list[Clip], call: dict) 
     share = sum(arm.budget for arm in arms)
     total = share * seconds * (len(clips) + arguments.batch) / 60
     print(f"{'all, with timing':28}{share * full * len(clips) / 1e12:12.4g}{total:16.1f}")
-    print("The minutes suppose that seconds follow FLOPs; tuning and scoring come on top.")
+    print("The minutes suppose that seconds follow FLOPs; decoding, tuning, timing and scoring come on top.")
 
 
 def print_dimensions(names: list[str], cache) -> None:
@@ -106,8 +106,12 @@ def run(arguments: argparse.Namespace) -> None:
     adapters = (arguments.adapter, arguments.direct_adapter)
     arms = all_arms(arguments.methods, arguments.budgets, steps, *adapters, arguments.modes, arguments.schedules)
     arms = reachable(arms, pipe, call, state.print)
+    if getattr(pipe, "transformer_2", None) is not None and any(arm.cache for arm in arms):
+        raise ValueError(
+            "caches on a pipeline of two transformers are not supported yet: leave them out, --rivals steps"
+        )
     if arguments.dry_run:
-        return print_plan(arguments, pipe, arms, clips, call)
+        return print_plan(arguments, pipe, arms, clips, call) if state.is_main_process else None
 
     if state.is_main_process:
         write_json(identity, folder / "sweep.json")
@@ -135,8 +139,7 @@ def run(arguments: argparse.Namespace) -> None:
         return
     if state.device.type == "cpu":
         torch.set_num_threads(os.cpu_count() or 1)  # of this process alone by now
-    for arm in tqdm(arms, desc="timing"):
-        sampler.time(arm)
+    sampler.time(arms, arguments.timed_rounds)
     names = [arm.name for arm in arms]
     vbench = score_arms(arguments.dimensions, folder, names, arguments.vbench_cache, arguments.prompts == "vbench")
     facts = {
@@ -149,6 +152,8 @@ def run(arguments: argparse.Namespace) -> None:
         "device": device_name(state.device),
         "threads": torch.get_num_threads(),
     }
+    if shapes:
+        facts["frechet_distance_to_data_of_data"] = scorer.floor(arguments.videos_per_prompt)
     results = assemble(facts, sampler, scorer, arms, arguments.videos_per_prompt, vbench)
     write_json(results, folder / "results.json")
     write_csv(results, folder / "results.csv")

@@ -246,7 +246,9 @@ class FlexTransformer:
         if not self.transformer.is_cache_enabled:
             yield
             return
-        _set_cache_context(self.transformer, CacheContext(f"branch {choice.branch} at {choice.patch_size}"))
+        name = f"branch {choice.branch} at {choice.patch_size}"
+        context = CacheContext(name) if self._context is None else replace(self._context, name=name)
+        _set_cache_context(self.transformer, context)
         try:
             yield
         finally:

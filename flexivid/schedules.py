@@ -136,6 +136,10 @@ class Schedule:
             raise ValueError('a schedule is a list with a list of patch sizes per step, such as [["1x4x4", "1x4x4"]]')
         return cls(tuple(tuple(step) for step in steps))
 
+    def to_text(self) -> str:
+        """As `explicit_schedule` reads it: `2x4x4/2x4x4:1,...`."""
+        return ",".join(f"{'/'.join(step)}:1" for step in self.steps)
+
     def __str__(self) -> str:
         """Runs of equal steps: `35 x 2x4x4, 5 x 1x2x2`, with `1x2x2/2x4x4` where the two branches differ."""
         runs = ((step, sum(1 for _ in run)) for step, run in groupby(self.steps))

@@ -70,7 +70,7 @@ class Session:
             costs = {name: cost for name, cost in costs.items() if name == powerful or cost < costs[powerful]}
             return schedule_for_budget(costs, steps, self.budget, branches, self.guidance, self.order)
         if isinstance(self.schedule, Schedule):
-            text = ",".join(f"{'/'.join(step)}:1" for step in self.schedule.steps)
+            text = self.schedule.to_text()
         else:
             text = self.schedule if ":" in self.schedule else f"{self.schedule}:{steps}"
         schedule = explicit_schedule(text, steps, branches, list(costs))

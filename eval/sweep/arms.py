@@ -29,7 +29,8 @@ METHODS = {
 class Arm:
     """One way of sampling every clip of a sweep.
 
-    name: the folder of its clips. budget: the share of the full run's FLOPs that it may spend. steps: denoising steps.
+    name: the folder of its clips. budget: the share of the full run's FLOPs that it aims at: flexivid and fewer steps
+    stay below, a cache comes within NEAR of it. steps: denoising steps.
     flexivid: arguments of `flexivid.enable`, None without it. cache: a name in `CACHES`, and settings: what tuning has
     found for it, None before.
     """
@@ -83,10 +84,13 @@ def all_arms(
     arms = {"full": Arm("full", "full", 1.0, steps)}
     if "calibrated" in methods:
         for path in schedules:
-            budget = json.loads(path.read_text())["budget"]
-            text = ",".join(f"{'/'.join(step)}:1" for step in read_schedule(path).steps)
+            schedule, budget = read_schedule(path), json.loads(path.read_text()).get("budget")
+            if not isinstance(budget, float | int):
+                raise ValueError(f"{path} names no budget; the method calibrated takes files of eval/calibrate.py")
             name = f"calibrated-{budget:g}"
-            arms[name] = Arm(name, "calibrated", budget, steps, flexivid={**trained, "schedule": text})
+            if name in arms:
+                raise ValueError(f"two of --schedules are for a budget of {budget:g}; give one a budget")
+            arms[name] = Arm(name, "calibrated", budget, steps, flexivid={**trained, "schedule": schedule.to_text()})
     for method in methods:
         for budget in budgets:
             name = f"budget-{budget:g}" if method == "adapter" else f"{method}-{budget:g}"

@@ -5,7 +5,9 @@ how far an arm is from them says how much it changes, not how much worse it is. 
 distance is also taken to what the prompts ask for, rendered: that one the full run has too.
 """
 
+import tempfile
 from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,11 +19,13 @@ from tqdm import tqdm
 
 from flexivid.shapes.oracle import judge
 from flexivid.shapes.world import FACTORS, Scene, render, sample_layout
+from flexivid.video import enlarge, write_mp4
+from sweep.sampling import LEAST_HEIGHT, read_clip
 from sweep.vbench import DIMENSIONS
 
 FEATURE_FRAMES = 4  # evenly spaced frames of a clip that features are taken of
 FEATURE_SIDE = 224
-RENDERED_CLIPS = 4  # a prompt, for the Fréchet distance to the data
+RENDERED_CLIPS = 4  # of a prompt, that stand for the data
 STAGES = (0, 2, 4, 10)  # blocks after which features are compared: strides 2, 4, 8, 16
 
 # Larger is better, or not.
@@ -81,15 +85,24 @@ class Features:
         return maps, x.mean((2, 3)).cpu().numpy().astype(np.float64)
 
 
-def features_of_rendered(scenes: list[Scene], features: Features, frames: int, side: int) -> np.ndarray:
-    """Pooled features of the embedded world's data, (scenes, RENDERED_CLIPS x frames, 320), layouts drawn at random."""
-    generator = torch.Generator().manual_seed(0)
+def features_of_rendered(
+    scenes: list[Scene], count: int, features: Features, frames: int, side: int, seed: int
+) -> np.ndarray:
+    """Pooled features of the embedded world's data, (scenes, count x frames, 320), layouts drawn at random.
+
+    The clips go through the same file format as those of the arms, so that the codec is no difference.
+    """
+    generator = torch.Generator().manual_seed(seed)
     pooled = []
-    for scene in tqdm(scenes, desc="features of the data"):
-        layouts = [sample_layout(scene, generator) for _ in range(RENDERED_CLIPS)]
-        clips = render([scene] * RENDERED_CLIPS, layouts, frames, side)
-        arrays = ((clips.permute(0, 2, 3, 4, 1) + 1) * 127.5).round().byte().numpy()
-        pooled.append(np.concatenate([features(clip)[1] for clip in arrays]))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "clip.mp4")
+        for scene in tqdm(scenes, desc="features of the data"):
+            clips = render([scene] * count, [sample_layout(scene, generator) for _ in range(count)], frames, side)
+            of_scene = []
+            for clip in ((clips.permute(0, 2, 3, 4, 1) + 1) * 127.5).round().byte().numpy():
+                write_mp4(enlarge(clip, LEAST_HEIGHT), path, 8)
+                of_scene.append(features(read_clip(path, side))[1])
+            pooled.append(np.concatenate(of_scene))
     return np.stack(pooled)
 
 

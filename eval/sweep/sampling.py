@@ -10,11 +10,13 @@ import time
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 import av
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline
+from tqdm import tqdm
 
 from flexivid.api import COMPONENTS
 from flexivid.flops import flop_counter_mode
@@ -64,7 +66,7 @@ def write_json(value, path: Path) -> None:
 
 
 class Meter:
-    """Counts the FLOPs and seconds of a pipeline's transformers around their real forwards.
+    """Counts the FLOPs and seconds of a pipeline's transformers around their real forwards, and of nothing else.
 
     count_flops slows every operation down, so that seconds are measured without it.
     """
@@ -158,17 +160,28 @@ class Sampler:
                 write_json({"flops": meter.flops if counted else None, "clips": len(clips)}, self.record(arm, number))
                 progress.update()
 
-    def time(self, arm) -> None:
-        """Measures the seconds of an arm's first batch if they are not known yet; nothing else should run meanwhile."""
-        if self.timing(arm).exists():
+    def time(self, arms: list, rounds: int) -> None:
+        """Measures the seconds of every arm's first batch; nothing else should run meanwhile.
+
+        The arms alternate and the median of the rounds counts, so that a slow minute of the machine hits all of them:
+        where one is not known, all are measured again.
+        """
+        if all(self.timing(arm).exists() for arm in arms):
             return
-        warm_up = {**self.call, "num_inference_steps": 2}
-        sample(self.pipe, self.batches[0], warm_up, count_flops=False, latents=True)
-        with arm.on(self.pipe):
-            arm.plan(self.pipe, self.call)
-            call = {**self.call, "num_inference_steps": arm.steps}
-            _, meter = sample(self.pipe, self.batches[0], call, count_flops=False, latents=True)
-        write_json({"seconds": meter.seconds, "clips": len(self.batches[0])}, self.timing(arm))
+        seconds = {arm.name: [] for arm in arms}
+        cuda = self.pipe.transformer.device.type == "cuda"
+        for index in tqdm(range(rounds), desc="timing", unit="round"):
+            for arm in tqdm(arms, desc=f"round {index + 1}", leave=False):
+                call = {**self.call, "num_inference_steps": arm.steps}
+                with arm.on(self.pipe):
+                    arm.plan(self.pipe, self.call)
+                    if cuda and index == 0:  # kernels are loaded when they are first needed
+                        sample(self.pipe, self.batches[0], call, count_flops=False, latents=True)
+                    _, meter = sample(self.pipe, self.batches[0], call, count_flops=False, latents=True)
+                seconds[arm.name].append(meter.seconds)
+        for arm in arms:
+            found = {"seconds": median(seconds[arm.name]), "all": seconds[arm.name], "clips": len(self.batches[0])}
+            write_json(found, self.timing(arm))
 
 
 def read_clip(path: Path, height: int) -> np.ndarray:

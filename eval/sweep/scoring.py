@@ -10,7 +10,15 @@ import torch
 
 from flexivid.shapes.world import Scene
 from sweep.bootstrap import estimate, estimate_of_sets
-from sweep.metrics import Features, adherence, features_of_rendered, fidelity, frechet_distance, perceptual_distance
+from sweep.metrics import (
+    RENDERED_CLIPS,
+    Features,
+    adherence,
+    features_of_rendered,
+    fidelity,
+    frechet_distance,
+    perceptual_distance,
+)
 from sweep.sampling import Sampler, read_clip
 from sweep.vbench import values_of_clips
 
@@ -34,8 +42,18 @@ class Scorer:
     def data_features(self) -> np.ndarray | None:
         if not self.scenes:
             return None
+        return self._rendered(RENDERED_CLIPS, seed=0)
+
+    def _rendered(self, count: int, seed: int) -> np.ndarray:
         sizes = (self.sampler.call[name] for name in ("num_frames", "height"))
-        return features_of_rendered(list(self.scenes.values()), self.features, *sizes)
+        return features_of_rendered(list(self.scenes.values()), count, self.features, *sizes, seed)
+
+    def floor(self, videos_per_prompt: int) -> dict[str, float] | None:
+        """The Fréchet distance to the data of as many other rendered clips as an arm has: what a perfect model gets."""
+        if not self.scenes:
+            return None
+        perfect = self._rendered(videos_per_prompt, seed=1)
+        return estimate_of_sets(lambda picks: _distance(perfect, self.data_features, picks), len(perfect))
 
     def _path(self, arm, number: int) -> Path:
         return self.sampler.folder / "scores" / arm.name / f"{number}.npz"

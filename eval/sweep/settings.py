@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from flexivid.schedules import read_schedule
 from flexivid.shapes.embedded import ADAPTER, MODEL, SAMPLING
 from flexivid.shapes.prompts import load_prompts
 from sweep.arms import METHODS
@@ -49,6 +50,7 @@ def parse_arguments(description: str, argv: list[str]) -> argparse.Namespace:
     add("--height", type=int)
     add("--width", type=int)
     add("--seed", type=int, default=0)
+    add("--timed-rounds", type=int, default=3, help="runs whose median is the seconds of an arm")
     add("--batch", type=int, default=16, help="clips that are sampled at once")
     add("--dtype", choices=["float32", "bfloat16", "float16"], default="float32", help="of the transformer")
     add("--cpu", action="store_true", help="even if there is a GPU")
@@ -93,12 +95,14 @@ def check_arguments(arguments: argparse.Namespace) -> None:
         raise ValueError("nothing to compare the full run with: give --budgets below 1")
     if unknown := set(arguments.dimensions) - {*DIMENSIONS, "all"}:
         raise ValueError(f"VBench has no dimension {unknown.pop()}; it has {', '.join(DIMENSIONS)}")
+    if arguments.prompts == "shapes" and (arguments.height or 64) != (arguments.width or 64):
+        raise ValueError("the shapes world is square: give one size as --height and --width")
     fitting = [name for name, d in DIMENSIONS.items() if d.any_prompt or arguments.prompts == "vbench"]
     if "all" in arguments.dimensions:
         arguments.dimensions = fitting
     if unfit := [name for name in arguments.dimensions if name not in fitting]:
         raise ValueError(f"{unfit[0]} can be scored on VBench's own prompts only: --prompts vbench")
-    for name in ("videos_per_prompt", "batch", "max_prompts", "steps", "frames", "height", "width"):
+    for name in ("videos_per_prompt", "timed_rounds", "batch", "max_prompts", "steps", "frames", "height", "width"):
         if getattr(arguments, name) is not None and getattr(arguments, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(arguments, name)}")
 
@@ -128,8 +132,17 @@ def pipeline_call(arguments: argparse.Namespace) -> dict:
     return call
 
 
+CPU_FACTS = ("model name", "cpu family", "model\t")
+
+
 def device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    # The name alone may say no more than the maker.
+    found = [next((x.split(":")[1].strip() for x in lines if x.startswith(key)), "") for key in CPU_FACTS]
+    return " ".join(filter(None, found)) or platform.processor() or platform.machine()
 
 
 def identity_of(arguments: argparse.Namespace, clips: list[Clip], call: dict, device: torch.device) -> dict:
@@ -144,6 +157,7 @@ def identity_of(arguments: argparse.Namespace, clips: list[Clip], call: dict, de
     return {
         **weights,
         "modes": arguments.modes,
+        "schedules": [read_schedule(path).to_text() for path in arguments.schedules],
         "call": call,
         "clips": hashlib.sha256("\n".join(clip.file_name for clip in clips).encode()).hexdigest(),
         "seed": arguments.seed,
