@@ -60,4 +60,6 @@ class WeakMode(nn.Module):
 
     def embed(self, folded: torch.Tensor) -> torch.Tensor:
         """(B, M*C, T', H', W') -> (B, D, tokens of the coarse grid in t, h, w)."""
-        return self.embedder(folded) + self.patch_size_embedding.view(-1, 1, 1, 1)
+        tokens = self.embedder(folded)
+        # Under autocast the embedding is in float32, and would take all blocks with it.
+        return tokens + self.patch_size_embedding.view(-1, 1, 1, 1).to(tokens.dtype)

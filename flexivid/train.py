@@ -11,18 +11,20 @@ from its last checkpoint.
 import argparse
 import os
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 # Launched as a script, Python puts flexivid/ itself first on the path; what is imported is the package.
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import torch  # noqa: E402
-from accelerate import Accelerator, DistributedDataParallelKwargs  # noqa: E402
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs  # noqa: E402
 from diffusers.utils import logging as diffusers_logging  # noqa: E402
 from huggingface_hub import HfApi  # noqa: E402
 from huggingface_hub.errors import LocalTokenNotFoundError  # noqa: E402
 
 from flexivid.training.config import load_config  # noqa: E402
+from flexivid.training.forecast import check_model, forecast  # noqa: E402
 from flexivid.training.loop import check_checkpoint, clips_per_part, train  # noqa: E402
 
 
@@ -49,8 +51,6 @@ def check_login(repository: str) -> None:
 
 
 def dry_run(config, accelerator) -> int:
-    from flexivid.training.forecast import forecast
-
     if config.objective != "distill":
         raise ValueError(f"--dry-run is for distill, not for {config.objective}")
     text = forecast(config, accelerator.num_processes, accelerator.mixed_precision == "bf16")
@@ -73,14 +73,21 @@ def main() -> int:
         check_checkpoint(config)
         # Weak modes are drawn per step, so that the parameters of the others get no gradient in it.
         unused = DistributedDataParallelKwargs(find_unused_parameters=config.objective in ("distill", "shared"))
-        accelerator = Accelerator(kwargs_handlers=[unused], log_with=config.trackers, project_dir=config.output)
+        # The others wait while the main one samples or encodes.
+        patience = InitProcessGroupKwargs(timeout=timedelta(days=1))
+        accelerator = Accelerator(
+            kwargs_handlers=[unused, patience], log_with=config.trackers, project_dir=config.output
+        )
         if missing := set(config.trackers) - {tracker.value for tracker in accelerator.log_with}:
             raise ValueError(f"the tracker {missing.pop()} is not installed: install it, or leave it out of trackers")
         clips_per_part(config, config.batch_size, accelerator.num_processes)
+        if config.objective in ("distill", "shared"):
+            check_model(config)
         if arguments.dry_run:
             return dry_run(config, accelerator)
         # The launcher leaves one thread a process unless told otherwise; on a CPU that is half the speed or worse.
-        torch.set_num_threads(max(os.cpu_count() // accelerator.num_processes, 1))
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
+        torch.set_num_threads(max(os.cpu_count() // here, 1))
         if config.push_to_hub is not None:
             check_login(config.push_to_hub)
         objective = build_objective(config, accelerator)

@@ -7,6 +7,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from conftest import tiny_pipeline
 
 from flexivid.training import latents
@@ -155,7 +156,7 @@ def settings(folder, **more) -> ClipsConfig:
 
 class TestLatents:
     def test_broken_clips_are_skipped_and_listed(self, folder, capsys):
-        cache = latents.build_cache(settings(folder), tiny_pipeline(), torch.device("cpu"))
+        cache = latents.build_cache(settings(folder), tiny_pipeline(), Accelerator(cpu=True))
         assert {name: len(places) for name, places in cache.places.items()} == {"5x16x24": 2, "5x24x16": 1}
         assert {os.path.basename(path) for path, _ in cache.broken} == {
             *("empty.mp4", "truncated.mp4", "audio.mp4", "text.mp4", "short.mp4")
@@ -165,7 +166,7 @@ class TestLatents:
 
     def test_latents_and_texts_are_those_of_the_pipeline(self, folder):
         pipe = tiny_pipeline()
-        cache = latents.build_cache(settings(folder), pipe, torch.device("cpu"))
+        cache = latents.build_cache(settings(folder), pipe, Accelerator(cpu=True))
         x_0, text = cache.batch(6, torch.Generator().manual_seed(1))
         assert x_0.shape[0] == 6 and text.shape[:2] == (6, 16)
         bucket, frames = load_clip(folder / "b.mp4", [Bucket(5, 16, 24)], 10.0)
@@ -182,7 +183,7 @@ class TestLatents:
         assert found
 
     def test_a_batch_depends_on_its_generator_only(self, folder):
-        cache = latents.build_cache(settings(folder), tiny_pipeline(), torch.device("cpu"))
+        cache = latents.build_cache(settings(folder), tiny_pipeline(), Accelerator(cpu=True))
         one, two = (cache.batch(4, torch.Generator().manual_seed(3)) for _ in range(2))
         assert torch.equal(one[0], two[0]) and torch.equal(one[1], two[1])
 
@@ -194,7 +195,7 @@ class TestLatents:
 
         def build():
             made.clear()
-            return latents.build_cache(settings(folder), tiny_pipeline(), torch.device("cpu"))
+            return latents.build_cache(settings(folder), tiny_pipeline(), Accelerator(cpu=True))
 
         build()
         assert len(made) == 8
@@ -213,7 +214,7 @@ class TestLatents:
         write_clip(tmp_path / "data/a.mp4", frames=1)
         (tmp_path / "data/a.txt").write_text("one")
         with pytest.raises(ValueError, match="none of the 1 clips can be used"):
-            latents.build_cache(settings(tmp_path / "data"), tiny_pipeline(), torch.device("cpu"))
+            latents.build_cache(settings(tmp_path / "data"), tiny_pipeline(), Accelerator(cpu=True))
 
     def test_no_data_at_all_the_teacher_samples(self, tmp_path):
         prompts = tmp_path / "prompts.txt"
@@ -222,7 +223,7 @@ class TestLatents:
             prompts=prompts, cache=tmp_path / "cache", buckets=["5x16x32"], max_sequence_length=16, teacher_steps=3
         )
         pipe = tiny_pipeline()
-        cache = latents.build_cache(config, pipe, torch.device("cpu"))
+        cache = latents.build_cache(config, pipe, Accelerator(cpu=True))
         x_0, _ = cache.batch(8, torch.Generator().manual_seed(0))
         own = pipe(
             "a blue square",
@@ -240,7 +241,7 @@ class TestLatents:
     @pytest.mark.parametrize("bucket", ["4x16x24", "5x18x24", "5x16x20"])
     def test_sizes_that_the_model_cannot_have_are_refused(self, folder, bucket):
         with pytest.raises(ValueError, match="1 \\+ a multiple of 4 frames, sides that are multiples of 8"):
-            latents.build_cache(settings(folder, buckets=[bucket]), tiny_pipeline(), torch.device("cpu"))
+            latents.check_buckets(settings(folder, buckets=[bucket]), temporal_factor=4, side=8)
 
     def test_one_source(self, tmp_path):
         for given in ({}, {"folder": tmp_path, "prompts": tmp_path / "prompts.txt"}):

@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from conftest import sample, tiny_pipeline
 from diffusers import WanPipeline
 from safetensors.torch import load_file
@@ -19,7 +20,7 @@ from test_clips import folder, write_clip  # noqa: F401  (a fixture)
 import flexivid
 from flexivid.training.config import Config
 from flexivid.training.distill import DistillObjective, build_student
-from flexivid.training.forecast import forecast
+from flexivid.training.forecast import check_model, forecast
 from flexivid.training.loop import step_generator
 
 ROOT = Path(__file__).parents[1]
@@ -99,6 +100,61 @@ def test_a_batch_that_cannot_be_split_is_refused(tmp_path, settings):
     path, _ = write(tmp_path, "parts", settings, micro_batches=3)
     done = subprocess.run([*ONE, "--config", str(path)], capture_output=True, text=True)
     assert done.returncode == 2 and "cannot be split evenly over 1 processes and 3 micro-batches" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"flow_shift": 5.0}, "flow_shift is 5.0, and the scheduler of .* has 3.0"),
+        ({"distill": {"modes": ["1x4x4"], "on_policy": 0.5, "on_policy_budget": 0.1}}, "cannot be reached"),
+        ({"clips": {"folder": "nowhere"}}, "nowhere does not exist"),
+        ({"clips": {"prompts": "nowhere.txt"}}, "no file nowhere.txt"),
+        ({"objective": "shared", "base_dtype": "bfloat16"}, "base_dtype must be float32"),
+        ({"base": "no-one/nothing"}, "no-one/nothing"),
+    ],
+)
+def test_what_would_fail_after_hours_is_refused_at_once(tmp_path, settings, more, message):
+    with pytest.raises((ValueError, OSError), match=message):
+        check_model(Config(**{**settings, **more}, output=tmp_path / "out"))
+
+
+def test_models_that_an_adapter_could_not_be_used_on_are_refused(tmp_path, settings):
+    path = tmp_path / "base/model_index.json"
+    index = json.loads(path.read_text())
+    for change, message in (
+        ({"transformer_2": ["diffusers", "WanTransformer3DModel"]}, "two transformers"),
+        ({"expand_timesteps": True}, "timestep per token"),
+    ):
+        path.write_text(json.dumps(index | change))
+        with pytest.raises(ValueError, match=message):
+            check_model(Config(**settings, output=tmp_path / "out"))
+
+
+def test_a_base_in_half_precision_trains_and_samples(tmp_path, settings, folder):  # noqa: F811
+    """Under autocast, as `accelerate launch --mixed_precision bf16` sets it."""
+    clips = dict(folder=folder, cache=tmp_path / "cache", buckets=["5x32x32"], fps=10, max_sequence_length=16)
+    validation = {"prompts": ["a red circle"], "budgets": [1.0, 0.6], "steps": 3}
+    del settings["data"]
+    config = Config(**settings, base_dtype="bfloat16", clips=clips, validation=validation, output=tmp_path / "out")
+    check_model(config)
+    with pytest.raises(ValueError, match="needs `accelerate launch --mixed_precision bf16`"):
+        DistillObjective(config, Accelerator(cpu=True))
+    AcceleratorState._reset_state(reset_partial_state=True)
+    accelerator = Accelerator(cpu=True, mixed_precision="bf16")
+    try:
+        objective = DistillObjective(config, accelerator)
+        model = accelerator.prepare(objective.model)
+        loss = objective.loss(model, 0, 0)
+        accelerator.backward(loss)
+        trained = [p for p in objective.model.parameters() if p.requires_grad]
+        assert all(p.dtype == torch.float32 for p in trained) and any(p.grad is not None for p in trained)
+        objective.sample(tmp_path / "picture.png")
+        assert (tmp_path / "picture.png").exists() and (tmp_path / "picture-error.png").exists()
+        assert all(p.dtype == torch.float32 for p in trained)
+        again = objective.loss(model, 0, 0)
+        assert torch.equal(again, loss)
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def test_two_processes_that_are_killed_go_on_as_if_nothing_had_happened(tmp_path, settings):
@@ -194,9 +250,6 @@ def test_on_policy_states_are_those_of_the_students_own_run(tmp_path, settings):
     )
     last = x_t[sigma == sigma.min()]
     assert all(min((row - state).abs().max() for state in flexivid_states[-2]) < 1e-5 for row in last)
-    with pytest.raises(ValueError, match="cannot be reached"):
-        settings["distill"] |= {**more, "on_policy_budget": 0.1}
-        DistillObjective(Config(**settings, validation=validation, output=tmp_path / "out"), Accelerator(cpu=True))
     # And a run in between leaves nothing behind in training.
     assert objective.errors_by_sigma(2) == noised
     assert objective.loss(objective.model, 0, 0).requires_grad

@@ -158,7 +158,7 @@ class Config(Section):
     seed: int = Field(0, description="of data order, noise and noise levels, at any number of processes")
     steps: Positive = Field(1000, description="optimiser steps")
     batch_size: Positive = Field(32, description="clips a step, over all processes")
-    flow_shift: float = Field(3.0, gt=0, description="shift of the noise levels, in training and in the scheduler")
+    flow_shift: float = Field(3.0, gt=0, description="shift of the noise levels in training; that of the sampler")
     micro_batches: Positive = Field(
         1, description="parts of a process's share of a step, one after the other in memory"
     )
@@ -191,6 +191,8 @@ class Config(Section):
                 "gradient_checkpointing needs distill.modes_per_step 1: blocks run again in the backward pass, when "
                 "only the LoRA of the last mode is active"
             )
+        if self.objective == "shared" and (self.base_dtype != "float32" or self.distill.adapter):
+            raise ValueError("shared trains all weights: base_dtype must be float32, and there is no distill.adapter")
         if self.clips is not None and self.objective not in ("distill", "shared"):
             raise ValueError(f"clips are for distill and shared, not for {self.objective}")
         return self

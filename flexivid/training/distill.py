@@ -6,6 +6,7 @@ so that the powerful mode stays exact.
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils.memory import clear_device_cache
 from diffusers import WanPipeline
 from diffusers.training_utils import cast_training_params
 from huggingface_hub import HfApi
@@ -17,7 +18,7 @@ from flexivid.session import Session
 from flexivid.training.clips import Bucket
 from flexivid.training.config import Config, DistillConfig
 from flexivid.training.latents import build_cache
-from flexivid.training.loop import configure_speed, global_batch_slice, step_generator
+from flexivid.training.loop import clips_per_part, configure_speed, global_batch_slice, step_generator
 from flexivid.training.pretrain import sample_and_judge, shift_sigma
 from flexivid.training.report import SIGMAS, draw_errors, write_card
 from flexivid.training.rollouts import RollOuts
@@ -111,44 +112,55 @@ class DistillObjective:
         self.config, self.accelerator = config, accelerator
         if config.base_dtype == "bfloat16" and accelerator.mixed_precision != "bf16":
             raise ValueError("base_dtype bfloat16 needs `accelerate launch --mixed_precision bf16`")
-        dtypes = {"default": torch.float32, "transformer": getattr(torch, config.base_dtype)}
-        self.pipeline = WanPipeline.from_pretrained(config.base, dtype=dtypes)
+        dtype = getattr(torch, config.base_dtype)
+        dtypes = {"default": torch.float32, "transformer": dtype, "text_encoder": dtype}
+        self.pipeline = WanPipeline.from_pretrained(str(config.base), dtype=dtypes)
         torch.manual_seed(config.seed)
         # Before the data, which may take minutes: an adapter that does not fit is refused at once.
         self.model = self.build_model()
         self.flex = self.model._flex[0]
         configure_speed(self.pipeline.transformer, config)
-        with accelerator.main_process_first():
-            if config.clips is not None:
-                self.data = build_cache(config.clips, self.pipeline, accelerator.device)
-            else:
-                parts = (self.pipeline.vae, self.pipeline.tokenizer, self.pipeline.text_encoder)
+        self.drawn: tuple[int, tuple] | None = None
+        if config.clips is not None:
+            self.data = build_cache(config.clips, self.pipeline, accelerator)
+        else:
+            parts = (self.pipeline.vae, self.pipeline.tokenizer, self.pipeline.text_encoder)
+            with accelerator.main_process_first():
                 self.data = ShapesData(config.data, *parts)
         self.roll_outs = RollOuts(self.pipeline, self.flex, self.data, config, accelerator)
 
     def build_model(self) -> Student:
         return build_student(self.pipeline.transformer, self.config.distill)
 
-    def part(self, tensors, micro_batch: int) -> tuple[torch.Tensor, ...]:
-        """The rows of whole-batch tensors that this process computes now, on its device."""
-        rows = global_batch_slice(self.accelerator, self.config, self.config.batch_size, micro_batch)
-        return tuple(tensor[rows].to(self.accelerator.device) for tensor in tensors)
-
-    def loss(self, model, step, micro_batch):
-        config, generator = self.config, step_generator(self.config.seed, step)
-        settings = config.distill
+    def draw(self, step: int):
+        """All that is random in a step, for the whole batch: (patch sizes, tensors)."""
+        config, settings, generator = self.config, self.config.distill, step_generator(self.config.seed, step)
         weights = torch.tensor(settings.mode_weights or [1.0] * len(settings.modes))
         drawn = torch.multinomial(weights, settings.modes_per_step, generator=generator).tolist()
         patch_sizes = [settings.modes[i] for i in drawn]
         if settings.on_policy and torch.rand(1, generator=generator).item() < settings.on_policy:
-            x_t, sigma, text = self.part(self.roll_outs.batch(step, config.batch_size, generator), micro_batch)
-            return distillation_loss(weak_errors(model, self.flex.powerful, patch_sizes, x_t, sigma, text))
+            return patch_sizes, self.roll_outs.batch(step, config.batch_size, generator)
         x_0, text = self.data.batch(config.batch_size, generator)
         noise = torch.randn(x_0.shape, generator=generator)
         u = torch.rand(config.batch_size, generator=generator)
         u_before = u + settings.correction_gap * torch.rand(config.batch_size, generator=generator)
-        x_0, text, noise, u, u_before = self.part((x_0, text, noise, u, u_before), micro_batch)
+        return patch_sizes, (x_0, text, noise, u, u_before)
 
+    def part(self, step: int, micro_batch: int):
+        """What `draw` gives, but of its tensors the rows that this process computes now, on its device."""
+        if self.drawn is None or self.drawn[0] != step:  # the micro-batches of a step share it
+            self.drawn = step, self.draw(step)
+        chosen, tensors = self.drawn[1]
+        rows = global_batch_slice(self.accelerator, self.config, self.config.batch_size, micro_batch)
+        return chosen, tuple(tensor[rows].to(self.accelerator.device) for tensor in tensors)
+
+    def loss(self, model, step, micro_batch):
+        config, settings = self.config, self.config.distill
+        patch_sizes, tensors = self.part(step, micro_batch)
+        if len(tensors) == 3:  # states of the student's own runs come with their noise level
+            x_t, sigma, text = tensors
+            return distillation_loss(weak_errors(model, self.flex.powerful, patch_sizes, x_t, sigma, text))
+        x_0, text, noise, u, u_before = tensors
         noise_levels = [u] if settings.correction_gap == 0 else [u, u_before.clamp(max=1)]
         sigma = uniform_steps_sigma(torch.cat(noise_levels), settings.sigma_range, config.flow_shift)
         x_0, text, noise = (torch.cat([tensor] * len(noise_levels)) for tensor in (x_0, text, noise))
@@ -171,15 +183,20 @@ class DistillObjective:
         generator, device = torch.Generator().manual_seed(2**31), self.accelerator.device
         x_0, text = self.data.batch(clips, generator)
         noise = torch.randn(x_0.shape, generator=generator)
+        # As many at once as in training: more may not fit.
+        size = clips_per_part(self.config, self.config.batch_size, self.accelerator.num_processes)
+        parts = list(zip(x_0.split(size), text.split(size), noise.split(size), strict=True))
         modes = list(self.flex.weak_modes)
         errors = {patch_size: [] for patch_size in modes}
         for level in SIGMAS:
-            x_t = ((1 - level) * x_0 + level * noise).to(device)
-            sigma = torch.full((clips,), level, device=device)
-            with self.accelerator.autocast():
-                found = self.errors(modes, x_t, sigma, text.to(device))
-            for patch_size, error in zip(modes, found, strict=True):
-                errors[patch_size].append(error.square().mean().item())
+            total = torch.zeros(len(modes))
+            for x_0, text, noise in parts:
+                x_t = ((1 - level) * x_0 + level * noise).to(device)
+                with self.accelerator.autocast():
+                    found = self.errors(modes, x_t, torch.full((len(x_t),), level, device=device), text.to(device))
+                total += found.square().flatten(2).mean(2).sum(1).cpu()
+            for patch_size, error in zip(modes, (total / clips).tolist(), strict=True):
+                errors[patch_size].append(error)
         return errors
 
     def sample(self, path):
@@ -189,7 +206,9 @@ class DistillObjective:
         coarsest = self.config.distill.modes[-1]
         schedule = f"{coarsest}:35,{self.flex.powerful}:5"
         Session(self.pipeline, {"transformer": self.flex}, budget=None, schedule=schedule)
-        print(f"\nadherence with {schedule}", sample_and_judge(self.pipeline, path, steps=40, count=32), "->", path)
+        with self.accelerator.autocast():
+            shares = sample_and_judge(self.pipeline, path, steps=40, count=32)
+        print(f"\nadherence with {schedule}", shares, "->", path)
 
     @torch.no_grad()
     def _sample_budgets(self, path):
@@ -200,17 +219,21 @@ class DistillObjective:
         for prompt in settings.prompts:
             for budget in settings.budgets:
                 Session(self.pipeline, {"transformer": self.flex}, budget=budget, schedule=None)
-                frames = self.pipeline(
-                    prompt,
-                    num_frames=bucket.frames,
-                    height=bucket.height,
-                    width=bucket.width,
-                    num_inference_steps=settings.steps,
-                    guidance_scale=settings.guidance_scale,
-                    max_sequence_length=self.config.clips.max_sequence_length,
-                    generator=torch.Generator().manual_seed(0),
-                ).frames[0]
+                with self.accelerator.autocast():
+                    frames = self.pipeline(
+                        prompt,
+                        num_frames=bucket.frames,
+                        height=bucket.height,
+                        width=bucket.width,
+                        num_inference_steps=settings.steps,
+                        guidance_scale=settings.guidance_scale,
+                        max_sequence_length=self.config.clips.max_sequence_length,
+                        generator=torch.Generator().manual_seed(0),
+                    ).frames[0]
                 rows[f"{budget:g}: {prompt}"] = (frames * 255).round().astype("uint8")
+        for part in (self.pipeline.vae, self.pipeline.text_encoder):
+            part.to("cpu")
+        clear_device_cache()
         if rows:
             write_picture(rows, path)
 

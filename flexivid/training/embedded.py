@@ -99,14 +99,14 @@ def latent_statistics(vae: AutoencoderKLWan) -> tuple[torch.Tensor, torch.Tensor
 @torch.no_grad()
 def encode(vae: AutoencoderKLWan, clips: torch.Tensor) -> torch.Tensor:
     """Clips (B, 3, T, H, W) in [-1, 1] -> normalised latents (B, C, 1 + (T - 1) / 4, H / 4, W / 4)."""
-    mean, std = latent_statistics(vae)
+    mean, std = (statistic.to(clips) for statistic in latent_statistics(vae))
     return (vae.encode(clips).latent_dist.mode() - mean) / std
 
 
 @torch.no_grad()
 def decode(vae: AutoencoderKLWan, latents: torch.Tensor) -> torch.Tensor:
     """The inverse of `encode`."""
-    mean, std = latent_statistics(vae)
+    mean, std = (statistic.to(latents) for statistic in latent_statistics(vae))
     return vae.decode(latents * std + mean).sample.clamp(-1, 1)
 
 

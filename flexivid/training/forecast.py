@@ -3,33 +3,91 @@
 import math
 
 import torch
-from diffusers import AutoencoderKLWan, WanTransformer3DModel
+from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
 from torch.autograd.graph import saved_tensors_hooks
 
 from flexivid.flops import FlopCounter, flop_counter_mode
-from flexivid.schedules import least_budget, parse_patch_size
+from flexivid.schedules import least_budget, parse_patch_size, schedule_for_budget
 from flexivid.training.clips import Bucket
 from flexivid.training.config import Config
 from flexivid.training.distill import Student, build_student, distillation_loss, weak_errors
+from flexivid.training.latents import check_buckets, clips_of
 from flexivid.training.loop import clips_per_part
 
 GIB = 2**30
 
 
-def _inputs(config: Config, transformer, vae_config: dict, clips: int, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+def _student(config: Config) -> tuple[Student, int]:
+    """The student on the meta device, and the number of its frozen parameters."""
+    with torch.device("meta"):
+        transformer = WanTransformer3DModel.from_config(_component(config, WanTransformer3DModel, "transformer"))
+        base_count = _count(transformer.parameters())
+        student = build_student(transformer, config.distill.model_copy(update={"adapter": None}))
+        if config.gradient_checkpointing:
+            transformer.enable_gradient_checkpointing()
+    return student, base_count
+
+
+def _component(config: Config, cls, name: str) -> dict:
+    return cls.load_config(str(config.base), subfolder=name)
+
+
+def _inputs(config: Config, transformer, clips: int, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
     """(x_t, sigma, text) of `clips` clips on the meta device, of the largest bucket."""
     if config.clips is None:
         bucket, length = Bucket(config.data.frames, config.data.size, config.data.size), max(config.data.text_lengths)
     else:
         bucket = max((Bucket.parse(text) for text in config.clips.buckets), key=lambda b: b.frames * b.height * b.width)
         length = config.clips.max_sequence_length
-    space = vae_config["scale_factor_spatial"]
-    frames = (bucket.frames - 1) // vae_config["scale_factor_temporal"] + 1
-    channels, text_dim = transformer.config.in_channels, transformer.config.text_dim
-    x_t = torch.empty(
-        clips, channels, frames, bucket.height // space, bucket.width // space, dtype=dtype, device="meta"
-    )
-    return x_t, torch.empty(clips, device="meta"), torch.empty(clips, length, text_dim, dtype=dtype, device="meta")
+    vae = _component(config, AutoencoderKLWan, "vae")
+    frames = (bucket.frames - 1) // vae["scale_factor_temporal"] + 1
+    space = (side // vae["scale_factor_spatial"] for side in (bucket.height, bucket.width))
+    x_t = torch.empty(clips, transformer.config.in_channels, frames, *space, dtype=dtype, device="meta")
+    text = torch.empty(clips, length, transformer.config.text_dim, dtype=dtype, device="meta")
+    return x_t, torch.empty(clips, device="meta"), text
+
+
+def _costs(student: Student, inputs: tuple[torch.Tensor, ...]) -> dict[str, int]:
+    """FLOPs of one forward of one clip, by patch size."""
+    flex = student._flex[0]
+    call = {"hidden_states": inputs[0], "timestep": inputs[1], "encoder_hidden_states": inputs[2]}
+    return {patch_size: FlopCounter(flex).count(patch_size, call) for patch_size in flex.patch_sizes}
+
+
+def check_model(config: Config) -> None:
+    """Raises ValueError for what would fail after hours, from configs alone.
+
+    That is a model that adapters cannot be used on, data that is not there or does not fit it, and budgets that the
+    modes cannot reach.
+    """
+    index = WanPipeline.load_config(str(config.base))
+    if index.get("transformer_2", [None])[0] is not None:
+        raise ValueError(f"{config.base} has two transformers; adapters for both at once cannot be trained yet")
+    if index.get("expand_timesteps"):
+        raise ValueError(f"{config.base} has a timestep per token, which is not supported yet")
+    transformer = _component(config, WanTransformer3DModel, "transformer")
+    vae = _component(config, AutoencoderKLWan, "vae")
+    if transformer["in_channels"] != vae["z_dim"]:
+        raise ValueError(
+            f"{config.base} takes {transformer['in_channels']} channels and its VAE has {vae['z_dim']}: it has "
+            f"conditions beside the text, which cannot be trained yet"
+        )
+    scheduler = _component(config, UniPCMultistepScheduler, "scheduler")
+    shift = scheduler.get("flow_shift", scheduler.get("shift", config.flow_shift))
+    if shift != config.flow_shift:
+        raise ValueError(f"flow_shift is {config.flow_shift}, and the scheduler of {config.base} has {shift}")
+    if config.clips is not None:
+        clips_of(config.clips)
+        side = vae["scale_factor_spatial"] * transformer["patch_size"][-1]
+        check_buckets(config.clips, vae["scale_factor_temporal"], side)
+    budgets = list(config.validation.budgets) if config.clips is not None and config.validation.prompts else []
+    if config.distill.on_policy:
+        budgets.append(config.distill.on_policy_budget)
+    if budgets:
+        student, _ = _student(config)
+        costs = _costs(student, _inputs(config, student.transformer, 1, torch.float32))
+        for budget in budgets:
+            schedule_for_budget(costs, config.validation.steps, budget, 2)
 
 
 def _count(parameters) -> int:
@@ -39,11 +97,15 @@ def _count(parameters) -> int:
 def _saved_bytes(student: Student, patch_size: str, inputs: tuple[torch.Tensor, ...]) -> int:
     """Bytes of the activations that one forward keeps for its backward."""
     kept: dict[int, int] = {}
-    weights = {id(parameter.untyped_storage()) for parameter in student.parameters()}
+    weights = {parameter.untyped_storage()._cdata for parameter in student.parameters()}
+
+    heads, width = student.transformer.config.num_attention_heads, student.transformer.config.attention_head_dim
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
-        if id(storage) not in weights:
+        # The meta device knows the plain attention only, which keeps its matrix; the kernels that will run do not.
+        matrix = tensor.ndim == 4 and tensor.shape[1] == heads and tensor.shape[3] != width
+        if storage._cdata not in weights and not matrix:
             kept[storage._cdata] = storage.nbytes()
         return tensor
 
@@ -59,16 +121,9 @@ def forecast(config: Config, processes: int, mixed_precision: bool) -> str:
     processes: over which a step is split. mixed_precision: activations are in bfloat16.
     Raises ValueError if the batch cannot be split, and what diffusers raises for a base without configs.
     """
-    transformer_config = WanTransformer3DModel.load_config(config.base, subfolder="transformer")
-    vae_config = AutoencoderKLWan.load_config(config.base, subfolder="vae")
     clips = clips_per_part(config, config.batch_size, processes)
     settings, dtype = config.distill, torch.bfloat16 if mixed_precision else torch.float32
-    with torch.device("meta"):
-        transformer = WanTransformer3DModel.from_config(transformer_config)
-        base_count = _count(transformer.parameters())
-        student = build_student(transformer, settings.model_copy(update={"adapter": None}))
-        if config.gradient_checkpointing:
-            transformer.enable_gradient_checkpointing()
+    student, base_count = _student(config)
     flex = student._flex[0]
     trained = {
         "LoRA": _count(p for name, p in student.named_parameters() if "lora_" in name),
@@ -77,9 +132,8 @@ def forecast(config: Config, processes: int, mixed_precision: bool) -> str:
         "patch-size embeddings": _count(mode.patch_size_embedding for mode in flex.weak_modes.values()),
     }
     student.to(dtype)  # activations of one precision; autocast does not reach the meta device
-    inputs = _inputs(config, transformer, vae_config, clips, dtype)
-    call = {"hidden_states": inputs[0], "timestep": inputs[1], "encoder_hidden_states": inputs[2]}
-    costs = {patch_size: FlopCounter(flex).count(patch_size, call) for patch_size in flex.patch_sizes}
+    inputs = _inputs(config, student.transformer, clips, dtype)
+    costs = _costs(student, inputs)
     lines = [
         f"{config.base}: {base_count / 1e9:.3f} B parameters, frozen, in {config.base_dtype}",
         f"trained: {sum(trained.values()) / 1e6:.2f} M ("
@@ -101,19 +155,25 @@ def forecast(config: Config, processes: int, mixed_precision: bool) -> str:
         share = costs[patch_size] / costs[flex.powerful]
         lines.append(f"{patch_size:12}{tokens:>9}{costs[patch_size] / 1e12:>18.4g}{share:>13.3f}{kept:>25}")
 
-    with flop_counter_mode() as counter:
-        coarsest = settings.modes[: settings.modes_per_step]
-        distillation_loss(weak_errors(student, flex.powerful, coarsest, *inputs)).backward()
+    # The teacher runs once a step; every mode that is drawn runs forward and backward.
+    teacher, weights_of_modes = costs[flex.powerful] * clips, settings.mode_weights or [1.0] * len(settings.modes)
+    flops_of_modes = []
+    for patch_size in settings.modes:
+        with flop_counter_mode() as counter:
+            distillation_loss(weak_errors(student, flex.powerful, [patch_size], *inputs)).backward()
+        flops_of_modes.append(counter.get_total_flops() - teacher)
+    pairs = zip(weights_of_modes, flops_of_modes, strict=True)
+    mean_of_modes = sum(weight * flops for weight, flops in pairs) / sum(weights_of_modes)
     noise_levels = 2 if settings.correction_gap else 1
-    step_flops = counter.get_total_flops() * config.micro_batches * processes * noise_levels
+    part_flops = (teacher + settings.modes_per_step * mean_of_modes) * noise_levels
+    step_flops = part_flops * config.micro_batches * processes
     weights = base_count * (2 if config.base_dtype == "bfloat16" else 4)
     # Weight, gradient, two moments and the average of every trained parameter, in float32.
     optimiser = sum(trained.values()) * 4 * 5
     activations = max(saved.values()) * settings.modes_per_step * noise_levels
     lines += [
         "",
-        f"{step_flops / 1e12:.4g} TFLOP a step with {', '.join(coarsest)}, "
-        f"{step_flops * config.steps / 1e18:.4g} EFLOP in {config.steps} steps",
+        f"{step_flops / 1e12:.4g} TFLOP a step, {step_flops * config.steps / 1e18:.4g} EFLOP in {config.steps} steps",
         f"memory a process, at least: {weights / GIB:.2f} GiB frozen + {optimiser / GIB:.2f} GiB trained + "
         f"{activations / GIB:.2f} GiB activations = {(weights + optimiser + activations) / GIB:.2f} GiB, "
         "and what single operations need while they run",

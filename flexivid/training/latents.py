@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
+from accelerate.utils.memory import clear_device_cache
 from diffusers import WanPipeline
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -54,7 +56,8 @@ class Source:
 class LatentCache:
     """Random access to (latents, text embeddings) of clips.
 
-    folder: where the shards lie. made_with: whatever else latents depend on. encode_text: caption -> (length, dim).
+    folder: where the shards lie; every process makes its share of them. made_with: whatever else latents depend on.
+    encode_text: caption -> (length, dim).
     """
 
     def __init__(
@@ -65,17 +68,24 @@ class LatentCache:
         encode_clip: Encode,
         encode_text: Callable[[str], torch.Tensor],
         config: ClipsConfig,
+        accelerator: Accelerator,
     ):
         self.config = config
         self.places: dict[str, list[tuple[Path, int]]] = {}
         self.broken: list[tuple[str, str]] = []
         folder.mkdir(parents=True, exist_ok=True)
-        starts = range(0, len(clips), SHARD)
-        for start in tqdm(starts, desc="latents", unit="shard"):
-            part = clips[start : start + SHARD]
-            path = folder / f"{start // SHARD:05d}.safetensors"
+        shards = {
+            folder / f"{start // SHARD:05d}.safetensors": (start, clips[start : start + SHARD])
+            for start in range(0, len(clips), SHARD)
+        }
+        own = list(shards.items())[accelerator.process_index :: accelerator.num_processes]
+        for path, (start, part) in tqdm(own, desc="latents", unit="shard", disable=not accelerator.is_main_process):
             if not _is_made_from(path, part, made_with):
                 _write_shard(path, start, part, made_with, encode_clip, encode_text)
+        accelerator.wait_for_everyone()
+        for path, (_, part) in shards.items():
+            if not _is_made_from(path, part, made_with):
+                raise ValueError(f"{path} of another process is not here: clips.cache must be shared by all machines")
             with safe_open(path, "pt") as shard:
                 self.broken += json.loads(shard.metadata()["broken"])
                 for name in shard.keys():
@@ -132,6 +142,8 @@ def _write_shard(path: Path, start: int, clips: list[CaptionedClip], made_with: 
     """Encodes some clips into one file, grouped by bucket; a clip that is broken is left out and noted."""
     groups: dict[str, list[tuple[torch.Tensor, torch.Tensor]]] = {}
     broken = []
+    # Before the clips are read: one that is still being copied is then seen to have changed.
+    sources = [list(vars(Source.of(clip.path)).values()) for clip in clips]
     for number, clip in enumerate(clips, start):
         try:
             bucket, latents = encode_clip(number, clip)
@@ -148,32 +160,51 @@ def _write_shard(path: Path, start: int, clips: list[CaptionedClip], made_with: 
     metadata = {
         "made_with": made_with,
         "clips": [[str(clip.path), clip.caption] for clip in clips],
-        "sources": [list(vars(Source.of(clip.path)).values()) for clip in clips],
+        "sources": sources,
         "broken": broken,
     }
-    beside = path.with_name(f"{path.name}.partial")
+    beside = path.with_name(f"{path.name}.{os.getpid()}.partial")
     save_file(tensors, beside, {name: json.dumps(value) for name, value in metadata.items()})
     os.replace(beside, path)
 
 
-def build_cache(config: ClipsConfig, pipe: WanPipeline, device: torch.device) -> LatentCache:
+def clips_of(config: ClipsConfig) -> list[CaptionedClip]:
+    """The clips of `config.folder`, or one a line of `config.prompts`. Raises ValueError if they are not there."""
+    if config.folder is not None:
+        return find_clips(config.folder)
+    if not config.prompts.is_file():
+        raise ValueError(
+            f"clips.prompts must be a text file with a prompt a line, and there is no file {config.prompts}"
+        )
+    prompts = [line.strip() for line in config.prompts.read_text().splitlines() if line.strip()]
+    if not prompts:
+        raise ValueError(f"no prompts in {config.prompts}")
+    return [CaptionedClip(Path(f"sample-{number}"), prompt) for number, prompt in enumerate(prompts)]
+
+
+def check_buckets(config: ClipsConfig, temporal_factor: int, side: int) -> None:
+    """Raises ValueError for a size that the model cannot have. side: pixels of a token."""
+    for bucket in map(Bucket.parse, config.buckets):
+        if (bucket.frames - 1) % temporal_factor or bucket.height % side or bucket.width % side:
+            raise ValueError(
+                f"the bucket {bucket} does not fit the model: 1 + a multiple of {temporal_factor} frames, sides that "
+                f"are multiples of {side}"
+            )
+
+
+def build_cache(config: ClipsConfig, pipe: WanPipeline, accelerator: Accelerator) -> LatentCache:
     """Encodes `config.folder`, or samples the teacher for `config.prompts`, with the pipeline's VAE and text encoder.
 
-    Raises ValueError if the folder or the file is not what it should be, or no clip can be used.
+    Both are on the accelerator's device meanwhile, and on the CPU afterwards. Raises ValueError if the folder or the
+    file is not what it should be, or no clip can be used.
     """
+    device, clips = accelerator.device, clips_of(config)
     buckets = [Bucket.parse(text) for text in config.buckets]
-    factor = pipe.vae_scale_factor_temporal
-    side = pipe.vae_scale_factor_spatial * pipe.transformer.config.patch_size[-1]
-    for bucket in buckets:
-        if (bucket.frames - 1) % factor or bucket.height % side or bucket.width % side:
-            raise ValueError(
-                f"the bucket {bucket} does not fit the model: 1 + a multiple of {factor} frames, sides that are "
-                f"multiples of {side}"
-            )
     pipe.vae.to(device)
     pipe.text_encoder.to(device)
     made_with = {
-        "vae": fingerprint(pipe.vae.encoder),
+        "vae": [fingerprint(part) for part in (pipe.vae.encoder, pipe.vae.quant_conv)],
+        "latents": [list(pipe.vae.config.latents_mean), list(pipe.vae.config.latents_std)],
         "text_encoder": fingerprint(pipe.text_encoder),
         "buckets": config.buckets,
         "fps": config.fps,
@@ -207,24 +238,25 @@ def build_cache(config: ClipsConfig, pipe: WanPipeline, device: torch.device) ->
         ).frames
         return bucket, latents[0]
 
+    encode_clip = encode_file
     if config.folder is not None:
-        clips, encode_clip = find_clips(config.folder), encode_file
-        print(
-            f"{len(clips)} clips in {config.folder}, at {config.fps:g} frames a second in {', '.join(config.buckets)}"
-        )
+        accelerator.print(f"{len(clips)} clips in {config.folder}, {config.fps:g} frames a second, {config.buckets}")
     else:
-        prompts = [line.strip() for line in config.prompts.read_text().splitlines() if line.strip()]
-        clips, encode_clip = [CaptionedClip(Path(f"sample-{i}"), p) for i, p in enumerate(prompts)], sample_teacher
+        encode_clip = sample_teacher
         pipe.set_progress_bar_config(disable=True)
         pipe.transformer.to(device)
         made_with |= {
             "teacher": fingerprint(pipe.transformer),
+            "scheduler": json.dumps(dict(pipe.scheduler.config), default=str),
             "steps": config.teacher_steps,
             "guidance": config.teacher_guidance,
         }
-        print(f"{len(clips)} prompts, sampled by the teacher in {config.teacher_steps} steps")
+        accelerator.print(f"{len(clips)} prompts, sampled by the teacher in {config.teacher_steps} steps")
     name = hashlib.sha256(json.dumps([made_with, str(config.folder or config.prompts)]).encode()).hexdigest()[:12]
-    cache = LatentCache(config.cache / name, clips, made_with, encode_clip, encode_text, config)
+    cache = LatentCache(config.cache / name, clips, made_with, encode_clip, encode_text, config, accelerator)
     if cache.broken:
-        print(f"{len(cache.broken)} of {len(clips)} clips are skipped:\n{cache.report()}")
+        accelerator.print(f"{len(cache.broken)} of {len(clips)} clips are skipped:\n{cache.report()}")
+    for part in (pipe.vae, pipe.text_encoder):
+        part.to("cpu")
+    clear_device_cache()
     return cache

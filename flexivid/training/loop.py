@@ -123,8 +123,12 @@ def run_facts(config: Config) -> dict:
     """What a checkpoint is bound to: with other values it would be read into another run."""
     base = hashlib.sha256()
     for folder in (config.base, config.distill.adapter):
+        if folder and not folder.is_dir():
+            base.update(str(folder).encode())  # a hub id
         for path in sorted(folder.rglob("*.safetensors")) if folder else []:
-            base.update(path.read_bytes())
+            if path.parent.name != "text_encoder":  # which may be larger than all the rest, and is not trained
+                with path.open("rb") as file:
+                    base.update(hashlib.file_digest(file, "sha256").digest())
     section = {"vae": "vae", "pretrain": "transformer", "distill": "distill", "shared": "distill"}[config.objective]
     bound = {"objective", "seed", "batch_size", "flow_shift", section}
     facts = config.model_dump(mode="json", include=bound)
@@ -209,6 +213,9 @@ def train(config: Config, objective: Objective, accelerator: Accelerator) -> Non
     peaks = [optimizer.param_groups[0]["lr"] for optimizer in bare_optimizers]
     ema = EMAModel(weights, decay=config.optim.ema, use_ema_warmup=True, power=0.75)
     start = load_checkpoint(folder, trainable, bare_optimizers, ema)
+    starts = accelerator.gather(torch.tensor([start], device=accelerator.device)).tolist()
+    if len(set(starts)) > 1:
+        raise ValueError(f"the processes start at steps {starts}: {folder} must be shared by all machines")
     model, *optimizers = accelerator.prepare(bare_model, *bare_optimizers)
     main, facts = accelerator.is_main_process, run_facts(config)
     log_path = folder / "log.jsonl"

@@ -23,20 +23,6 @@ class RollOuts:
     def __init__(self, pipe: WanPipeline, flex: FlexTransformer, data, config: Config, accelerator: Accelerator):
         self.pipe, self.flex, self.data, self.config, self.accelerator = pipe, flex, data, config, accelerator
         self.block = None
-        if config.distill.on_policy:
-            self._check_budget()
-
-    def _session(self) -> Session:
-        return Session(
-            self.pipe, {"transformer": self.flex}, budget=self.config.distill.on_policy_budget, schedule=None
-        )
-
-    def _check_budget(self) -> None:
-        """Raises BudgetError now rather than in the first step."""
-        x_0, text = (tensor.to("meta") for tensor in self.data.batch(1, torch.Generator().manual_seed(0)))
-        call = {"hidden_states": x_0, "timestep": torch.empty(1, device="meta"), "encoder_hidden_states": text}
-        branches = 2 if self.config.validation.guidance_scale > 1 else 1
-        self._session().plan(call, self.config.validation.steps, branches)
 
     def batch(self, step: int, count: int, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
         """(x_t (count, C, T, H, W), sigma (count,), text (count, L, D)), drawn from the pool of this step."""
@@ -54,7 +40,7 @@ class RollOuts:
         x_0, text = self.data.batch(settings.on_policy_clips, generator)
         noise = torch.randn(x_0.shape, generator=generator)
         empty = self.data.empty_text(text.shape[1]).expand_as(text)
-        self._session()
+        Session(pipe, {"transformer": self.flex}, budget=settings.on_policy_budget, schedule=None)
         states, sigmas = [], []
 
         def keep(pipe, index: int, timestep, tensors: dict) -> dict:

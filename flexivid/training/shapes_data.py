@@ -18,10 +18,11 @@ SHARD = 500  # clips a file, so that a kill loses at most one
 
 
 def fingerprint(module: torch.nn.Module) -> str:
-    """A short hash of a module's weights, in the half precision in which they are shipped."""
+    """A short hash of a module's weights but LoRA, in the half precision in which they are shipped."""
     digest = hashlib.sha256()
-    for tensor in module.state_dict().values():
-        digest.update(tensor.half().cpu().numpy().tobytes())
+    for name, tensor in module.state_dict().items():
+        if "lora_" not in name:
+            digest.update(tensor.half().cpu().numpy().tobytes())
     return digest.hexdigest()[:12]
 
 

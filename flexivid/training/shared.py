@@ -20,27 +20,33 @@ class SharedObjective(DistillObjective):
         self.original = copy.deepcopy(transformer).requires_grad_(False).to(self.accelerator.device)
         return Student(FlexTransformer(transformer.requires_grad_(True), settings.modes, settings.parametrisation))
 
-    def loss(self, model, step, micro_batch):
-        """|| x0 - x0_true ||^2 + w || x0 - x0_original ||^2 at the patch size of this step."""
+    def draw(self, step):
         config, generator = self.config, step_generator(self.config.seed, step)
         patch_sizes = [self.flex.powerful, *config.distill.modes]
         patch_size = patch_sizes[torch.randint(len(patch_sizes), (1,), generator=generator).item()]
         x_0, text = self.data.batch(config.batch_size, generator)
         noise = torch.randn(x_0.shape, generator=generator)
-        u = torch.rand(config.batch_size, generator=generator)
-        x_0, text, noise, u = self.part((x_0, text, noise, u), micro_batch)
+        return patch_size, (x_0, text, noise, torch.rand(config.batch_size, generator=generator))
+
+    def predict_original(self, x_t, sigma, text) -> torch.Tensor:
+        with torch.no_grad(), self.accelerator.autocast():
+            return self.original(x_t, sigma * 1000, text, return_dict=False)[0].float()
+
+    def loss(self, model, step, micro_batch):
+        """|| x0 - x0_true ||^2 + w || x0 - x0_original ||^2 at the patch size of this step."""
+        config = self.config
+        patch_size, (x_0, text, noise, u) = self.part(step, micro_batch)
         sigma = uniform_steps_sigma(u, config.distill.sigma_range, config.flow_shift)
         level = sigma.view(-1, 1, 1, 1, 1)
         x_t = (1 - level) * x_0 + level * noise
-        with torch.no_grad():
-            v_original = self.original(x_t, sigma * 1000, text, return_dict=False)[0].float()
+        v_original = self.predict_original(x_t, sigma, text)
         (v,) = model([patch_size], x_t, sigma * 1000, text)
         # A difference of velocities is sigma times one of x0.
         matching = (level * (v - (noise - x_0))).square().mean()
         return matching + config.distill.teacher_weight * (level * (v - v_original)).square().mean()
 
     def errors(self, patch_sizes, x_t, sigma, text):
-        v_original = self.original(x_t, sigma * 1000, text, return_dict=False)[0].float()
+        v_original = self.predict_original(x_t, sigma, text)
         v_weak = torch.stack(self.model(patch_sizes, x_t, sigma * 1000, text))
         return sigma.view(-1, 1, 1, 1, 1) * (v_original - v_weak)
 
