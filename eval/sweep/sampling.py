@@ -23,6 +23,7 @@ from flexivid.flops import flop_counter_mode
 from flexivid.video import enlarge, write_mp4
 
 LONGEST_PROMPT = 230  # bytes: a file name may have 255, and is written under a longer one first
+TIMED_CLIPS = 4
 LEAST_HEIGHT = 256  # smaller clips are written enlarged by whole numbers, so that the codec does not blur their pixels
 
 
@@ -161,14 +162,14 @@ class Sampler:
                 progress.update()
 
     def time(self, arms: list, rounds: int) -> None:
-        """Measures the seconds of every arm's first batch; nothing else should run meanwhile.
+        """Measures every arm's seconds for the first TIMED_CLIPS clips; nothing else should run meanwhile.
 
         The arms alternate and the median of the rounds counts, so that a slow minute of the machine hits all of them:
         where one is not known, all are measured again.
         """
         if all(self.timing(arm).exists() for arm in arms):
             return
-        seconds = {arm.name: [] for arm in arms}
+        seconds, clips = {arm.name: [] for arm in arms}, self.batches[0][:TIMED_CLIPS]
         cuda = self.pipe.transformer.device.type == "cuda"
         for index in tqdm(range(rounds), desc="timing", unit="round"):
             for arm in tqdm(arms, desc=f"round {index + 1}", leave=False):
@@ -176,11 +177,11 @@ class Sampler:
                 with arm.on(self.pipe):
                     arm.plan(self.pipe, self.call)
                     if cuda and index == 0:  # kernels are loaded when they are first needed
-                        sample(self.pipe, self.batches[0], call, count_flops=False, latents=True)
-                    _, meter = sample(self.pipe, self.batches[0], call, count_flops=False, latents=True)
+                        sample(self.pipe, clips, call, count_flops=False, latents=True)
+                    _, meter = sample(self.pipe, clips, call, count_flops=False, latents=True)
                 seconds[arm.name].append(meter.seconds)
         for arm in arms:
-            found = {"seconds": median(seconds[arm.name]), "all": seconds[arm.name], "clips": len(self.batches[0])}
+            found = {"seconds": median(seconds[arm.name]), "all": seconds[arm.name], "clips": len(clips)}
             write_json(found, self.timing(arm))
 
 
@@ -191,4 +192,4 @@ def read_clip(path: Path, height: int) -> np.ndarray:
     factor = frames.shape[1] // height
     time_, rows, columns, _ = frames.shape
     blocks = frames.reshape(time_, rows // factor, factor, columns // factor, factor, 3)
-    return blocks.mean((2, 4)).round().astype(np.uint8)
+    return blocks.mean((2, 4), dtype=np.float32).round().astype(np.uint8)
