@@ -66,7 +66,7 @@ class FlexTransformer:
             raise ValueError(f"{self.powerful} is the model's own patch size; modes lists the coarser ones")
         self.weak_modes = nn.ModuleDict(
             {name: WeakMode(name, self.embedder, self.head, parametrisation) for name in patch_sizes}
-        )
+        ).requires_grad_(False)
         self.policy: Policy = self.fixed_policy(self.powerful)
         self.mode: WeakMode | None = None
         self._folding: Folding | None = None

@@ -78,6 +78,10 @@ def main() -> int:
         accelerator = Accelerator(
             kwargs_handlers=[unused, patience], log_with=config.trackers, project_dir=config.output
         )
+        if int(os.environ.get("WORLD_SIZE", "1")) != accelerator.num_processes:
+            raise ValueError(
+                "started as several processes that do not see each other: accelerate launch, on a CPU --cpu"
+            )
         if missing := set(config.trackers) - {tracker.value for tracker in accelerator.log_with}:
             raise ValueError(f"the tracker {missing.pop()} is not installed: install it, or leave it out of trackers")
         clips_per_part(config, config.batch_size, accelerator.num_processes)

@@ -26,7 +26,7 @@ from flexivid.training.loop import step_generator
 ROOT = Path(__file__).parents[1]
 SCRIPT = str(ROOT / "tests/train_without_samples.py")
 ONE = [sys.executable, SCRIPT]
-TWO = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", SCRIPT]
+TWO = ["env", "ACCELERATE_USE_CPU=true", sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", SCRIPT]
 
 
 @pytest.fixture

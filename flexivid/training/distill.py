@@ -37,7 +37,7 @@ class Student(torch.nn.Module):
 
     def __init__(self, flex: FlexTransformer):
         super().__init__()
-        self.transformer, self.weak_modes = flex.transformer, flex.weak_modes
+        self.transformer, self.weak_modes = flex.transformer, flex.weak_modes.requires_grad_(True)
         self._flex = [flex]  # in a list: it is no submodule
 
     def forward(self, patch_sizes: list[str], x_t, timestep, text) -> list[torch.Tensor]:
