@@ -202,6 +202,7 @@ def test_gradients_reach_every_trained_parameter_and_no_frozen_one(transformer):
     randomise_adapter(flex)
     for name, p in transformer.named_parameters():
         p.requires_grad_("lora_" in name)
+    flex.weak_modes.requires_grad_(True)
     inputs = forward_inputs()
     for patch_size in WEAK:
         flex.policy = flex.fixed_policy(flex.powerful)
