@@ -22,11 +22,13 @@ from diffusers.utils import logging
 from tqdm import tqdm
 
 import flexivid
+from flexivid.flexible import compile_blocks
 from flexivid.shapes.embedded import ADAPTER, MODEL, SAMPLING
 from flexivid.shapes.oracle import judge
 from flexivid.shapes.prompts import load_prompts
 from flexivid.shapes.world import FACTORS, Scene
 from sweep.bootstrap import interval
+from sweep.settings import add_weights
 
 COLUMNS = (*FACTORS, "all")
 FULL_STEPS = SAMPLING["num_inference_steps"]
@@ -48,8 +50,7 @@ def build_pipeline(model: Path, arm: Arm, dtype: str, compiled: bool) -> WanPipe
     pipe = WanPipeline.from_pretrained(model, dtype=dtypes)
     pipe.set_progress_bar_config(disable=True)
     if compiled:
-        torch._dynamo.config.recompile_limit = 64  # all arms together are graphs of the same code
-        pipe.transformer.compile_repeated_blocks(fullgraph=True, dynamic=False)
+        compile_blocks(pipe.transformer)
     if arm.budget is not None:
         modes = None if arm.adapter else ["1x4x4", "2x4x4"]
         merge_lora = arm.adapter is not None
@@ -62,8 +63,8 @@ def identity_of(model: Path, arm: Arm, scenes: list[Scene], dtype: str, compiled
     """Changes with whatever changes the clips of an arm."""
     digest = hashlib.sha256("\n".join([f"{dtype} {compiled}", *(scene.caption for scene in scenes)]).encode())
     for folder in (model, arm.adapter):
-        for path in sorted(folder.rglob("*.safetensors")) if folder else []:
-            digest.update(path.read_bytes())
+        if folder:
+            add_weights(digest, folder)
     return digest.hexdigest()
 
 

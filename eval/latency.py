@@ -22,15 +22,15 @@ from pathlib import Path
 import matplotlib
 import torch
 from diffusers import AutoencoderKLWan, WanPipeline
-from diffusers.utils import logging
 from tqdm import tqdm
 from transformers import UMT5Config, UMT5EncoderModel
 
 import flexivid
+from flexivid.flexible import compile_blocks
 from flexivid.shapes.embedded import MODEL
 from sweep.architectures import ARCHITECTURES, TEXT_ENCODER, Architecture, build_pipeline, random_weights
 from sweep.sampling import write_json
-from sweep.settings import device_name
+from sweep.settings import device_name, exit_status
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
@@ -270,9 +270,7 @@ def run(arguments: argparse.Namespace) -> None:
     pipe = build_pipeline(architecture, dtype, device)
     for compiled in (False, True)[: 1 + arguments.compile]:
         if compiled:
-            # Every patch size and batch size is a graph of the same code.
-            torch._dynamo.config.recompile_limit = 64
-            pipe.transformer.compile_repeated_blocks(fullgraph=True, dynamic=False)
+            compile_blocks(pipe.transformer)
         for batch in arguments.batches:
             result["rows"] += measure(pipe, architecture, call, batch, arguments, compiled)
             write_json(result, arguments.output / "latency.json")
@@ -283,13 +281,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     arguments = parse_arguments(argv)
-    logging.set_verbosity_error()
-    try:
-        run(arguments)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_status(run, arguments)
 
 
 if __name__ == "__main__":

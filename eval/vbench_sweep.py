@@ -21,7 +21,6 @@ from importlib.metadata import version
 import torch
 from accelerate import PartialState
 from diffusers import DiffusionPipeline, WanPipeline
-from diffusers.utils import logging
 from tqdm import tqdm
 
 from flexivid.shapes.embedded import MODEL
@@ -36,6 +35,7 @@ from sweep.settings import (
     check_arguments,
     check_identity,
     device_name,
+    exit_status,
     identity_of,
     parse_arguments,
     pipeline_call,
@@ -111,7 +111,9 @@ def run(arguments: argparse.Namespace) -> None:
             "caches on a pipeline of two transformers are not supported yet: leave them out, --rivals steps"
         )
     if arguments.dry_run:
-        return print_plan(arguments, pipe, arms, clips, call) if state.is_main_process else None
+        if state.is_main_process:
+            print_plan(arguments, pipe, arms, clips, call)
+        return
 
     if state.is_main_process:
         write_json(identity, folder / "sweep.json")
@@ -165,13 +167,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     arguments = parse_arguments(__doc__, sys.argv[1:] if argv is None else argv)
-    logging.set_verbosity_error()
-    try:
-        run(arguments)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_status(run, arguments)
 
 
 if __name__ == "__main__":

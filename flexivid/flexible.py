@@ -296,6 +296,13 @@ class FlexTransformer:
         return prediction.to(latents.dtype)
 
 
+def compile_blocks(transformer: nn.Module) -> None:
+    """Compiles the repeated blocks, for every patch, batch and text size that comes."""
+    # Each is a graph of the same code, with and without gradients: more than torch allows by itself.
+    torch._dynamo.config.recompile_limit = 64
+    transformer.compile_repeated_blocks(fullgraph=True, dynamic=False)
+
+
 class _State:
     """diffusers hands the cache context only to hooks that hold a state manager; ours keeps no other state."""
 

@@ -10,6 +10,7 @@ from its last checkpoint.
 
 import argparse
 import os
+import signal
 import sys
 from datetime import timedelta
 from pathlib import Path
@@ -21,7 +22,6 @@ import torch  # noqa: E402
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs  # noqa: E402
 from diffusers.utils import logging as diffusers_logging  # noqa: E402
 from huggingface_hub import HfApi  # noqa: E402
-from huggingface_hub.errors import LocalTokenNotFoundError  # noqa: E402
 
 from flexivid.training.config import load_config  # noqa: E402
 from flexivid.training.forecast import check_model, forecast  # noqa: E402
@@ -46,7 +46,7 @@ def check_login(repository: str) -> None:
     """Raises ValueError if an adapter could not be uploaded once it is trained."""
     try:
         HfApi().whoami()
-    except (OSError, LocalTokenNotFoundError) as error:
+    except OSError as error:
         raise ValueError(f"push_to_hub {repository} needs a login, `hf auth login`: {error}") from None
 
 
@@ -68,11 +68,12 @@ def main() -> int:
     diffusers_logging.set_verbosity_error()
     try:
         config = load_config(arguments.config, overrides)
-        if config.objective in ("distill", "shared") and config.base is None:
+        has_modes = config.objective in ("distill", "shared")
+        if has_modes and config.base is None:
             raise ValueError("base must be the pipeline that is trained, a folder or a hub id")
         check_checkpoint(config)
         # Weak modes are drawn per step, so that the parameters of the others get no gradient in it.
-        unused = DistributedDataParallelKwargs(find_unused_parameters=config.objective in ("distill", "shared"))
+        unused = DistributedDataParallelKwargs(find_unused_parameters=has_modes)
         # The others wait while the main one samples or encodes.
         patience = InitProcessGroupKwargs(timeout=timedelta(days=1))
         accelerator = Accelerator(
@@ -85,7 +86,7 @@ def main() -> int:
         if missing := set(config.trackers) - {tracker.value for tracker in accelerator.log_with}:
             raise ValueError(f"the tracker {missing.pop()} is not installed: install it, or leave it out of trackers")
         clips_per_part(config, config.batch_size, accelerator.num_processes)
-        if config.objective in ("distill", "shared"):
+        if has_modes:
             check_model(config)
         if arguments.dry_run:
             return dry_run(config, accelerator)
@@ -99,6 +100,12 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     train(config, objective, accelerator)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # nothing is left to save
+    # Not within `train`: the models must be gone before the processes part, or they may wait for each other for ever.
+    del objective
+    accelerator.free_memory()
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
     return 0
 
 

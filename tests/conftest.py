@@ -1,8 +1,10 @@
-"""Tiny random models out of the real diffusers classes."""
+"""Tiny random models out of the real diffusers classes, small runs and small files."""
 
 import json
 from pathlib import Path
 
+import av
+import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKLWan, WanPipeline, WanTransformer3DModel
@@ -10,6 +12,7 @@ from diffusers.utils import logging
 
 import vbench_sweep
 from flexivid.training.embedded import TEXT_DIM, build_pipeline, build_text_encoder, build_tokenizer
+from flexivid.video import write_mp4
 
 logging.set_verbosity_error()
 
@@ -105,3 +108,55 @@ def sweep(folder: Path, *more: str) -> dict:
 def finished_sweep(tmp_path_factory) -> tuple[Path, dict]:
     folder = tmp_path_factory.mktemp("sweep")
     return folder, sweep(folder)
+
+
+@pytest.fixture
+def training_config(tmp_path):
+    tiny_pipeline().save_pretrained(tmp_path / "base")
+    return dict(
+        objective="distill",
+        base=str(tmp_path / "base"),
+        steps=12,
+        batch_size=4,
+        log_every=1,
+        save_every=3,
+        sample_every=1000,
+        optim={"warmup": 2, "ema": 0.9},
+        data={"clips": 24, "frames": 5, "size": 16, "cache": str(tmp_path / "latents"), "text_lengths": {16: 1.0}},
+        distill={"modes": ["1x4x4", "2x4x4"], "rank": 4},
+    )
+
+
+def write_clip(path, frames=20, height=32, width=48, fps=10):
+    """Every frame is one shade of grey: ten times its number."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    shades = np.arange(frames, dtype=np.uint8) * 10
+    write_mp4(np.broadcast_to(shades[:, None, None, None], (frames, height, width, 3)), path, fps, crf=0)
+    return path
+
+
+def write_audio(path):
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("aac", rate=16000)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        frame.rate = 16000
+        for packet in [*stream.encode(frame), *stream.encode()]:
+            container.mux(packet)
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Three good clips, one of them portrait, and five kinds of broken ones."""
+    root = tmp_path / "data"
+    for name, size in (("a", (32, 48)), ("b", (32, 48)), ("tall", (48, 32))):
+        write_clip(root / f"{name}.mp4", height=size[0], width=size[1])
+    (root / "empty.mp4").write_bytes(b"")
+    whole = write_clip(root / "truncated.mp4").read_bytes()
+    (root / "truncated.mp4").write_bytes(whole[: len(whole) // 2])
+    write_audio(root / "audio.mp4")
+    (root / "text.mp4").write_text("this is no video")
+    write_clip(root / "short.mp4", frames=1)
+    for path in root.glob("*.mp4"):
+        path.with_suffix(".txt").write_text("a red circle" if path.stem != "b" else "a striped blue square growing")
+    return root

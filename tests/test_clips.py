@@ -3,12 +3,11 @@
 import json
 import os
 
-import av
 import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from conftest import tiny_pipeline
+from conftest import tiny_pipeline, write_clip
 
 from flexivid.training import latents
 from flexivid.training.clips import (
@@ -22,25 +21,6 @@ from flexivid.training.clips import (
     load_clip,
 )
 from flexivid.training.config import ClipsConfig
-from flexivid.video import write_mp4
-
-
-def write_clip(path, frames=20, height=32, width=48, fps=10):
-    """Every frame is one shade of grey: ten times its number."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    shades = np.arange(frames, dtype=np.uint8) * 10
-    write_mp4(np.broadcast_to(shades[:, None, None, None], (frames, height, width, 3)), path, fps, crf=0)
-    return path
-
-
-def write_audio(path):
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("aac", rate=16000)
-        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
-        frame.rate = 16000
-        for packet in [*stream.encode(frame), *stream.encode()]:
-            container.mux(packet)
-    return path
 
 
 class TestListings:
@@ -130,23 +110,6 @@ class TestReading:
         for text in ("81x480", "0x8x8", "axbxc"):
             with pytest.raises(ValueError, match="frames x height x width"):
                 Bucket.parse(text)
-
-
-@pytest.fixture
-def folder(tmp_path):
-    """Three good clips, one of them portrait, and five kinds of broken ones."""
-    root = tmp_path / "data"
-    for name, size in (("a", (32, 48)), ("b", (32, 48)), ("tall", (48, 32))):
-        write_clip(root / f"{name}.mp4", height=size[0], width=size[1])
-    (root / "empty.mp4").write_bytes(b"")
-    whole = write_clip(root / "truncated.mp4").read_bytes()
-    (root / "truncated.mp4").write_bytes(whole[: len(whole) // 2])
-    write_audio(root / "audio.mp4")
-    (root / "text.mp4").write_text("this is no video")
-    write_clip(root / "short.mp4", frames=1)
-    for path in root.glob("*.mp4"):
-        path.with_suffix(".txt").write_text("a red circle" if path.stem != "b" else "a striped blue square growing")
-    return root
 
 
 def settings(folder, **more) -> ClipsConfig:

@@ -197,23 +197,6 @@ def test_distillation_goes_on_from_an_adapter(tmp_path):
         build_student(tiny_transformer(), DistillConfig(modes=modes, rank=8, adapter=tmp_path))
 
 
-@pytest.fixture
-def training_config(tmp_path):
-    tiny_pipeline().save_pretrained(tmp_path / "base")
-    return dict(
-        objective="distill",
-        base=str(tmp_path / "base"),
-        steps=12,
-        batch_size=4,
-        log_every=1,
-        save_every=3,
-        sample_every=1000,
-        optim={"warmup": 2, "ema": 0.9},
-        data={"clips": 24, "frames": 5, "size": 16, "cache": str(tmp_path / "latents"), "text_lengths": {16: 1.0}},
-        distill={"modes": ["1x4x4", "2x4x4"], "rank": 4},
-    )
-
-
 def losses_by_step(output: Path) -> dict[int, float]:
     lines = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == sorted({line["step"] for line in lines}), "a step was logged twice"

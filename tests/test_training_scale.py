@@ -12,10 +12,9 @@ import torch
 import yaml
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from conftest import sample, tiny_pipeline
+from conftest import sample, write_clip
 from diffusers import WanPipeline
 from safetensors.torch import load_file
-from test_clips import folder, write_clip  # noqa: F401  (a fixture)
 
 import flexivid
 from flexivid.training.config import Config
@@ -30,20 +29,8 @@ TWO = ["env", "ACCELERATE_USE_CPU=true", sys.executable, "-m", "torch.distribute
 
 
 @pytest.fixture
-def settings(tmp_path):
-    tiny_pipeline().save_pretrained(tmp_path / "base")
-    return dict(
-        objective="distill",
-        base=str(tmp_path / "base"),
-        steps=10,
-        batch_size=4,
-        log_every=1,
-        save_every=4,
-        sample_every=1000,
-        optim={"warmup": 2, "ema": 0.9},
-        data={"clips": 24, "frames": 5, "size": 16, "cache": str(tmp_path / "latents"), "text_lengths": {16: 1.0}},
-        distill={"modes": ["1x4x4", "2x4x4"], "rank": 4},
-    )
+def settings(training_config):
+    return training_config | {"steps": 10, "save_every": 4}
 
 
 def write(tmp_path: Path, name: str, settings: dict, **more) -> tuple[Path, Path]:
@@ -80,12 +67,14 @@ def start_and_signal(command: list[str], path: Path, output: Path, after: int, n
     return process.wait()
 
 
-def test_micro_batches_change_nothing(tmp_path, settings):
+def test_processes_and_micro_batches_change_nothing(tmp_path, settings):
     """Mean squared errors over equal parts average to that over the whole."""
     curves = {}
     for name, command, more in (
         ("whole", ONE, {}),
         ("parts", ONE, {"micro_batches": 2}),
+        ("processes", TWO, {}),
+        ("both", TWO, {"micro_batches": 2}),
     ):
         path, output = write(tmp_path, name, settings, **more)
         run(command, path)
@@ -128,7 +117,7 @@ def test_models_that_an_adapter_could_not_be_used_on_are_refused(tmp_path, setti
             check_model(Config(**settings, output=tmp_path / "out"))
 
 
-def test_a_base_in_half_precision_trains_and_samples(tmp_path, settings, folder):  # noqa: F811
+def test_a_base_in_half_precision_trains_and_samples(tmp_path, settings, folder):
     """Under autocast, as `accelerate launch --mixed_precision bf16` sets it."""
     clips = dict(folder=folder, cache=tmp_path / "cache", buckets=["5x32x32"], fps=10, max_sequence_length=16)
     validation = {"prompts": ["a red circle"], "budgets": [1.0, 0.6], "steps": 3}
@@ -155,7 +144,6 @@ def test_a_base_in_half_precision_trains_and_samples(tmp_path, settings, folder)
         AcceleratorState._reset_state(reset_partial_state=True)
 
 
-@pytest.mark.skip(reason="two processes on a CPU do not come to an end yet: not supported")
 def test_two_processes_that_are_killed_go_on_as_if_nothing_had_happened(tmp_path, settings):
     whole, whole_output = write(tmp_path, "whole", settings)
     run(TWO, whole)
@@ -180,7 +168,7 @@ def test_a_run_that_is_told_to_stop_saves_and_exits_with_0(tmp_path, settings):
     assert len(list(output.glob("checkpoint-*"))) == 2 and list((output / "flexivid").glob("events*"))
 
 
-def test_an_adapter_from_a_folder_of_clips(tmp_path, settings, folder):  # noqa: F811
+def test_an_adapter_from_a_folder_of_clips(tmp_path, settings, folder):
     del settings["data"]
     clips = dict(folder=str(folder), cache=str(tmp_path / "cache"), buckets=["5x16x32", "5x32x16"], fps=10)
     clips["max_sequence_length"] = 16

@@ -4,9 +4,12 @@ import argparse
 import hashlib
 import json
 import platform
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from diffusers.utils import logging
 
 from flexivid.schedules import read_schedule
 from flexivid.shapes.embedded import ADAPTER, MODEL, SAMPLING
@@ -132,6 +135,23 @@ def pipeline_call(arguments: argparse.Namespace) -> dict:
     return call
 
 
+def exit_status(run: Callable, arguments: argparse.Namespace) -> int:
+    """Runs a command: 0, or 2 with one line on stderr for what is wrong with its arguments or files."""
+    logging.set_verbosity_error()
+    try:
+        run(arguments)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def add_weights(digest, folder: Path) -> None:
+    """Updates a hash with every safetensors file of a folder."""
+    for path in sorted(folder.rglob("*.safetensors")):
+        digest.update(path.read_bytes())
+
+
 CPU_FACTS = ("model name", "cpu family", "model\t")
 
 
@@ -151,8 +171,8 @@ def identity_of(arguments: argparse.Namespace, clips: list[Clip], call: dict, de
     for name in ("model", "adapter", "direct_adapter"):
         source = getattr(arguments, name) or (MODEL if name == "model" else "")
         digest = hashlib.sha256(str(source).encode())
-        for path in sorted(Path(source).rglob("*.safetensors")) if source and Path(source).is_dir() else []:
-            digest.update(path.read_bytes())
+        if source:
+            add_weights(digest, Path(source))  # a hub id has none here
         weights[name] = digest.hexdigest()
     return {
         **weights,

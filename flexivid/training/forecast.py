@@ -51,7 +51,8 @@ def _costs(student: Student, inputs: tuple[torch.Tensor, ...]) -> dict[str, int]
     """FLOPs of one forward of one clip, by patch size."""
     flex = student._flex[0]
     call = {"hidden_states": inputs[0], "timestep": inputs[1], "encoder_hidden_states": inputs[2]}
-    return {patch_size: FlopCounter(flex).count(patch_size, call) for patch_size in flex.patch_sizes}
+    counter = FlopCounter(flex)
+    return {patch_size: counter.count(patch_size, call) for patch_size in flex.patch_sizes}
 
 
 def check_model(config: Config) -> None:

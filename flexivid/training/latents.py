@@ -1,8 +1,8 @@
 """Latents and text embeddings of training clips, computed once and kept: shards of safetensors that survive a kill.
 
 What is encoded is a folder of captioned clips, or, with no data at all, the teacher's own samples for a list of
-prompts. A shard remembers what it was made from: the encoders,
-the sizes, the captions, and a checksum of every file. It is made again when any of these has changed.
+prompts. A shard remembers what it was made from: the encoders, the sizes, the captions, and a checksum of every file.
+It is made again when any of these has changed.
 """
 
 import hashlib
@@ -78,13 +78,14 @@ class LatentCache:
             folder / f"{start // SHARD:05d}.safetensors": (start, clips[start : start + SHARD])
             for start in range(0, len(clips), SHARD)
         }
-        own = list(shards.items())[accelerator.process_index :: accelerator.num_processes]
-        for path, (start, part) in tqdm(own, desc="latents", unit="shard", disable=not accelerator.is_main_process):
+        own = list(shards)[accelerator.process_index :: accelerator.num_processes]
+        for path in tqdm(own, desc="latents", unit="shard", disable=not accelerator.is_main_process):
+            start, part = shards[path]
             if not _is_made_from(path, part, made_with):
                 _write_shard(path, start, part, made_with, encode_clip, encode_text)
         accelerator.wait_for_everyone()
         for path, (_, part) in shards.items():
-            if not _is_made_from(path, part, made_with):
+            if path not in own and not _is_made_from(path, part, made_with):
                 raise ValueError(f"{path} of another process is not here: clips.cache must be shared by all machines")
             with safe_open(path, "pt") as shard:
                 self.broken += json.loads(shard.metadata()["broken"])

@@ -17,6 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
+from flexivid.flexible import compile_blocks
 from flexivid.training.config import Config
 
 CHECKPOINTS = "checkpoint-*.safetensors"
@@ -64,9 +65,7 @@ def configure_speed(transformer: torch.nn.Module, config: Config) -> None:
     if config.gradient_checkpointing:
         transformer.enable_gradient_checkpointing()
     if config.compile:
-        # Every patch size and text length is a graph of the same code, with and without gradients.
-        torch._dynamo.config.recompile_limit = 64
-        transformer.compile_repeated_blocks(fullgraph=True, dynamic=False)
+        compile_blocks(transformer)
 
 
 def step_generator(seed: int, step: int) -> torch.Generator:
@@ -283,7 +282,6 @@ def train(config: Config, objective: Objective, accelerator: Accelerator) -> Non
             (folder / "samples").mkdir(exist_ok=True)
             with_averaged_weights(objective.sample, folder / "samples" / f"{done:06d}.png")
     progress.close()
-    accelerator.end_training()
     if main:
         with_averaged_weights(objective.save, folder / "result")
         print(f"saved {folder / 'result'}")
