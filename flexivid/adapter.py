@@ -46,9 +46,10 @@ class AdapterConfig(BaseModel):
 def transformer_shape(flex: FlexTransformer) -> dict[str, int | list[int]]:
     """The config values that an adapter depends on."""
     config = flex.transformer.config
-    names = ["patch_size", "in_channels", "out_channels"]
-    names += ["num_attention_heads", "attention_head_dim", "ffn_dim", "num_layers"]
-    return {name: list(value) if isinstance(value := config[name], (tuple, list)) else value for name in names}
+    names = ["patch_size", "patch_size_t", "in_channels", "out_channels"]
+    names += ["num_attention_heads", "attention_head_dim", "ffn_dim", "num_layers", "num_single_layers"]
+    found = {name: config[name] for name in names if config.get(name) is not None}
+    return {name: list(value) if isinstance(value, (tuple, list)) else value for name, value in found.items()}
 
 
 def read_config(folder: Path) -> AdapterConfig:

@@ -1,5 +1,6 @@
 """The public surface: enable, disable, plan, summary."""
 
+import math
 import os
 import re
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from diffusers.loaders.lora_base import _func_optionally_disable_offloading
 from torch import nn
 
 from flexivid.adapter import load_adapter, locate_adapter, read_config
-from flexivid.families import family_of
+from flexivid.families import family_of, patch_size_of
 from flexivid.flexible import HOOK_NAME, FlexTransformer
 from flexivid.lora import remove_lora
 from flexivid.parametrisation import PARAMETRISATIONS
@@ -74,7 +75,8 @@ def enable(
     Args:
         target: a pipeline, or a bare transformer that then runs at one fixed patch size.
         adapter: folder or hub id of a flexivid adapter. Without one, weak modes are training-free.
-        modes: weak patch sizes as `1x4x4`, t x h x w in latent pixels; those of the adapter, or the family's default.
+        modes: weak patch sizes as `1x4x4`, t x h x w in latent pixels; those of the adapter, or by default
+            one that is twice as large in space.
         budget: share of the stock call's FLOPs that the transformer may spend, in (0, 1].
         schedule: instead of a budget: a `Schedule`, `2x4x4:35,1x2x2:5`, or one patch size for every step.
         guidance: `same` (both guidance branches at one patch size) or `weak-uncond` (as many steps as the budget allows
@@ -107,13 +109,11 @@ def enable(
         raise ValueError("order belongs to a budget; a schedule is an order itself")
     if merge_lora and adapter is None:
         raise ValueError("merge_lora merges the LoRA of an adapter; give one")
-    if is_pipeline and target.config.get("expand_timesteps"):
-        raise ValueError(f"{type(target).__name__} with a timestep per token is not supported yet")
     transformers = _transformers(target)
     families = [family_of(transformer) for transformer in transformers.values()]
-    if guidance == "weak-uncond" and not all(family.separate_guidance for family in families):
+    if guidance == "weak-uncond" and not all(family.guidance == "separate" for family in families):
         raise ValueError(
-            f"weak-uncond needs a pipeline that calls its guidance branches apart; {families[0].name} batches them"
+            f"weak-uncond needs a pipeline that calls its guidance branches apart; {families[0].name} does not"
         )
     for transformer in transformers.values():
         attached = _attached(transformer)
@@ -135,8 +135,8 @@ def enable(
     kind = config.parametrisation if config else parametrisation or "snr"
     if kind not in PARAMETRISATIONS:
         raise ValueError(f"parametrisation must be one of {', '.join(PARAMETRISATIONS)}, not {kind!r}")
-    base_patch = tuple(next(iter(transformers.values())).config.patch_size)
-    modes = list(dict.fromkeys(modes or _modes_of(schedule, config, families[0], format_patch_size(base_patch))))
+    base_patch = patch_size_of(next(iter(transformers.values())).config)
+    modes = list(dict.fromkeys(modes or _modes_of(schedule, config, base_patch)))
     for mode in modes:
         multiple_of(parse_patch_size(mode), base_patch)
 
@@ -161,13 +161,14 @@ def enable(
             raise
 
 
-def _modes_of(schedule: Schedule | str | None, config, family, powerful: str) -> list[str]:
-    """The weak patch sizes when the user names none: the adapter's, those of the schedule, or the family's."""
+def _modes_of(schedule: Schedule | str | None, config, base_patch: tuple[int, int, int]) -> list[str]:
+    """The weak patch sizes when the user names none: the adapter's, those of the schedule, or twice as large in space."""
     if config is not None:
         return config.patch_sizes
+    (t, h, w), powerful = base_patch, format_patch_size(base_patch)
     text = " ".join(name for step in schedule.steps for name in step) if isinstance(schedule, Schedule) else schedule
     named = [name for name in re.findall(r"\d+x\d+x\d+", text or "") if name != powerful]
-    return named or list(family.default_modes)
+    return named or [format_patch_size((t, 2 * h, 2 * w))]
 
 
 def disable(target: DiffusionPipeline | nn.Module) -> None:
@@ -195,15 +196,13 @@ def plan(
     flex = _attached(next(iter(_transformers(pipe).values())))
     if flex is None:
         raise ValueError("nothing to plan: enable the pipeline first")
-    config = flex.transformer.config
-    latent_frames = (frames - 1) // pipe.vae_scale_factor_temporal + 1
-    space = (height // pipe.vae_scale_factor_spatial, width // pipe.vae_scale_factor_spatial)
-    call = {
-        "hidden_states": torch.empty(1, config.in_channels, latent_frames, *space, device="meta"),
-        "timestep": torch.empty(1, device="meta"),
-        "encoder_hidden_states": torch.empty(1, text_length, config.text_dim, device="meta"),
-    }
-    return _session(flex).plan(call, steps, 2 if guided else 1)
+    family, config = flex.family, flex.transformer.config
+    stride, shrink = (getattr(pipe, name) for name in family.vae_factors)
+    latents = ((frames - 1) // stride + 1, height // shrink, width // shrink)
+    call = family.example(config, latents, text_length)
+    if pipe.config.get("expand_timesteps"):
+        call["timestep"] = torch.empty(1, math.prod(n // p for n, p in zip(latents, flex.base_patch, strict=True)))
+    return _session(flex).plan(call, steps, 2 if guided and family.guidance == "separate" else 1)
 
 
 def summary(pipe: DiffusionPipeline) -> Summary:

@@ -1,10 +1,24 @@
-"""The table of model families: what flexivid has to know of a video DiT, one row each."""
+"""The table of model families: what flexivid has to know of a video DiT, one row each.
 
+What is really different in a family, such as where its positions come from, is a small function above its row.
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Literal
+from unittest import mock
 
 import torch
+from diffusers.configuration_utils import FrozenDict
+from diffusers.models.transformers.transformer_mochi import MochiRoPE
+from einops import rearrange
 
+from flexivid.folding import Folding, Size3
 from flexivid.parametrisation import Prediction
+from flexivid.positions import centred_rope, middle
+
+Tables = tuple[torch.Tensor, torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -12,44 +26,278 @@ class Family:
     """One row.
 
     transformer_class: name of the diffusers class that the row describes.
-    embedder, head, rope: attribute paths of the patch embedder (Conv3d), the output projection (Linear, rows ordered
-        p_t, p_h, p_w, channel) and the rotary embedding module (latents -> cos, sin of shape (1, tokens, 1, D)).
+    embedder: attribute path of the layer that embeds patches, a Conv3d, Conv2d or Linear. head: that of the output
+        projection, a Linear. channels_last: its rows are ordered p_t, p_h, p_w, channel, else channel, p_t, p_h, p_w.
+    layout: how `hidden_states` hold latents, an einops pattern of b, c, t, h, w. sizes: the arguments of `forward`
+        that name the axes of the token grid, where the layout alone does not tell them apart.
+    positions: attribute path of the module that makes positions, and `centred`, which calls it for coarse tokens:
+        (module, its stock forward, folding, *its arguments) -> what the module returns.
+    rope_argument: the argument of `forward` with rotary tables (tokens, D), where the pipeline makes them.
     prediction: what the network predicts. time_scale: timestep = sigma * time_scale for flow matching.
     causal: the VAE encodes the first frame alone, so that it is a block of its own in time.
-    separate_guidance: the pipeline calls the transformer once a guidance branch, so that branches can differ.
+    guidance: `separate`, the pipeline calls the transformer once a guidance branch, so that branches can differ;
+        `batched`, one call with both; `embedded`, the scale is an input of the network.
     lora_targets: regular expression of the modules that LoRA adapts: self-attention and feed-forward, not
         cross-attention (the paper's best).
-    default_modes: weak patch sizes when the user names none and has no adapter.
+    vae_factors: attributes of the pipeline with the compression of its VAE in time and in space.
+    example: (config, latent size (T, H, W), text length) -> the arguments of one forward of one clip, for counting.
+    counting: a context in which the forward runs on the meta device.
     """
 
     name: str
     transformer_class: str
     embedder: str
     head: str
-    rope: str
+    channels_last: bool
+    positions: str
+    centred: Callable
     prediction: Prediction
-    time_scale: float
-    causal: bool
-    separate_guidance: bool
+    guidance: Literal["separate", "batched", "embedded"]
     lora_targets: str
-    default_modes: tuple[str, ...]
+    vae_factors: tuple[str, str]
+    example: Callable[[FrozenDict, Size3, int], dict]
+    layout: str = "b c t h w"
+    sizes: tuple[tuple[str, str], ...] = ()
+    rope_argument: str | None = None
+    time_scale: float = 1000.0
+    causal: bool = True
+    counting: Callable[[], AbstractContextManager] = nullcontext
+
+    def latents(self, call: dict) -> torch.Tensor:
+        """The latents of a call, (B, C, T, H, W)."""
+        sizes = {axis: call[argument] for axis, argument in self.sizes}
+        return rearrange(call["hidden_states"], f"{self.layout} -> b c t h w", **sizes)
+
+    def packed(self, latents: torch.Tensor) -> torch.Tensor:
+        """(B, C, T, H, W) -> as the transformer takes and gives them."""
+        return rearrange(latents, f"b c t h w -> {self.layout}")
+
+    def arguments_for(self, latents: torch.Tensor) -> dict:
+        """The arguments of `forward` that hold latents (B, C, T, H, W)."""
+        lengths = dict(zip("bcthw", latents.shape, strict=True))
+        return {"hidden_states": self.packed(latents), **{argument: lengths[axis] for axis, argument in self.sizes}}
 
 
-FAMILIES = (
-    Family(
-        name="wan",
-        transformer_class="WanTransformer3DModel",
-        embedder="patch_embedding",
-        head="proj_out",
-        rope="rope",
-        prediction="flow",
-        time_scale=1000.0,
-        causal=True,
-        separate_guidance=True,
-        lora_targets=r"blocks\.\d+\.(attn1\.(to_q|to_k|to_v|to_out\.0)|ffn\.net\.(0\.proj|2))",
-        default_modes=("1x4x4",),
-    ),
+def patch_size_of(config: FrozenDict) -> Size3:
+    """The model's own patch size (p_t, p_h, p_w): diffusers writes it as three numbers, or as one and patch_size_t."""
+    patch_size = config["patch_size"]
+    if isinstance(patch_size, int):
+        return config.get("patch_size_t") or 1, patch_size, patch_size
+    return tuple(patch_size)
+
+
+def centred_tables(tables: Tables, folding: Folding, token_axis: int) -> Tables:
+    """Rotary tables of the base grid, tokens on `token_axis`, read at the centres of the coarse tokens."""
+    grids = (table.movedim(token_axis, 0).unflatten(0, folding.grid) for table in tables)
+    return tuple(
+        table.flatten(0, 2).movedim(0, token_axis) for table in centred_rope(*grids, sources=folding.token_sources)
+    )
+
+
+def _of_latents(token_axis: int) -> Callable:
+    """For a rotary module that looks at the latents' shape."""
+
+    def centred(module, stock, folding: Folding, folded: torch.Tensor) -> Tables:
+        base_latents = folded.new_empty(()).expand(1, 1, *folding.size)
+        return centred_tables(stock(base_latents), folding, token_axis)
+
+    return centred
+
+
+def _tensors(config: FrozenDict, size: Size3, length: int, text_dim: str, mask: bool = False) -> dict:
+    call = {
+        "hidden_states": torch.empty(1, config["in_channels"], *size, device="meta"),
+        "timestep": torch.empty(1, device="meta"),
+        "encoder_hidden_states": torch.empty(1, length, config[text_dim], device="meta"),
+    }
+    if mask:
+        call["encoder_attention_mask"] = torch.empty(1, length, dtype=torch.bool, device="meta")
+    return call
+
+
+# Wan (arXiv 2503.20314)
+
+
+def _wan_example(config, size, length):
+    call = _tensors(config, size, length, "text_dim")
+    if config["image_dim"] is not None:  # Wan2.1 image-to-video: the tokens of CLIP, of image and text
+        call["encoder_hidden_states_image"] = torch.empty(1, 257, config["image_dim"], device="meta")
+    return call
+
+
+WAN = Family(
+    name="wan",
+    transformer_class="WanTransformer3DModel",
+    embedder="patch_embedding",
+    head="proj_out",
+    channels_last=True,
+    positions="rope",
+    centred=_of_latents(token_axis=1),
+    prediction="flow",
+    guidance="separate",
+    lora_targets=r"blocks\.\d+\.(attn1\.(to_q|to_k|to_v|to_out\.0)|ffn\.net\.(0\.proj|2))",
+    vae_factors=("vae_scale_factor_temporal", "vae_scale_factor_spatial"),
+    example=_wan_example,
 )
+
+
+# LTX-Video (arXiv 2501.00103)
+
+
+def _ltx_rope(module, stock, folding: Folding, packed, frames, height, width, *rest) -> Tables:
+    return centred_tables(stock(packed, *folding.grid, *rest), folding, token_axis=1)
+
+
+def _ltx_example(config, size, length):
+    call = _tensors(config, size, length, "caption_channels", mask=True)
+    return call | LTX.arguments_for(call["hidden_states"])
+
+
+LTX = Family(
+    name="ltx",
+    transformer_class="LTXVideoTransformer3DModel",
+    embedder="proj_in",
+    head="proj_out",
+    channels_last=True,
+    positions="rope",
+    centred=_ltx_rope,
+    prediction="flow",
+    guidance="batched",
+    lora_targets=r"transformer_blocks\.\d+\.(attn1\.(to_q|to_k|to_v|to_out\.0)|ff\.net\.(0\.proj|2))",
+    vae_factors=("vae_temporal_compression_ratio", "vae_spatial_compression_ratio"),
+    example=_ltx_example,
+    layout="b (t h w) c",
+    sizes=(("t", "num_frames"), ("h", "height"), ("w", "width")),
+)
+
+
+# CogVideoX (arXiv 2408.06072)
+
+
+def _cogvideox_embedding(module, stock, folding: Folding, text, latents) -> torch.Tensor:
+    """CogVideoX-2B adds a sin-cos table to its tokens, 5B image-to-video a learned one."""
+    flags = ("use_positional_embeddings", "use_learned_positional_embeddings")
+    before = {flag: getattr(module, flag) for flag in flags}
+    if not any(before.values()):
+        return stock(text, latents)
+    if before["use_learned_positional_embeddings"]:
+        table = module.pos_embedding
+    else:
+        frames = (folding.size[0] - 1) * module.temporal_compression_ratio + 1
+        table = module._get_positional_embeddings(folding.size[1], folding.size[2], frames, device=latents.device)
+    try:
+        for flag in flags:
+            setattr(module, flag, False)
+        tokens = stock(text, latents)
+    finally:
+        for flag, value in before.items():
+            setattr(module, flag, value)
+    of_video = table[0, module.max_text_seq_length :].unflatten(0, folding.grid)
+    of_video = middle(of_video, folding.token_sources).flatten(0, 2).to(tokens.dtype)
+    # Text stands at no position: its part of the table is zero.
+    return torch.cat([tokens[:, : text.shape[1]], tokens[:, text.shape[1] :] + of_video], 1)
+
+
+def _cogvideox_example(config, size, length):
+    call = _tensors(config, size, length, "text_embed_dim")
+    if config["use_rotary_positional_embeddings"]:
+        tokens = 1
+        for pixels, patch in zip(size, patch_size_of(config), strict=True):
+            tokens *= pixels // patch
+        call["image_rotary_emb"] = (torch.empty(tokens, config["attention_head_dim"], device="meta"),) * 2
+    return call | COGVIDEOX.arguments_for(call["hidden_states"])
+
+
+COGVIDEOX = Family(
+    name="cogvideox",
+    transformer_class="CogVideoXTransformer3DModel",
+    embedder="patch_embed.proj",
+    head="proj_out",
+    channels_last=False,
+    positions="patch_embed",
+    centred=_cogvideox_embedding,
+    prediction="v_prediction",
+    guidance="batched",
+    lora_targets=r"transformer_blocks\.\d+\.(attn1\.(to_q|to_k|to_v|to_out\.0)|ff\.net\.(0\.proj|2))",
+    vae_factors=("vae_scale_factor_temporal", "vae_scale_factor_spatial"),
+    example=_cogvideox_example,
+    layout="b t c h w",
+    rope_argument="image_rotary_emb",
+)
+
+
+# HunyuanVideo (arXiv 2412.03603)
+
+
+def _hunyuan_example(config, size, length):
+    call = _tensors(config, size, length, "text_embed_dim", mask=True)
+    call["pooled_projections"] = torch.empty(1, config["pooled_projection_dim"], device="meta")
+    if config["guidance_embeds"]:
+        call["guidance"] = torch.empty(1, device="meta")
+    return call
+
+
+HUNYUAN_VIDEO = Family(
+    name="hunyuan-video",
+    transformer_class="HunyuanVideoTransformer3DModel",
+    embedder="x_embedder.proj",
+    head="proj_out",
+    channels_last=False,
+    positions="rope",
+    centred=_of_latents(token_axis=0),
+    prediction="flow",
+    guidance="embedded",
+    lora_targets=(
+        r"transformer_blocks\.\d+\.(attn\.(to_q|to_k|to_v|to_out\.0)|ff\.net\.(0\.proj|2))|"
+        r"single_transformer_blocks\.\d+\.(attn\.(to_q|to_k|to_v)|proj_mlp|proj_out)"
+    ),
+    vae_factors=("vae_scale_factor_temporal", "vae_scale_factor_spatial"),
+    example=_hunyuan_example,
+)
+
+
+# Mochi (github.com/genmoai/mochi)
+
+
+def _mochi_rope(module: MochiRoPE, stock, folding: Folding, frequencies, frames, height, width, device, dtype):
+    """Frequencies are learned, and may be too high to tell an angle from two neighbours: positions are averaged."""
+    positions = module._get_positions(*folding.grid, device, dtype).unflatten(0, folding.grid)
+    return module._create_rope(frequencies, middle(positions, folding.token_sources).flatten(0, 2))
+
+
+@contextmanager
+def _mochi_on_meta():
+    """Autocast does not know the meta device, and masks have no values there: all text tokens count."""
+
+    def create_rope(self, frequencies, positions):
+        angles = torch.einsum("nd,dhf->nhf", positions, frequencies.float())
+        return angles.cos(), angles.sin()
+
+    def nonzero(mask, as_tuple=False):
+        return torch.zeros(mask.numel(), mask.ndim, dtype=torch.long, device=mask.device)
+
+    with mock.patch.object(MochiRoPE, "_create_rope", create_rope), mock.patch.object(torch, "nonzero", nonzero):
+        yield
+
+
+MOCHI = Family(
+    name="mochi",
+    transformer_class="MochiTransformer3DModel",
+    embedder="patch_embed.proj",
+    head="proj_out",
+    channels_last=True,
+    positions="rope",
+    centred=_mochi_rope,
+    prediction="reversed_flow",
+    guidance="batched",
+    lora_targets=r"transformer_blocks\.\d+\.(attn1\.(to_q|to_k|to_v|to_out\.0)|ff\.net\.(0\.proj|2))",
+    vae_factors=("vae_temporal_scale_factor", "vae_spatial_scale_factor"),
+    example=lambda config, size, length: _tensors(config, size, length, "text_embed_dim", mask=True),
+    counting=_mochi_on_meta,
+)
+
+
+FAMILIES = (WAN, LTX, COGVIDEOX, HUNYUAN_VIDEO, MOCHI)
 
 
 def family_of(transformer: torch.nn.Module) -> Family:

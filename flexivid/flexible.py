@@ -1,6 +1,6 @@
 """A stock transformer that runs at any of its patch sizes, through diffusers hooks and nothing else.
 
-Hooks named "flexivid" sit on the root, the patch embedder, the head and the rotary embedding. In powerful mode they
+Hooks named "flexivid" sit on the root, the patch embedder, the head and what makes positions. In powerful mode they
 pass everything through untouched; in a weak mode the root folds the latents, calls the stock forward, and unfolds.
 """
 
@@ -16,11 +16,10 @@ from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-from flexivid.families import family_of
+from flexivid.families import centred_tables, family_of, patch_size_of
 from flexivid.folding import Folding, folding_for
 from flexivid.modes import WeakMode
-from flexivid.parametrisation import normaliser, output_for_x0, predicted_x0
-from flexivid.positions import centred_rope
+from flexivid.parametrisation import FLOWS, noise_level, normaliser, output_for_x0, predicted_x0, timestep_at
 from flexivid.schedules import format_patch_size
 
 HOOK_NAME = "flexivid"
@@ -30,7 +29,8 @@ HOOK_NAME = "flexivid"
 class Choice:
     """What one forward is to do.
 
-    sigma: noise level of the latents, None to take it from the timestep. branch: which guidance branch this is.
+    sigma: noise level of the latents in flow matching, None to take it from the timestep, which schedulers may round;
+    where tokens have timesteps of their own it is that of the noisiest. branch: which guidance branch this is.
     compare: weak patch sizes that a powerful prediction is compared with, see `_compare`. keep: a later branch of the
     same step needs this call and its prediction. guide: this is the unconditional branch of a mixed step, see `_guide`.
     """
@@ -60,13 +60,20 @@ class FlexTransformer:
         self.parametrisation = parametrisation
         self.embedder = transformer.get_submodule(self.family.embedder)
         self.head = transformer.get_submodule(self.family.head)
-        self.base_patch = tuple(self.embedder.kernel_size)
+        self.base_patch = patch_size_of(transformer.config)
         self.powerful = format_patch_size(self.base_patch)
         if self.powerful in patch_sizes:
             raise ValueError(f"{self.powerful} is the model's own patch size; modes lists the coarser ones")
         self.weak_modes = nn.ModuleDict(
-            {name: WeakMode(name, self.embedder, self.head, parametrisation) for name in patch_sizes}
+            {
+                name: WeakMode(
+                    name, self.embedder, self.head, self.base_patch, self.family.channels_last, parametrisation
+                )
+                for name in patch_sizes
+            }
         ).requires_grad_(False)
+        # (train timesteps,) of a VP model's scheduler, without which a timestep says nothing of noise.
+        self.alphas_cumprod: torch.Tensor | None = None
         self.policy: Policy = self.fixed_policy(self.powerful)
         self.mode: WeakMode | None = None
         self._folding: Folding | None = None
@@ -84,7 +91,7 @@ class FlexTransformer:
             transformer: _RootHook(self),
             self.embedder: _EmbedderHook(self),
             self.head: _HeadHook(self),
-            transformer.get_submodule(self.family.rope): _RopeHook(self),
+            transformer.get_submodule(self.family.positions): _PositionsHook(self),
         }
         for module, hook in hooks.items():
             HookRegistry.check_if_exists_or_initialize(module).register_hook(hook, HOOK_NAME)
@@ -186,7 +193,8 @@ class FlexTransformer:
                     prediction = self._guide(stock_forward, prediction, choice)
                 elif not choice.keep:
                     prediction = self._correct(call, prediction, choice)
-                output = Transformer2DModelOutput(sample=prediction) if call.get("return_dict", True) else (prediction,)
+                packed = self.family.packed(prediction)
+                output = Transformer2DModelOutput(sample=packed) if call.get("return_dict", True) else (packed,)
             self._kept = (call, output[0]) if choice.keep else None
         except BaseException:
             self._toggle_lora(None)
@@ -200,16 +208,38 @@ class FlexTransformer:
         return output
 
     def _noise_level(self, call: dict, choice: Choice) -> tuple[torch.Tensor, torch.Tensor]:
-        """(alpha, s) of a call's latents, float32, (B, 1, 1, 1, 1)."""
-        latents = call["hidden_states"]
-        sigma = call["timestep"] / self.family.time_scale if choice.sigma is None else torch.tensor(choice.sigma)
-        s = sigma.to(latents.device, torch.float32).expand(len(latents)).view(-1, 1, 1, 1, 1)
-        return 1 - s, s
+        """(alpha, s) of a call's latents, float32: (B, 1, 1, 1, 1), or (B, 1, T, H, W) if each token has a timestep."""
+        family, latents = self.family, self.family.latents(call)
+        timestep = torch.as_tensor(call["timestep"]).to(latents.device, torch.float32)
+        alpha, s = noise_level(family.prediction, timestep, family.time_scale, self._table(latents.device))
+        if choice.sigma is not None:
+            # Clean tokens stay so, whatever the scheduler has rounded.
+            s = s * (choice.sigma / s.max()) if timestep.ndim == 2 else torch.full_like(s, choice.sigma)
+            alpha = 1 - s
+        return self._over_latents(alpha, latents), self._over_latents(s, latents)
+
+    def _table(self, device: torch.device) -> torch.Tensor | None:
+        """(train timesteps,) float32, the alphas_cumprod of a VP model."""
+        if self.family.prediction in FLOWS:
+            return None
+        if self.alphas_cumprod is None:
+            raise ValueError("this model's noise levels are in its scheduler: enable its pipeline")
+        return self.alphas_cumprod.to(device, torch.float32)
+
+    def _over_latents(self, level: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
+        """(), (B,) or (B, tokens) -> (B, 1, 1, 1, 1) or (B, 1, T, H, W)."""
+        if level.ndim < 2:
+            return level.expand(len(latents)).view(-1, 1, 1, 1, 1)
+        grid = [length // patch for length, patch in zip(latents.shape[2:], self.base_patch, strict=True)]
+        level = level.view(-1, 1, *grid)
+        for axis, patch in enumerate(self.base_patch):
+            level = level.repeat_interleave(patch, axis + 2)
+        return level
 
     def _compare(self, stock_forward: Callable, call: dict, powerful: torch.Tensor, choice: Choice) -> None:
         """Remembers what the powerful x0 is more than the weak one of `choice`, at the same latents."""
         weak = self._weak_forward(stock_forward, call, choice)
-        difference = powerful.float() - weak.float()
+        difference = self.family.latents({**call, "hidden_states": powerful}).float() - weak.float()
         # x0 is affine in the output, so that at x = 0 a difference of outputs becomes the difference of x0.
         self.corrections[choice.branch, choice.patch_size] = predicted_x0(
             self.family.prediction, torch.zeros_like(difference), difference, *self._noise_level(call, choice)
@@ -236,14 +266,15 @@ class FlexTransformer:
         wrong cancels. Against the powerful conditional prediction it would be multiplied by the scale at every step,
         and so would all detail that a weak mode does not draw: the latents blow up. It costs a second weak forward.
         """
-        conditional_call, conditional = self._kept
-        weak_conditional = self._weak_forward(stock_forward, conditional_call, replace(choice, branch=0))
+        call, powerful = self._kept
+        weak_conditional = self._weak_forward(stock_forward, call, replace(choice, branch=0))
+        conditional = self.family.latents({**call, "hidden_states": powerful})
         return conditional + weak_unconditional - weak_conditional
 
     @contextmanager
     def _cache_of(self, choice: Choice) -> Iterator[None]:
         """A cache of diffusers keeps a state per context, and every patch size has other tokens: one context each."""
-        if not self.transformer.is_cache_enabled:
+        if not getattr(self.transformer, "is_cache_enabled", False):  # some have no caches
             yield
             return
         name = f"branch {choice.branch} at {choice.patch_size}"
@@ -255,45 +286,62 @@ class FlexTransformer:
             _set_cache_context(self.transformer, self._context)
 
     def _weak_forward(self, stock_forward: Callable, call: dict, choice: Choice) -> torch.Tensor:
-        latents, timestep = call["hidden_states"], call["timestep"]
+        """The prediction at a weak patch size, (B, C_out, T, H, W)."""
+        family, latents = self.family, self.family.latents(call)
         if self.lora_layers and (call.get("attention_kwargs") or {}).get("scale", 1.0) != 1.0:
             raise ValueError("attention_kwargs scale would scale flexivid's LoRA too; use set_adapters for your own")
         self._toggle_lora(choice.patch_size)
         mode = self.weak_modes[choice.patch_size]
         if not mode.patch_size_embedding.requires_grad:  # in training its precision is that of the optimiser
             mode.to(latents.device, self.embedder.weight.dtype)
-        folding = folding_for(tuple(latents.shape[2:]), mode.multiple, self.base_patch, self.family.causal)
+        folding = folding_for(tuple(latents.shape[2:]), mode.multiple, self.base_patch, family.causal)
         self.mode, self._folding = mode, folding
 
-        (alpha, s), prediction_type = self._noise_level(call, choice), self.family.prediction
-        x_t = latents[:, : mode.out_channels].float()
-
         def network(folded: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
-            changed = {"hidden_states": folded.to(latents.dtype), "timestep": timestep, "return_dict": False}
+            changed = family.arguments_for(folded.to(latents.dtype)) | {"timestep": timestep, "return_dict": False}
+            tables = call.get(family.rope_argument)
+            if tables is not None:
+                changed[family.rope_argument] = centred_tables(tables, folding, token_axis=0)
             with self._cache_of(choice):
-                return stock_forward(**{**call, **changed})[0].float()
+                output = stock_forward(**{**call, **changed})[0]
+            return family.latents({**call, **changed, "hidden_states": output}).float()
+
+        def by_token(level: torch.Tensor) -> torch.Tensor:
+            """(B, 1, T', H', W') -> (B, coarse tokens), (B, 1, 1, 1, 1) -> (B,)."""
+            if level.shape[2:].numel() == 1:
+                return level.flatten()
+            p_t, p_h, p_w = self.base_patch
+            return level[:, 0, ::p_t, ::p_h, ::p_w].flatten(1)
 
         if mode.parametrisation == "direct":
-            prediction = folding.unfold(network(folding.fold(latents), timestep))
-        else:
-            kappa = folding.kappa.to(latents.device)
-            typical_kappa = kappa.median()
-            c = normaliser(prediction_type, alpha, s, kappa)
-            # Condition channels carry no noise: they are averaged as they are.
-            noisy, condition = (
-                folding.fold(latents.float())
-                .unflatten(1, (-1, latents.shape[1]))
-                .split([mode.out_channels, latents.shape[1] - mode.out_channels], dim=2)
-            )
-            folded = torch.cat([noisy / c.unsqueeze(1), condition], dim=2).flatten(1, 2)
-            # Every block has its own c; the network is told one noise level, that of a block without padding.
-            level = (s * typical_kappa / normaliser(prediction_type, alpha, s, typical_kappa)).flatten()
-            coarse, residual = network(folded, level * self.family.time_scale).tensor_split([mode.out_channels], dim=1)
-            x_coarse = folding.block_mean(x_t) / c
-            x_0_coarse = predicted_x0(prediction_type, x_coarse, coarse, alpha / c, s * kappa / c)
-            x_0 = folding.upsample(x_0_coarse) + folding.unfold(residual)
-            prediction = output_for_x0(prediction_type, x_t, x_0, alpha, s)
-        return prediction.to(latents.dtype)
+            timestep = call["timestep"]
+            if timestep.ndim == 2:
+                timestep = by_token(folding.block_mean(self._over_latents(timestep.float(), latents)))
+            return folding.unfold(network(folding.fold(latents), timestep)).to(latents.dtype)
+
+        alpha, s = fine = self._noise_level(call, choice)
+        if s.shape[2:].numel() > 1:
+            alpha, s = folding.block_mean(alpha), folding.block_mean(s)
+        x_t, prediction_type = latents[:, : mode.out_channels].float(), family.prediction
+        kappa = folding.kappa.to(latents.device)
+        typical_kappa = kappa.median()
+        c = normaliser(prediction_type, alpha, s, kappa)
+        # Condition channels carry no noise: they are averaged as they are.
+        noisy, condition = (
+            folding.fold(latents.float())
+            .unflatten(1, (-1, latents.shape[1]))
+            .split([mode.out_channels, latents.shape[1] - mode.out_channels], dim=2)
+        )
+        folded = torch.cat([noisy / c.unsqueeze(1), condition], dim=2).flatten(1, 2)
+        # Every block has its own c; the network is told the noise level of one without padding.
+        typical_c = normaliser(prediction_type, alpha, s, typical_kappa)
+        level = by_token(alpha / typical_c), by_token(s * typical_kappa / typical_c)
+        timestep = timestep_at(prediction_type, *level, family.time_scale, self._table(latents.device))
+        coarse, residual = network(folded, timestep).tensor_split([mode.out_channels], dim=1)
+        x_coarse = folding.block_mean(x_t) / c
+        x_0_coarse = predicted_x0(prediction_type, x_coarse, coarse, alpha / c, s * kappa / c)
+        x_0 = folding.upsample(x_0_coarse) + folding.unfold(residual)
+        return output_for_x0(prediction_type, x_t, x_0, *fine).to(latents.dtype)
 
 
 def compile_blocks(transformer: nn.Module) -> None:
@@ -330,28 +378,22 @@ class _SubmoduleHook(ModelHook):
         super().__init__()
         self.flex = flex
 
-    def new_forward(self, module, x: torch.Tensor):
+    def new_forward(self, module, *args, **kwargs):
         if self.flex.mode is None:
-            return self.fn_ref.original_forward(x)
-        return self.weak(self.flex.mode, x)
+            return self.fn_ref.original_forward(*args, **kwargs)
+        return self.weak(module, *args, **kwargs)
 
 
 class _EmbedderHook(_SubmoduleHook):
-    def weak(self, mode: WeakMode, folded: torch.Tensor) -> torch.Tensor:
-        return mode.embed(folded)
+    def weak(self, module, folded: torch.Tensor) -> torch.Tensor:
+        return self.flex.mode.embed(folded)
 
 
 class _HeadHook(_SubmoduleHook):
-    def weak(self, mode: WeakMode, tokens: torch.Tensor) -> torch.Tensor:
-        return mode.head(tokens)
+    def weak(self, module, tokens: torch.Tensor) -> torch.Tensor:
+        return self.flex.mode.head(tokens)
 
 
-class _RopeHook(_SubmoduleHook):
-    def weak(self, mode: WeakMode, folded: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The stock tables of the base grid, read at the centres of the coarse tokens."""
-        folding = self.flex._folding
-        base_latents = folded.new_empty(()).expand(1, 1, *folding.size)
-        cos, sin = self.fn_ref.original_forward(base_latents)
-        grid = [length // patch for length, patch in zip(folding.size, folding.patch_size, strict=True)]
-        tables = (table.view(*grid, table.shape[-1]) for table in (cos, sin))
-        return tuple(table.flatten(0, 2)[None, :, None] for table in centred_rope(*tables, folding.token_sources))
+class _PositionsHook(_SubmoduleHook):
+    def weak(self, module, *args, **kwargs):
+        return self.flex.family.centred(module, self.fn_ref.original_forward, self.flex._folding, *args, **kwargs)

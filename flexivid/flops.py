@@ -21,6 +21,23 @@ def flop_counter_mode() -> FlopCounterMode:
     return FlopCounterMode(display=False, custom_mapping={cpu_attention: attention})
 
 
+NOT_COUNTED = ("return_dict", "attention_kwargs")
+
+
+def _tensors(value) -> list[torch.Tensor]:
+    return [part for part in (value if isinstance(value, tuple) else [value]) if isinstance(part, torch.Tensor)]
+
+
+def _of_one_clip(value):
+    """An argument of `forward` without its values: tensors for one clip. Tables come in tuples, for all clips alike."""
+    if not _tensors(value):
+        return value
+    if isinstance(value, tuple):
+        return tuple(torch.empty(table.shape, device="meta") for table in value)
+    dtype = None if value.is_floating_point() else value.dtype  # the twin is in float32
+    return torch.empty(1, *value.shape[1:], dtype=dtype, device="meta")
+
+
 class FlopCounter:
     """Counts forwards of a flexible transformer at any of its patch sizes.
 
@@ -38,20 +55,27 @@ class FlopCounter:
                         warnings.simplefilter("ignore")  # of several adapters, and of copies between meta tensors
                         twin.add_adapter(copy.deepcopy(config), name)
         self.twin.find_lora_layers()
+        self.twin.alphas_cumprod = torch.linspace(1, 0, 1000)  # any will do: values cost nothing
         if self.twin.lora_layers:
             twin.set_adapter([])
         self._counts: dict[tuple, int] = {}
 
     def count(self, patch_size: str, call: dict) -> int:
         """FLOPs (2 per multiply-add) of one forward of one clip, with arguments shaped as in `call`."""
-        shapes = {name: (1, *value.shape[1:]) for name, value in call.items() if isinstance(value, torch.Tensor)}
-        key = (patch_size, tuple(sorted(shapes.items())))
+        inputs = {name: _of_one_clip(value) for name, value in call.items() if name not in NOT_COUNTED}
+        shapes = {name: [t.shape for t in _tensors(value)] or value for name, value in inputs.items()}
+        key = (patch_size, str(sorted(shapes.items())))
         if key not in self._counts:
             self.twin.policy = self.twin.fixed_policy(patch_size)
-            inputs = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
             # The user's attention backend may not run on meta tensors, or not be known to the counter; and a counter
             # around the user's call is to count what runs, not what is planned.
-            with _disable_current_modes(), attention_backend("native"), torch.no_grad(), flop_counter_mode() as counter:
+            with (
+                _disable_current_modes(),
+                attention_backend("native"),
+                self.twin.family.counting(),
+                torch.no_grad(),
+                flop_counter_mode() as counter,
+            ):
                 self.twin.transformer(**inputs, return_dict=False)
             self._counts[key] = counter.get_total_flops()
         return self._counts[key]

@@ -77,13 +77,16 @@ class Folding:
     kappa: torch.Tensor
 
     @property
+    def grid(self) -> Size3:
+        """Tokens of the base grid per axis."""
+        return tuple(length // patch for length, patch in zip(self.size, self.patch_size, strict=True))
+
+    @property
     def token_sources(self) -> tuple[torch.Tensor, ...]:
         """Per axis, which tokens of the base grid each coarse token covers: (coarse tokens, multiple)."""
         return tuple(
-            block_sources(length // patch, multiple, causal=self.causal and axis == 0)
-            for axis, (length, patch, multiple) in enumerate(
-                zip(self.size, self.patch_size, self.multiple, strict=True)
-            )
+            block_sources(length, multiple, causal=self.causal and axis == 0)
+            for axis, (length, multiple) in enumerate(zip(self.grid, self.multiple, strict=True))
         )
 
     def pad(self, x: torch.Tensor) -> torch.Tensor:

@@ -19,14 +19,23 @@ class WeakMode(nn.Module):
 
     Args:
         patch_size: such as `1x4x4`, an integer multiple of the base patch. Raises ValueError otherwise.
-        embedder: the stock Conv3d. head: the stock Linear, rows ordered (p_t, p_h, p_w, channel).
+        embedder: the stock Conv3d, Conv2d or Linear over patches (channel, p_t, p_h, p_w). head: the stock Linear.
+        base_patch: (p_t, p_h, p_w).
+        channels_last: the rows of the head are ordered (p_t, p_h, p_w, channel), else (channel, p_t, p_h, p_w).
     """
 
-    def __init__(self, patch_size: str, embedder: nn.Conv3d, head: nn.Linear, parametrisation: str):
+    def __init__(
+        self,
+        patch_size: str,
+        embedder: nn.Module,
+        head: nn.Linear,
+        base_patch: tuple[int, int, int],
+        channels_last: bool,
+        parametrisation: str,
+    ):
         super().__init__()
         if parametrisation not in PARAMETRISATIONS:
             raise ValueError(f"parametrisation must be one of {', '.join(PARAMETRISATIONS)}, not {parametrisation!r}")
-        base_patch = tuple(embedder.kernel_size)
         coarse_patch = parse_patch_size(patch_size)
         self.multiple = multiple_of(coarse_patch, base_patch)
         self.parametrisation = parametrisation
@@ -34,32 +43,45 @@ class WeakMode(nn.Module):
         blocks = math.prod(self.multiple)
 
         with torch.no_grad():
+            stock = embedder.weight.view(len(embedder.weight), -1, *base_patch)
             if parametrisation == "direct":
-                embed_weight = embedder_to_folded(resize_embedder(embedder.weight, coarse_patch), base_patch)
-                resized = resize_head(head.weight, head.bias, base_patch, coarse_patch)
-                head_weight, head_bias = head_to_folded(*resized, coarse_patch, base_patch)
+                embed_weight = embedder_to_folded(resize_embedder(stock, coarse_patch), base_patch)
+                resized = resize_head(head.weight, head.bias, base_patch, coarse_patch, channels_last)
+                head_weight, head_bias = head_to_folded(*resized, coarse_patch, base_patch, channels_last)
             else:
-                embed_weight = embedder.weight.repeat(1, blocks, 1, 1, 1) / blocks
-                head_weight, head_bias = (self._with_residual(rows, base_patch) for rows in (head.weight, head.bias))
+                embed_weight = stock.repeat(1, blocks, 1, 1, 1) / blocks
+                head_weight, head_bias = (
+                    self._with_residual(rows, base_patch, channels_last) for rows in (head.weight, head.bias)
+                )
 
         placed = {"device": embedder.weight.device, "dtype": embedder.weight.dtype}
-        self.embedder = nn.Conv3d(embed_weight.shape[1], embedder.out_channels, base_patch, stride=base_patch, **placed)
+        if isinstance(embedder, nn.Linear):
+            self.embedder = nn.Linear(embed_weight[0].numel(), len(embed_weight), **placed)
+        else:
+            convolution, kernel = type(embedder), embedder.kernel_size
+            self.embedder = convolution(embed_weight.shape[1], len(embed_weight), kernel, stride=kernel, **placed)
         self.head = nn.Linear(head.in_features, len(head_weight), **placed)
-        self.patch_size_embedding = nn.Parameter(torch.zeros(embedder.out_channels, **placed))
+        self.patch_size_embedding = nn.Parameter(torch.zeros(len(embed_weight), **placed))
         with torch.no_grad():
-            self.embedder.weight.copy_(embed_weight)
+            self.embedder.weight.copy_(embed_weight.reshape(self.embedder.weight.shape))
             self.embedder.bias.copy_(embedder.bias)
             self.head.weight.copy_(head_weight)
             self.head.bias.copy_(head_bias)
 
-    def _with_residual(self, rows: torch.Tensor, base_patch: tuple[int, int, int]) -> torch.Tensor:
+    def _with_residual(self, rows: torch.Tensor, base_patch: tuple[int, int, int], channels_last: bool) -> torch.Tensor:
         """Stock head rows, then zero rows for the residual, within every pixel of the base patch."""
-        pixels = rows.unflatten(0, (math.prod(base_patch), self.out_channels))
-        residual = pixels.new_zeros(pixels.shape[0], math.prod(self.multiple) * self.out_channels, *pixels.shape[2:])
-        return torch.cat([pixels, residual], 1).flatten(0, 1)
+        pixels, channels = math.prod(base_patch), self.out_channels
+        residual_channels = math.prod(self.multiple) * channels
+        if not channels_last:
+            return torch.cat([rows, rows.new_zeros(residual_channels * pixels, *rows.shape[1:])])
+        by_pixel = rows.unflatten(0, (pixels, channels))
+        return torch.cat([by_pixel, rows.new_zeros(pixels, residual_channels, *rows.shape[1:])], 1).flatten(0, 1)
 
     def embed(self, folded: torch.Tensor) -> torch.Tensor:
-        """(B, M*C, T', H', W') -> (B, D, tokens of the coarse grid in t, h, w)."""
+        """Folded latents as the stock embedder takes its own -> tokens of the coarse grid, as it gives them."""
         tokens = self.embedder(folded)
         # Under autocast the embedding is in float32, and would take all blocks with it.
-        return tokens + self.patch_size_embedding.view(-1, 1, 1, 1).to(tokens.dtype)
+        embedding = self.patch_size_embedding.to(tokens.dtype)
+        return tokens + (
+            embedding if isinstance(self.embedder, nn.Linear) else embedding.view(-1, *[1] * (tokens.ndim - 2))
+        )

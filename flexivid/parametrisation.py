@@ -1,6 +1,7 @@
 """What a weak mode predicts: `direct` (FlexiDiT, arXiv 2502.20126) or `snr`, for flow matching and VP models.
 
 Notation: x_t = alpha x0 + s eps. Flow matching: alpha = 1 - sigma, s = sigma, the network predicts eps - x0.
+`reversed_flow` is the same with a clock that runs from noise to data: the network predicts x0 - eps.
 VP: alpha^2 + s^2 = 1, the network predicts eps (`epsilon`) or alpha eps - s x0 (`v_prediction`).
 
 `direct` feeds the folded latents as they are, at the same timestep, and unfolds what comes out.
@@ -18,13 +19,15 @@ from typing import Literal
 
 import torch
 
-Prediction = Literal["flow", "epsilon", "v_prediction"]
+Prediction = Literal["flow", "reversed_flow", "epsilon", "v_prediction"]
+FLOWS = ("flow", "reversed_flow")
 PARAMETRISATIONS = ("snr", "direct")
+LEAST_LOG_SNR = -40.0  # for tables that end in pure noise
 
 
 def normaliser(prediction: Prediction, alpha, s, kappa) -> torch.Tensor:
     """c, by which D x_t is divided to be a valid noisy latent. Arguments broadcast."""
-    if prediction == "flow":
+    if prediction in FLOWS:
         return alpha + s * kappa
     return torch.sqrt(alpha**2 + (s * kappa) ** 2)
 
@@ -33,6 +36,8 @@ def predicted_x0(prediction: Prediction, x, output, alpha, s) -> torch.Tensor:
     """x0 that a network's `output` at the noisy latent `x` stands for."""
     if prediction == "flow":
         return (x - s * output) / (alpha + s)
+    if prediction == "reversed_flow":
+        return (x + s * output) / (alpha + s)
     if prediction == "epsilon":
         return (x - s * output) / alpha
     return alpha * x - s * output
@@ -44,6 +49,8 @@ def output_for_x0(prediction: Prediction, x, x_0, alpha, s) -> torch.Tensor:
     safe_s = torch.where(s == 0, torch.ones_like(s), s)
     if prediction == "flow":
         output = ((alpha + s) * x - x_0) / safe_s
+    elif prediction == "reversed_flow":
+        output = (x_0 - (alpha + s) * x) / safe_s
     elif prediction == "epsilon":
         output = (x - alpha * x_0) / safe_s
     else:
@@ -51,13 +58,39 @@ def output_for_x0(prediction: Prediction, x, x_0, alpha, s) -> torch.Tensor:
     return torch.where(s == 0, torch.zeros_like(output), output)
 
 
+def noise_level(
+    prediction: Prediction, timestep: torch.Tensor, time_scale: float, alphas_cumprod: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(alpha, s) at a timestep, both of its shape. alphas_cumprod: (train timesteps,) of a VP model's scheduler."""
+    if prediction in FLOWS:
+        s = timestep / time_scale
+        s = 1 - s if prediction == "reversed_flow" else s
+        return 1 - s, s
+    position = timestep.clamp(0, len(alphas_cumprod) - 1)
+    left = position.floor().long().clamp(max=len(alphas_cumprod) - 2)
+    squared = torch.lerp(alphas_cumprod[left], alphas_cumprod[left + 1], position - left)
+    return squared.sqrt(), (1 - squared).sqrt()
+
+
+def timestep_at(
+    prediction: Prediction, alpha, s, time_scale: float, alphas_cumprod: torch.Tensor | None
+) -> torch.Tensor:
+    """The (fractional) timestep at a noise level: the inverse of `noise_level`."""
+    if prediction == "flow":
+        return s * time_scale
+    if prediction == "reversed_flow":
+        return (1 - s) * time_scale
+    return vp_timestep(alphas_cumprod, alpha, s)
+
+
 def vp_timestep(alphas_cumprod: torch.Tensor, alpha, s) -> torch.Tensor:
     """The (fractional) timestep of a VP model whose log-SNR is that of (alpha, s); interpolated, clamped to the table.
 
     alphas_cumprod: (train timesteps,), decreasing. alpha and s: (B,). Returns (B,) float32.
     """
-    table = (alphas_cumprod.double() / (1 - alphas_cumprod.double())).log()
+    table = (alphas_cumprod.double() / (1 - alphas_cumprod.double())).log().clamp(min=LEAST_LOG_SNR)
     wanted = 2 * (torch.as_tensor(alpha).double() / torch.as_tensor(s).double()).log()
+    wanted = wanted.clamp(min=LEAST_LOG_SNR)
     falling = -table
     right = torch.searchsorted(falling, -wanted).clamp(1, len(table) - 1)
     weight = (table[right - 1] - wanted) / (table[right - 1] - table[right])

@@ -6,22 +6,30 @@ A coarse token stands at the centre of the base tokens that it covers, in base-t
 import torch
 
 
-def centred_rope(
-    cos: torch.Tensor, sin: torch.Tensor, token_sources: tuple[torch.Tensor, ...]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rotary tables of a coarse grid from those of the base grid, without knowing the frequencies.
+def middle(table: torch.Tensor, token_sources: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    """An additive table, or positions themselves, at the centres of coarse tokens: the mean of the one or two middle ones.
 
-    cos, sin: (T, H, W, D) of the base grid; token_sources: per axis (coarse tokens, multiple), the base tokens that
-    each coarse token covers. The mean of the unit phasors of the one or two middle tokens points at the angle of the
-    centre, exactly once renormalised; a mean over all of more than six would turn round at the fastest frequency.
-    Returns two (T', H', W', D).
+    table: (T, H, W, ...) of the base grid; token_sources: per axis (coarse tokens, multiple), the base tokens that
+    each coarse token covers. Returns (T', H', W', ...).
     """
     for axis, sources in enumerate(token_sources):
         multiple = sources.shape[1]
-        index = sources[:, [(multiple - 1) // 2, multiple // 2]].to(cos.device)
-        shape = (*cos.shape[:axis], *index.shape, *cos.shape[axis + 1 :])
-        cos = cos.index_select(axis, index.flatten()).view(shape).mean(axis + 1)
-        sin = sin.index_select(axis, index.flatten()).view(shape).mean(axis + 1)
+        index = sources[:, [(multiple - 1) // 2, multiple // 2]].to(table.device)
+        shape = (*table.shape[:axis], *index.shape, *table.shape[axis + 1 :])
+        table = table.index_select(axis, index.flatten()).view(shape).mean(axis + 1)
+    return table
+
+
+def centred_rope(
+    cos: torch.Tensor, sin: torch.Tensor, sources: tuple[torch.Tensor, ...]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rotary tables of a coarse grid from those of the base grid, without knowing the frequencies.
+
+    cos, sin: (T, H, W, ...) of the base grid; sources: as in `middle`. The mean of the unit phasors of the one or two
+    middle tokens points at the angle of the centre, exactly once renormalised; a mean over all of more than six would
+    turn round at the fastest frequency. Returns two (T', H', W', ...).
+    """
+    cos, sin = middle(cos, sources), middle(sin, sources)
     length = torch.sqrt(cos**2 + sin**2)
     return cos / length, sin / length
 

@@ -9,6 +9,7 @@ from diffusers.hooks.hooks import CacheContext
 
 from flexivid.flexible import Choice, FlexTransformer
 from flexivid.flops import FlopCounter
+from flexivid.parametrisation import FLOWS
 from flexivid.schedules import Schedule, explicit_schedule, parse_patch_size, schedule_for_budget
 
 
@@ -56,6 +57,8 @@ class Session:
             flex.policy = self.choose
             # One transformer's corrections serve the other: both predict the x0 of the same clip.
             flex.corrections = corrections
+            flex.alphas_cumprod = getattr(pipe.scheduler, "alphas_cumprod", None)
+        self.family = self.counter.twin.family
 
     def costs(self, call: dict) -> dict[str, int]:
         """FLOPs of one forward of one clip by patch size."""
@@ -88,7 +91,9 @@ class Session:
         scheduler = self.pipe.scheduler
 
         def index_of_timestep() -> int:
-            timestep = call["timestep"].flatten()[0].to(scheduler.timesteps)
+            # Of the noisiest token, where clean ones have a timestep of their own.
+            noisiest = torch.Tensor.min if self.family.prediction == "reversed_flow" else torch.Tensor.max
+            timestep = noisiest(torch.as_tensor(call["timestep"])).to(scheduler.timesteps)
             return int((scheduler.timesteps - timestep).abs().argmin())
 
         if scheduler.timesteps is not self._timesteps:  # set_timesteps makes a new tensor for every call
@@ -109,14 +114,18 @@ class Session:
         # No context: the pipeline calls the conditional branch first, the unconditional one second.
         return step, int(branches == 2 and self._position == (step, 0)), steps
 
+    def _branches(self) -> int:
+        """Guidance branches that a schedule tells apart: calls of the transformer in a step."""
+        return 2 if self.family.guidance == "separate" and self.pipe.do_classifier_free_guidance else 1
+
     def choose(self, flex: FlexTransformer, call: dict, context: CacheContext | None) -> Choice:
-        cache = flex.transformer._cache_config
+        cache = getattr(flex.transformer, "_cache_config", None)
         if cache is not None and not isinstance(cache, FirstBlockCacheConfig):
             raise ValueError(
                 f"{type(cache).__name__} does not work with several patch sizes; FirstBlockCacheConfig does, or call "
                 f"disable_cache()"
             )
-        branches = 2 if self.pipe.do_classifier_free_guidance else 1
+        branches = self._branches()
         step, branch, steps = self._clock(call, context, branches)
         batch = len(call["hidden_states"])
         costs = self.costs(call)
@@ -126,10 +135,14 @@ class Session:
             flex.corrections.clear()
             self.summary = Summary(self.plan(call, steps, branches), full)
         self._position = (step, branch)
+        if branch == branches == 1 and self.family.guidance == "embedded" and self.summary is not None:
+            # A negative prompt beside the embedded scale: both calls of a step run at one patch size.
+            self.summary.flops_full += costs[flex.powerful] * batch
+            branches = 2
         if self.summary is None or branch >= branches or step >= len(self.summary.schedule.steps):
             raise ValueError("the transformer was called by something else than the pipeline that was enabled")
         planned = self.summary.schedule.steps[step]
-        patch_size = planned[branch]
+        patch_size = planned[min(branch, len(planned) - 1)]
         if branch == 0:
             self.summary.steps.append([])
         self.summary.steps[-1].append(patch_size)
@@ -138,8 +151,9 @@ class Session:
         compare = self.summary.schedule.compared(step, flex.powerful)
         self.summary.flops_used += (runs * costs[patch_size] + sum(costs[name] for name in compare)) * batch
         sigma = context.sigma if context is not None else None
-        if sigma is None:
+        if sigma is None and self.family.prediction in FLOWS:
             sigma = float(self.pipe.scheduler.sigmas[step + self._begin])
+            sigma = 1 - sigma if self.family.prediction == "reversed_flow" else sigma
         return Choice(
             patch_size,
             sigma=sigma,
