@@ -162,7 +162,7 @@ def enable(
 
 
 def _modes_of(schedule: Schedule | str | None, config, base_patch: tuple[int, int, int]) -> list[str]:
-    """The weak patch sizes when the user names none: the adapter's, those of the schedule, or twice as large in space."""
+    """The weak patch sizes if the user names none: the adapter's, the schedule's, or one twice as large in space."""
     if config is not None:
         return config.patch_sizes
     (t, h, w), powerful = base_patch, format_patch_size(base_patch)
@@ -198,7 +198,9 @@ def plan(
         raise ValueError("nothing to plan: enable the pipeline first")
     family, config = flex.family, flex.transformer.config
     stride, shrink = (getattr(pipe, name) for name in family.vae_factors)
-    latents = ((frames - 1) // stride + 1, height // shrink, width // shrink)
+    patch_frames = flex.base_patch[0]
+    latent_frames = math.ceil(((frames - 1) // stride + 1) / patch_frames) * patch_frames  # CogVideoX-1.5 pads to it
+    latents = (latent_frames, height // shrink, width // shrink)
     call = family.example(config, latents, text_length)
     if pipe.config.get("expand_timesteps"):
         call["timestep"] = torch.empty(1, math.prod(n // p for n, p in zip(latents, flex.base_patch, strict=True)))

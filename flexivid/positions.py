@@ -7,7 +7,7 @@ import torch
 
 
 def middle(table: torch.Tensor, token_sources: tuple[torch.Tensor, ...]) -> torch.Tensor:
-    """An additive table, or positions themselves, at the centres of coarse tokens: the mean of the one or two middle ones.
+    """An additive table, or positions themselves, at the centres of coarse tokens: the mean of the middle one or two.
 
     table: (T, H, W, ...) of the base grid; token_sources: per axis (coarse tokens, multiple), the base tokens that
     each coarse token covers. Returns (T', H', W', ...).

@@ -2,10 +2,18 @@
 
 import torch
 from diffusers import (
+    CogVideoXDDIMScheduler,
+    CogVideoXPipeline,
     CogVideoXTransformer3DModel,
+    FlowMatchEulerDiscreteScheduler,
+    HunyuanVideoPipeline,
     HunyuanVideoTransformer3DModel,
+    LTXPipeline,
     LTXVideoTransformer3DModel,
+    MochiPipeline,
     MochiTransformer3DModel,
+    UniPCMultistepScheduler,
+    WanPipeline,
     WanTransformer3DModel,
 )
 
@@ -101,7 +109,7 @@ def tiny(name: str, **overrides) -> torch.nn.Module:
     transformer_class, config = TINY[name]
     transformer = transformer_class(**(config | overrides)).eval()
     with torch.no_grad():
-        for parameter_name, parameter in transformer.named_parameters():
+        for parameter in transformer.parameters():
             if not parameter.any():  # zero at the start, such as Mochi's rotary frequencies: nothing would be tested
                 parameter.normal_(std=0.3)
     return transformer
@@ -111,7 +119,7 @@ def inputs(
     transformer, batch: int = 2, size: tuple[int, int, int] = (5, 8, 12), length: int = 7, seed: int = 0
 ) -> dict:
     """Arguments of one forward, random: those of the row's example, filled."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     family = family_of(transformer)
 
     def fill(name, value):
@@ -140,3 +148,53 @@ def attach(transformer, patch_sizes: list[str], parametrisation: str = "snr") ->
 def coarse_patch_sizes(transformer) -> list[str]:
     t, h, w = patch_size_of(transformer.config)
     return [f"{t}x{2 * h}x{2 * w}", f"{2 * t}x{h}x{w}", f"{2 * t}x{2 * h}x{2 * w}"]
+
+
+STEPS = 8
+UNIPC = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}
+
+
+def _embeds(mask: bool, negative: bool = True, pooled: int | None = None) -> dict:
+    """Prompt embeddings as pipelines take them, so that no text encoder is needed."""
+    generator, call = torch.Generator().manual_seed(1), {}
+    for side in ("", "negative_") if negative else ("",):
+        call[f"{side}prompt_embeds"] = torch.randn(1, 7, TEXT, generator=generator)
+        if mask:
+            call[f"{side}prompt_attention_mask"] = torch.tensor([[1] * 5 + [0] * 2], dtype=torch.bool)
+        if pooled:
+            call[f"{side}pooled_prompt_embeds"] = torch.randn(1, pooled, generator=generator)
+    return call
+
+
+def tiny_pipeline(name: str, scheduler=None):
+    """(stock pipeline without text encoder and VAE, arguments of a call): latents come out."""
+    without = {"tokenizer": None, "text_encoder": None, "vae": None}
+    common = {"num_frames": 17, "height": 64, "width": 96, "num_inference_steps": STEPS, "output_type": "latent"}
+    transformer = tiny(name)
+    euler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    if name == "wan":
+        pipe = WanPipeline(**without, transformer=transformer, scheduler=scheduler or UniPCMultistepScheduler(**UNIPC))
+        call = _embeds(mask=False) | {"guidance_scale": 3.0}
+    elif name == "ltx":
+        pipe = LTXPipeline(**without, transformer=transformer, scheduler=scheduler or euler)
+        call = _embeds(mask=True) | {"guidance_scale": 3.0, "height": 256, "width": 384}
+    elif name.startswith("cogvideox"):
+        scheduler = scheduler or CogVideoXDDIMScheduler(
+            prediction_type="v_prediction", rescale_betas_zero_snr=True, snr_shift_scale=3.0
+        )
+        pipe = CogVideoXPipeline(**without, transformer=transformer, scheduler=scheduler)
+        call = _embeds(mask=False) | {"guidance_scale": 3.0}
+    elif name == "hunyuan-video":
+        pipe = HunyuanVideoPipeline(
+            **without, text_encoder_2=None, tokenizer_2=None, transformer=transformer, scheduler=scheduler or euler
+        )
+        call = _embeds(mask=True, negative=False, pooled=8) | {"guidance_scale": 6.0}
+    else:
+        pipe = MochiPipeline(
+            **without,
+            transformer=transformer,
+            scheduler=scheduler or FlowMatchEulerDiscreteScheduler(invert_sigmas=True),
+        )
+        call = _embeds(mask=True) | {"guidance_scale": 3.0, "num_frames": 19}
+    pipe.set_progress_bar_config(disable=True)
+    return pipe, common | call

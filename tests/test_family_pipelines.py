@@ -1,0 +1,148 @@
+"""Stock pipelines of every family: enable, sample at a budget, disable."""
+
+import pytest
+import torch
+from diffusers import CogVideoXDPMScheduler, FlowMatchEulerDiscreteScheduler
+from families import STEPS, TINY, tiny_pipeline
+
+import flexivid
+from flexivid.flexible import HOOK_NAME
+from flexivid.flops import flop_counter_mode
+from flexivid.parametrisation import FLOWS, noise_level
+
+PIPELINES = [name for name in TINY if name != "wan-i2v"]
+every_pipeline = pytest.mark.parametrize("name", PIPELINES)
+
+
+def sample(pipe, call: dict) -> torch.Tensor:
+    return pipe(**call, generator=torch.Generator().manual_seed(0)).frames
+
+
+@every_pipeline
+def test_budget_one_and_disable_are_the_stock_pipeline(name):
+    pipe, call = tiny_pipeline(name)
+    stock = sample(pipe, call)
+    flexivid.enable(pipe, budget=1.0)
+    assert torch.equal(sample(pipe, call), stock)
+    flexivid.enable(pipe, budget=0.6)
+    weak = sample(pipe, call)
+    assert weak.shape == stock.shape and weak.isfinite().all() and not torch.equal(weak, stock)
+    flexivid.disable(pipe)
+    assert torch.equal(sample(pipe, call), stock)
+
+
+@every_pipeline
+@pytest.mark.parametrize("order", ["interleaved", "weak-first"])
+def test_counted_flops_keep_the_budget_in_every_call(name, order):
+    pipe, call = tiny_pipeline(name)
+    if "prompt_attention_mask" in call:  # Mochi computes on valid tokens only, and all are counted
+        call |= {key: torch.ones_like(value) for key, value in call.items() if key.endswith("_mask")}
+    with flop_counter_mode() as full:
+        sample(pipe, call)
+    flexivid.enable(pipe, budget=0.6, order=order)
+    sample(pipe, call)
+    outputs = []
+    for _ in range(2):
+        with flop_counter_mode() as counter:
+            outputs.append(sample(pipe, call))
+        summary = flexivid.summary(pipe)
+        assert len(summary.steps) == STEPS
+        assert len({name for step in summary.steps for name in step}) == 2
+        assert summary.flops_full == pytest.approx(full.get_total_flops(), rel=0.01)
+        assert summary.flops_used == pytest.approx(counter.get_total_flops(), rel=0.01)
+        assert summary.ratio <= 0.6
+    assert torch.equal(*outputs)
+
+
+def clock(pipe, call: dict) -> list[tuple[int, float, float]]:
+    """For every forward: its step, the noise level that it is told, and that of the stock timestep."""
+    flex = pipe.transformer._diffusers_hook.get_hook(HOOK_NAME).flex
+    session, seen = flex.policy.__self__, []
+
+    def choose(flex, arguments, context):
+        choice = session.choose(flex, arguments, context)
+        timestep = torch.as_tensor(arguments["timestep"]).float().max()
+        family = flex.family
+        _, s = noise_level(family.prediction, timestep, family.time_scale, flex.alphas_cumprod)
+        seen.append((len(session.summary.steps) - 1, choice.sigma, s.item()))
+        return choice
+
+    flex.policy = choose
+    sample(pipe, call)
+    flex.policy = session.choose
+    return seen
+
+
+def check_clock(name: str, make_scheduler=None) -> None:
+    pipe, call = tiny_pipeline(name, make_scheduler and make_scheduler())
+    flexivid.enable(pipe, budget=0.6, order="weak-first")
+    for _ in range(2):  # the first step is step 0 of every call, also of the second one
+        forwards = clock(pipe, call)
+        branches = len(forwards) // STEPS
+        assert [step for step, _, _ in forwards] == [step for step in range(STEPS) for _ in range(branches)]
+        levels = [told if told is not None else of_timestep for _, told, of_timestep in forwards]
+        assert levels == sorted(levels, reverse=True) and levels[0] > 0.9
+        if pipe.transformer._diffusers_hook.get_hook(HOOK_NAME).flex.family.prediction in FLOWS:
+            assert levels == pytest.approx([of_timestep for _, _, of_timestep in forwards], abs=2e-3)
+        summary = flexivid.summary(pipe)
+        assert summary.steps == [list(step)[:branches] for step in summary.schedule.steps]
+
+
+@every_pipeline
+def test_the_clock_is_that_of_the_scheduler(name):
+    check_clock(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "make_scheduler"),
+    [
+        ("cogvideox-2b", lambda: CogVideoXDPMScheduler(prediction_type="v_prediction", rescale_betas_zero_snr=True)),
+        ("wan", lambda: FlowMatchEulerDiscreteScheduler(shift=5.0)),
+        ("ltx", lambda: FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)),
+    ],
+)
+def test_the_clock_with_other_schedulers(name, make_scheduler):
+    check_clock(name, make_scheduler)
+
+
+@every_pipeline
+def test_several_clips_at_once_are_each_the_clip_alone(name):
+    pipe, call = tiny_pipeline(name)
+    flexivid.enable(pipe, budget=0.6)
+    generators = [torch.Generator().manual_seed(seed) for seed in (0, 1)]
+    twice = {key: value.repeat_interleave(2, 0) for key, value in call.items() if isinstance(value, torch.Tensor)}
+    both = pipe(**call | twice, generator=generators).frames
+    torch.testing.assert_close(both[:1], sample(pipe, call), atol=1e-3, rtol=1e-3)
+
+
+def test_a_negative_prompt_beside_embedded_guidance():
+    """HunyuanVideo then calls the transformer twice a step: both at one patch size, both counted."""
+    pipe, call = tiny_pipeline("hunyuan-video")
+    negative = {f"negative_{key}": value.flip(0) * 0.5 for key, value in call.items() if "embeds" in key}
+    call |= negative | {"negative_prompt_attention_mask": call["prompt_attention_mask"], "true_cfg_scale": 3.0}
+    with flop_counter_mode() as full:
+        sample(pipe, call)
+    flexivid.enable(pipe, budget=0.6)
+    sample(pipe, call)
+    with flop_counter_mode() as counter:
+        sample(pipe, call)
+    summary = flexivid.summary(pipe)
+    assert all(len(step) == 2 and len(set(step)) == 1 for step in summary.steps)
+    assert summary.flops_full == pytest.approx(full.get_total_flops(), rel=0.01)
+    assert summary.flops_used == pytest.approx(counter.get_total_flops(), rel=0.01)
+    assert summary.ratio <= 0.6
+
+
+def test_guidance_that_is_batched_cannot_be_mixed():
+    pipe, _ = tiny_pipeline("ltx")
+    with pytest.raises(ValueError, match="weak-uncond needs a pipeline that calls its guidance branches apart; ltx"):
+        flexivid.enable(pipe, budget=0.6, guidance="weak-uncond")
+
+
+@every_pipeline
+def test_a_plan_is_what_the_call_runs(name):
+    pipe, call = tiny_pipeline(name)
+    flexivid.enable(pipe, budget=0.6)
+    planned = flexivid.plan(pipe, call["num_frames"], call["height"], call["width"], STEPS, text_length=7)
+    sample(pipe, call)
+    assert flexivid.summary(pipe).schedule == planned
