@@ -1,21 +1,29 @@
 """A tiny random transformer of every family in the table, out of its real diffusers class."""
 
 import torch
+from conftest import tiny_vae
 from diffusers import (
+    AutoencoderKLCogVideoX,
+    AutoencoderKLLTXVideo,
     CogVideoXDDIMScheduler,
+    CogVideoXImageToVideoPipeline,
     CogVideoXPipeline,
     CogVideoXTransformer3DModel,
     FlowMatchEulerDiscreteScheduler,
     HunyuanVideoPipeline,
     HunyuanVideoTransformer3DModel,
+    LTXImageToVideoPipeline,
     LTXPipeline,
     LTXVideoTransformer3DModel,
     MochiPipeline,
     MochiTransformer3DModel,
     UniPCMultistepScheduler,
+    WanImageToVideoPipeline,
     WanPipeline,
     WanTransformer3DModel,
 )
+from PIL import Image
+from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
 
 from flexivid.families import family_of, patch_size_of
 from flexivid.flexible import FlexTransformer
@@ -198,3 +206,69 @@ def tiny_pipeline(name: str, scheduler=None):
         call = _embeds(mask=True) | {"guidance_scale": 3.0, "num_frames": 19}
     pipe.set_progress_bar_config(disable=True)
     return pipe, common | call
+
+
+IMAGE_PIPELINES = ("wan2.1-i2v", "wan2.2-ti2v", "ltx-i2v", "cogvideox-i2v")
+
+
+def tiny_image_pipeline(name: str):
+    """(stock image-to-video pipeline with a tiny VAE, arguments of a call): latents come out."""
+    without = {"tokenizer": None, "text_encoder": None}
+    call = {"num_frames": 9, "height": 64, "width": 96, "num_inference_steps": STEPS, "output_type": "latent"}
+    call |= {"image": Image.new("RGB", (96, 64), (200, 40, 40)), "guidance_scale": 3.0}
+    torch.manual_seed(3)
+    if name.startswith("wan"):
+        per_token = name == "wan2.2-ti2v"
+        pipe = WanImageToVideoPipeline(
+            **without,
+            vae=tiny_vae(),
+            transformer=tiny("wan" if per_token else "wan-i2v"),
+            scheduler=UniPCMultistepScheduler(**UNIPC),
+            expand_timesteps=per_token,
+        )
+        call |= _embeds(mask=False)
+        if not per_token:
+            layers = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+            vision = CLIPVisionConfig(**layers, image_size=64, patch_size=4)  # 257 tokens, as of the published one
+            processor = CLIPImageProcessor(size={"shortest_edge": 64}, crop_size={"height": 64, "width": 64})
+            pipe.register_modules(image_encoder=CLIPVisionModel(vision).eval(), image_processor=processor)
+    elif name == "ltx-i2v":
+        blocks = (8, 8, 8, 8)
+        vae = AutoencoderKLLTXVideo(
+            latent_channels=CHANNELS,
+            block_out_channels=blocks,
+            decoder_block_out_channels=blocks,
+            layers_per_block=(1,) * 5,
+            decoder_layers_per_block=(1,) * 5,
+            spatio_temporal_scaling=(True, True, False, False),
+            decoder_spatio_temporal_scaling=(True, True, False, False),
+            decoder_inject_noise=(False,) * 5,
+            upsample_residual=(False,) * 4,
+            upsample_factor=(1,) * 4,
+            patch_size=1,
+        ).eval()
+        pipe = LTXImageToVideoPipeline(
+            **without, vae=vae, transformer=tiny("ltx"), scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0)
+        )
+        call |= _embeds(mask=True)
+    else:
+        vae = AutoencoderKLCogVideoX(
+            down_block_types=("CogVideoXDownBlock3D",) * 4,
+            up_block_types=("CogVideoXUpBlock3D",) * 4,
+            block_out_channels=(8, 8, 8, 8),
+            latent_channels=CHANNELS,
+            layers_per_block=1,
+            norm_num_groups=2,
+        ).eval()
+        transformer = tiny(
+            "cogvideox-5b", in_channels=2 * CHANNELS, use_learned_positional_embeddings=True, sample_frames=9
+        )
+        pipe = CogVideoXImageToVideoPipeline(
+            **without,
+            vae=vae,
+            transformer=transformer,
+            scheduler=CogVideoXDDIMScheduler(prediction_type="v_prediction", rescale_betas_zero_snr=True),
+        )
+        call |= _embeds(mask=False)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe, call

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from diffusers import CogVideoXDPMScheduler, FlowMatchEulerDiscreteScheduler
-from families import STEPS, TINY, tiny_pipeline
+from families import IMAGE_PIPELINES, STEPS, TINY, tiny_image_pipeline, tiny_pipeline
 
 import flexivid
 from flexivid.flexible import HOOK_NAME
@@ -52,6 +52,26 @@ def test_counted_flops_keep_the_budget_in_every_call(name, order):
         assert summary.flops_used == pytest.approx(counter.get_total_flops(), rel=0.01)
         assert summary.ratio <= 0.6
     assert torch.equal(*outputs)
+
+
+@pytest.mark.parametrize("name", IMAGE_PIPELINES)
+def test_image_to_video(name):
+    pipe, call = tiny_image_pipeline(name)
+    with flop_counter_mode() as full:
+        stock = sample(pipe, call)
+    with_vae = full.get_total_flops()
+    flexivid.enable(pipe, budget=1.0)
+    assert torch.equal(sample(pipe, call), stock)
+    flexivid.enable(pipe, budget=0.6)
+    first = sample(pipe, call)
+    with flop_counter_mode() as counter:
+        assert torch.equal(sample(pipe, call), first)
+    summary = flexivid.summary(pipe)
+    assert first.isfinite().all() and not torch.equal(first, stock)
+    assert len(summary.steps) == STEPS and summary.ratio <= 0.6
+    assert with_vae - counter.get_total_flops() == pytest.approx(summary.flops_full - summary.flops_used, rel=0.01)
+    flexivid.disable(pipe)
+    assert torch.equal(sample(pipe, call), stock)
 
 
 def clock(pipe, call: dict) -> list[tuple[int, float, float]]:
