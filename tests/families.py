@@ -22,6 +22,7 @@ from diffusers import (
     WanPipeline,
     WanTransformer3DModel,
 )
+from diffusers.models.embeddings import get_3d_rotary_pos_embed
 from PIL import Image
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
 
@@ -131,9 +132,9 @@ def inputs(
     family = family_of(transformer)
 
     def fill(name, value):
-        if isinstance(value, tuple):  # rotary tables: cos and sin of some angles
-            angles = torch.rand(value[0].shape, generator=generator)
-            return angles.cos(), angles.sin()
+        if isinstance(value, tuple):  # rotary tables, as CogVideoX's pipeline makes them
+            frames, *space = (n // p for n, p in zip(size, patch_size_of(transformer.config), strict=True))
+            return get_3d_rotary_pos_embed(value[0].shape[1], ((0, 0), space), space, frames)
         if not isinstance(value, torch.Tensor):
             return value
         shape = (batch, *value.shape[1:])

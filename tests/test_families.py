@@ -1,13 +1,17 @@
 """The conformance suite: what has to hold for every row of the table of families."""
 
 import dataclasses
+import math
 
 import pytest
 import torch
 from families import TINY, attach, coarse_patch_sizes, inputs, tiny
+from test_family_pipelines import check_clock
 
+from flexivid import families as families_module
+from flexivid import positions
 from flexivid.adapter import AdapterConfig, load_adapter, read_config, save_adapter, transformer_shape
-from flexivid.families import FAMILIES, family_of, patch_size_of
+from flexivid.families import FAMILIES, centred_tables, family_of, patch_size_of
 from flexivid.flexible import Choice, FlexTransformer
 from flexivid.flops import FlopCounter, flop_counter_mode
 from flexivid.folding import folding_for
@@ -16,6 +20,7 @@ from flexivid.modes import WeakMode
 from flexivid.parametrisation import noise_level, output_for_x0
 from flexivid.resize import resize_matrix
 from flexivid.schedules import multiple_of, parse_patch_size
+from flexivid.session import Session
 
 pytestmark = pytest.mark.filterwarnings("ignore:In CPU autocast")  # Mochi asks for one in float32
 every_family = pytest.mark.parametrize("name", TINY)
@@ -77,30 +82,22 @@ def upsampled(latents: torch.Tensor, base_patch, coarse_patch) -> torch.Tensor:
     return large.permute(0, 1, 2, 5, 3, 6, 4, 7).flatten(6).flatten(4, 5).flatten(2, 3)
 
 
-def with_positions(transformer, flex, folding, small: dict, large: dict) -> dict:
-    """Makes the stock transformer run at the positions of the coarse grid: its call, and the module's forward."""
-    family = flex.family
-    module = transformer.get_submodule(family.positions)
-    stock = type(module).forward
+def at_coarse_positions(transformer, flex: FlexTransformer, folding, small: dict, large: dict) -> dict:
+    """Makes the stock transformer run at the positions of the coarse grid; returns the arguments to call it with."""
+    family, module = flex.family, transformer.get_submodule(flex.family.positions)
+    stock = module.forward
+
+    def forward(*args, **kwargs):
+        module.forward = stock  # what `centred` calls
+        try:
+            return family.centred(module, stock, folding, *args, **kwargs)
+        finally:
+            module.forward = forward
+
+    module.forward = forward
     if family.rope_argument in small:
-        small = small | {family.rope_argument: coarse_tables(flex, folding, large[family.rope_argument])}
-    if family.name != "cogvideox":
-        module.forward = lambda *args, **kwargs: family.centred(
-            module, lambda *a, **k: stock(module, *a, **k), folding, *args, **kwargs
-        )
-    elif module.use_positional_embeddings:
-
-        def forward(text, latents):
-            return family.centred(module, lambda *a: stock(module, *a), folding, text, latents)
-
-        module.forward = forward
+        small = small | {family.rope_argument: centred_tables(large[family.rope_argument], folding, token_axis=0)}
     return small
-
-
-def coarse_tables(flex, folding, tables):
-    from flexivid.families import centred_tables
-
-    return centred_tables(tables, folding, token_axis=0)
 
 
 def check_scaling(name: str, kind: int) -> None:
@@ -126,7 +123,7 @@ def check_scaling(name: str, kind: int) -> None:
     coarse = family.latents(large | {"hidden_states": run(transformer, large)})
     folding = folding_for(large_size, multiple, base_patch, False)
     flex.remove()
-    small = with_positions(transformer, flex, folding, small, large)
+    small = at_coarse_positions(transformer, flex, folding, small, large)
     base = family.latents(small | {"hidden_states": run(transformer, small)})
     torch.testing.assert_close(coarse, upsampled(base, base_patch, coarse_patch), atol=1e-4, rtol=0)
 
@@ -135,6 +132,82 @@ def check_scaling(name: str, kind: int) -> None:
 @pytest.mark.parametrize("kind", [SPACE, TIME, BOTH])
 def test_direct_coarse_pass_over_upsampled_latents_is_the_base_pass_at_coarse_positions(name, kind):
     check_scaling(name, kind)
+
+
+def positions_of(transformer, call: dict) -> list[torch.Tensor]:
+    """The tables that a forward works with: rotary ones as phasors, and what is added to tokens."""
+    family, found = family_of(transformer), []
+    length = call["encoder_hidden_states"].shape[1]
+
+    def of_module(module, args, output):
+        found.append(torch.complex(*output) if isinstance(output, tuple) else output[:, length:])
+
+    def of_block(block, args, kwargs):
+        if kwargs["image_rotary_emb"] is not None:
+            found.append(torch.complex(*kwargs["image_rotary_emb"]))
+
+    handles = [transformer.get_submodule(family.positions).register_forward_hook(of_module)]
+    if family.rope_argument:
+        block = transformer.transformer_blocks[0]
+        handles.append(block.register_forward_pre_hook(of_block, with_kwargs=True))
+    run(transformer, call)
+    for handle in handles:
+        handle.remove()
+    return found
+
+
+def check_positions(name: str) -> None:
+    """A coarse token stands at the mean of the positions of the four base tokens that it covers."""
+    transformer = tiny(name)
+    patch_size = coarse_patch_sizes(transformer)[SPACE]
+    flex = attach(transformer, [patch_size], "direct")
+    size = tuple(n * p for n, p in zip((3, 4, 6), flex.base_patch, strict=True))
+    call = inputs(transformer, 1, size)
+    call["hidden_states"] = torch.zeros_like(call["hidden_states"])  # of tokens only what is added to them is left
+    base = positions_of(transformer, call)
+    flex.policy = flex.fixed_policy(patch_size)
+    coarse = positions_of(transformer, call)
+    assert len(base) == len(coarse) >= 1
+    for fine, of_coarse in zip(base, coarse, strict=True):
+        axis = next(i for i, length in enumerate(fine.shape) if length == 72)
+        fine = fine.movedim(axis, 0).unflatten(0, (3, 2, 2, 3, 2)).transpose(2, 3)
+        of_coarse = of_coarse.movedim(axis, 0).unflatten(0, (3, 2, 3))
+        corners = fine.flatten(3, 4)
+        # Angles add up where phasors are multiplied.
+        expected = corners.prod(3) if fine.is_complex() else corners.mean(3)
+        torch.testing.assert_close(of_coarse**4 if fine.is_complex() else of_coarse, expected, atol=1e-4, rtol=0)
+
+
+@every_family
+def test_coarse_tokens_stand_at_the_centre_of_what_they_cover(name):
+    check_positions(name)
+
+
+@pytest.mark.parametrize("name", ["wan", "ltx"])
+@pytest.mark.parametrize("parametrisation", ["snr", "direct"])
+def test_a_timestep_per_token(name, parametrisation):
+    """Wan2.2 TI2V and LTX image-to-video: clean tokens have timestep 0, and stay what they are."""
+    transformer = tiny(name)
+    patch_size = coarse_patch_sizes(transformer)[BOTH]
+    flex = attach(transformer, [patch_size], parametrisation)
+    flex.policy = flex.fixed_policy(patch_size)
+    size = size_for(transformer)
+    call, frames = inputs(transformer, size=size), size[0]
+    of_all = run(transformer, call)
+    tokens = math.prod(n // p for n, p in zip(size, flex.base_patch, strict=True))
+    call["timestep"] = torch.full((2, tokens), 800.0)
+    torch.testing.assert_close(run(transformer, call), of_all, atol=1e-5, rtol=1e-4)
+    call["timestep"].view(2, frames, -1)[:, 0] = 0
+    told = []
+    transformer.get_submodule("condition_embedder" if name == "wan" else "time_embed").register_forward_pre_hook(
+        lambda module, args: told.append(args[0])
+    )
+    output = flex.family.latents(call | {"hidden_states": run(transformer, call)})
+    assert output.isfinite().all()
+    levels = told[0].view(2, -(-(frames - 1) // 2) + 1, -1)
+    assert (levels[:, 0] == 0).all() and (levels[:, 1:] > 0).all()
+    if parametrisation == "snr":
+        assert not output[:, :, 0].any() and output[:, :, 1:].any()
 
 
 @every_family
@@ -259,3 +332,26 @@ class TestPlantedFaults:
         monkeypatch.setattr(WeakMode, "__init__", turned)
         with pytest.raises(AssertionError):
             check_scaling(name, SPACE)
+
+    @pytest.mark.parametrize("name", ["wan", "ltx", "cogvideox-2b", "cogvideox-5b", "hunyuan-video"])
+    def test_positions_that_are_not_strided(self, name, monkeypatch):
+        def first_ones(table, token_sources):
+            t, h, w = (len(sources) for sources in token_sources)
+            return table[:t, :h, :w]
+
+        monkeypatch.setattr(positions, "middle", first_ones)
+        monkeypatch.setattr(families_module, "middle", first_ones)
+        with pytest.raises(AssertionError):
+            check_positions(name)
+
+    @pytest.mark.parametrize("name", ["wan", "cogvideox-2b", "mochi"])
+    def test_a_clock_off_by_one(self, name, monkeypatch):
+        stock = Session._clock
+
+        def late(self, *args):
+            step, branch, steps = stock(self, *args)
+            return min(step + 1, steps - 1), branch, steps
+
+        monkeypatch.setattr(Session, "_clock", late)
+        with pytest.raises((AssertionError, ValueError)):
+            check_clock(name)
