@@ -16,7 +16,15 @@ from flexivid.families import family_of, patch_size_of
 from flexivid.flexible import HOOK_NAME, FlexTransformer
 from flexivid.lora import remove_lora
 from flexivid.parametrisation import PARAMETRISATIONS
-from flexivid.schedules import Schedule, check_budget, check_order, format_patch_size, multiple_of, parse_patch_size
+from flexivid.schedules import (
+    Schedule,
+    check_budget,
+    check_order,
+    format_patch_size,
+    multiple_of,
+    parse_patch_size,
+    spatially_doubled,
+)
 from flexivid.session import Session, Summary
 
 COMPONENTS = ("transformer", "transformer_2")
@@ -165,10 +173,10 @@ def _modes_of(schedule: Schedule | str | None, config, base_patch: tuple[int, in
     """The weak patch sizes if the user names none: the adapter's, the schedule's, or one twice as large in space."""
     if config is not None:
         return config.patch_sizes
-    (t, h, w), powerful = base_patch, format_patch_size(base_patch)
+    powerful = format_patch_size(base_patch)
     text = " ".join(name for step in schedule.steps for name in step) if isinstance(schedule, Schedule) else schedule
     named = [name for name in re.findall(r"\d+x\d+x\d+", text or "") if name != powerful]
-    return named or [format_patch_size((t, 2 * h, 2 * w))]
+    return named or [spatially_doubled(base_patch)]
 
 
 def disable(target: DiffusionPipeline | nn.Module) -> None:
@@ -197,7 +205,10 @@ def plan(
     if flex is None:
         raise ValueError("nothing to plan: enable the pipeline first")
     family, config = flex.family, flex.transformer.config
-    stride, shrink = (getattr(pipe, name) for name in family.vae_factors)
+    time, space = family.vae_factors
+    if space is None:
+        raise ValueError(f"a plan for {family.name} is not possible: its pipeline does not tell the sizes of latents")
+    stride, shrink = getattr(pipe, time) if time else 1, getattr(pipe, space)
     patch_frames = flex.base_patch[0]
     latent_frames = math.ceil(((frames - 1) // stride + 1) / patch_frames) * patch_frames  # CogVideoX-1.5 pads to it
     latents = (latent_frames, height // shrink, width // shrink)

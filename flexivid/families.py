@@ -5,12 +5,13 @@ What is really different in a family, such as where its positions come from, is 
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 from unittest import mock
 
 import torch
 from diffusers.configuration_utils import FrozenDict
+from diffusers.models.embeddings import PatchEmbed, get_2d_sincos_pos_embed
 from diffusers.models.transformers.transformer_mochi import MochiRoPE
 from einops import rearrange
 
@@ -29,7 +30,7 @@ class Family:
     embedder: attribute path of the layer that embeds patches, a Conv3d, Conv2d or Linear. head: that of the output
         projection, a Linear. channels_last: its rows are ordered p_t, p_h, p_w, channel, else channel, p_t, p_h, p_w.
     layout: how `hidden_states` hold latents, an einops pattern of b, c, t, h, w. sizes: the arguments of `forward`
-        that name the axes of the token grid, where the layout alone does not tell them apart.
+        that name the axes of the token grid, where the layout alone does not tell them apart, or a number.
     positions: attribute path of the module that makes positions, and `centred`, which calls it for coarse tokens:
         (module, its stock forward, folding, *its arguments) -> what the module returns.
     rope_argument: the argument of `forward` with rotary tables (tokens, D), where the pipeline makes them.
@@ -38,10 +39,12 @@ class Family:
     guidance: `separate`, the pipeline calls the transformer once a guidance branch, so that branches can differ;
         `batched`, one call with both; `embedded`, the scale is an input of the network.
     lora_targets: regular expression of the modules that LoRA adapts: self-attention and feed-forward, not
-        cross-attention (the paper's best).
-    vae_factors: attributes of the pipeline with the compression of its VAE in time and in space.
+        cross-attention (the paper's best). None where diffusers' class takes no adapters.
+    vae_factors: attributes of the pipeline with the compression of its VAE in time and in space, None if it has none.
     example: (config, latent size (T, H, W), text length) -> the arguments of one forward of one clip, for counting.
     counting: a context in which the forward runs on the meta device.
+    temporal: patches may be larger in time too. fixed_out_channels: the forward cuts its output into
+        `self.out_channels`, which has to be that of a weak head while one runs.
     """
 
     name: str
@@ -53,19 +56,21 @@ class Family:
     centred: Callable
     prediction: Prediction
     guidance: Literal["separate", "batched", "embedded"]
-    lora_targets: str
-    vae_factors: tuple[str, str]
+    lora_targets: str | None
+    vae_factors: tuple[str | None, str | None]
     example: Callable[[FrozenDict, Size3, int], dict]
     layout: str = "b c t h w"
-    sizes: tuple[tuple[str, str], ...] = ()
+    sizes: tuple[tuple[str, str | int], ...] = ()
     rope_argument: str | None = None
     time_scale: float = 1000.0
     causal: bool = True
     counting: Callable[[], AbstractContextManager] = nullcontext
+    temporal: bool = True
+    fixed_out_channels: bool = False
 
     def latents(self, call: dict) -> torch.Tensor:
         """The latents of a call, (B, C, T, H, W)."""
-        sizes = {axis: call[argument] for axis, argument in self.sizes}
+        sizes = {axis: call.get(argument, argument) for axis, argument in self.sizes}
         return rearrange(call["hidden_states"], f"{self.layout} -> b c t h w", **sizes)
 
     def packed(self, latents: torch.Tensor) -> torch.Tensor:
@@ -75,7 +80,8 @@ class Family:
     def arguments_for(self, latents: torch.Tensor) -> dict:
         """The arguments of `forward` that hold latents (B, C, T, H, W)."""
         lengths = dict(zip("bcthw", latents.shape, strict=True))
-        return {"hidden_states": self.packed(latents), **{argument: lengths[axis] for axis, argument in self.sizes}}
+        sizes = {argument: lengths[axis] for axis, argument in self.sizes if isinstance(argument, str)}
+        return {"hidden_states": self.packed(latents), **sizes}
 
 
 def patch_size_of(config: FrozenDict) -> Size3:
@@ -104,12 +110,13 @@ def _of_latents(token_axis: int) -> Callable:
     return centred
 
 
-def _tensors(config: FrozenDict, size: Size3, length: int, text_dim: str, mask: bool = False) -> dict:
+def _tensors(config: FrozenDict, size: Size3, length: int, text_dim: str | None, mask: bool = False) -> dict:
     call = {
         "hidden_states": torch.empty(1, config["in_channels"], *size, device="meta"),
         "timestep": torch.empty(1, device="meta"),
-        "encoder_hidden_states": torch.empty(1, length, config[text_dim], device="meta"),
     }
+    if text_dim is not None:
+        call["encoder_hidden_states"] = torch.empty(1, length, config[text_dim], device="meta")
     if mask:
         call["encoder_attention_mask"] = torch.empty(1, length, dtype=torch.bool, device="meta")
     return call
@@ -139,6 +146,7 @@ WAN = Family(
     vae_factors=("vae_scale_factor_temporal", "vae_scale_factor_spatial"),
     example=_wan_example,
 )
+SKYREELS_V2 = replace(WAN, name="skyreels-v2", transformer_class="SkyReelsV2Transformer3DModel")  # arXiv 2504.13074
 
 
 # LTX-Video (arXiv 2501.00103)
@@ -297,7 +305,104 @@ MOCHI = Family(
 )
 
 
-FAMILIES = (WAN, LTX, COGVIDEOX, HUNYUAN_VIDEO, MOCHI)
+# Sana-Video (arXiv 2509.24695): linear attention, so that patch size costs what it covers and no more
+
+
+SANA_VIDEO = Family(
+    name="sana-video",
+    transformer_class="SanaVideoTransformer3DModel",
+    embedder="patch_embedding",
+    head="proj_out",
+    channels_last=True,
+    positions="rope",
+    centred=_of_latents(token_axis=1),
+    prediction="flow",
+    guidance="batched",
+    lora_targets=r"transformer_blocks\.\d+\.attn1\.(to_q|to_k|to_v|to_out\.0)",  # the feed-forward is a convolution
+    vae_factors=("vae_scale_factor_temporal", "vae_scale_factor_spatial"),
+    example=lambda config, size, length: _tensors(config, size, length, "caption_channels", mask=True),
+)
+
+
+# Latte (arXiv 2401.03048), and the image models of the FlexiDiT paper, clips of one frame
+
+
+def _sincos_embedding(module: PatchEmbed, stock, folding: Folding, latents: torch.Tensor) -> torch.Tensor:
+    """Adds the table of the base grid, which stock code makes for the grid that it sees."""
+    table, (_, *grid) = module.pos_embed, folding.grid
+    positions = table
+    if grid != [module.height, module.width]:
+        scale = {"base_size": module.base_size, "interpolation_scale": module.interpolation_scale}
+        positions = get_2d_sincos_pos_embed(table.shape[-1], grid, **scale, device=latents.device, output_type="pt")
+    module.pos_embed = None
+    try:
+        tokens = stock(latents)
+    finally:
+        module.pos_embed = table
+    of_one_frame = torch.zeros(1, 1, dtype=torch.long), *folding.token_sources[1:]
+    return tokens + middle(positions.view(1, *grid, -1), of_one_frame).flatten(0, 2).to(tokens.dtype)
+
+
+LATTE = Family(
+    name="latte",
+    transformer_class="LatteTransformer3DModel",
+    embedder="pos_embed.proj",
+    head="proj_out",
+    channels_last=True,
+    positions="pos_embed",
+    centred=_sincos_embedding,
+    prediction="epsilon",
+    guidance="batched",
+    lora_targets=None,
+    vae_factors=(None, "vae_scale_factor"),
+    example=lambda config, size, length: _tensors(config, size, length, "caption_channels"),
+    causal=False,
+    temporal=False,  # its learned table of frames has one length
+    fixed_out_channels=True,
+)
+
+
+def _dit_example(config, size, length):
+    call = _tensors(config, size, length, None)
+    return (
+        call
+        | DIT.arguments_for(call["hidden_states"])
+        | {"class_labels": torch.empty(1, dtype=torch.long, device="meta")}
+    )
+
+
+DIT = replace(
+    LATTE,
+    name="dit",  # arXiv 2212.09748
+    transformer_class="DiTTransformer2DModel",
+    head="proj_out_2",
+    vae_factors=(None, None),
+    example=_dit_example,
+    layout="b c (t h) w",
+    sizes=(("t", 1),),
+)
+
+
+def _pixart_example(config, size, length):
+    call = _tensors(config, size, length, "caption_channels", mask=True)
+    return (
+        call
+        | PIXART.arguments_for(call["hidden_states"])
+        | {"added_cond_kwargs": {"resolution": None, "aspect_ratio": None}}
+    )
+
+
+PIXART = replace(
+    DIT,
+    name="pixart",  # arXiv 2310.00426
+    transformer_class="PixArtTransformer2DModel",
+    head="proj_out",
+    vae_factors=(None, "vae_scale_factor"),
+    example=_pixart_example,
+)
+
+
+FAMILIES = (WAN, SKYREELS_V2, LTX, COGVIDEOX, HUNYUAN_VIDEO, MOCHI, SANA_VIDEO, LATTE, DIT, PIXART)
 
 
 def family_of(transformer: torch.nn.Module) -> Family:

@@ -5,6 +5,7 @@ pass everything through untouched; in a weak mode the root folds the latents, ca
 """
 
 import inspect
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -20,7 +21,7 @@ from flexivid.families import centred_tables, family_of, patch_size_of
 from flexivid.folding import Folding, folding_for
 from flexivid.modes import WeakMode
 from flexivid.parametrisation import FLOWS, noise_level, normaliser, output_for_x0, predicted_x0, timestep_at
-from flexivid.schedules import format_patch_size
+from flexivid.schedules import format_patch_size, parse_patch_size, spatially_doubled
 
 HOOK_NAME = "flexivid"
 
@@ -64,6 +65,9 @@ class FlexTransformer:
         self.powerful = format_patch_size(self.base_patch)
         if self.powerful in patch_sizes:
             raise ValueError(f"{self.powerful} is the model's own patch size; modes lists the coarser ones")
+        if not self.family.temporal and any(parse_patch_size(name)[0] > self.base_patch[0] for name in patch_sizes):
+            example = spatially_doubled(self.base_patch)
+            raise ValueError(f"patches of {self.family.name} may be larger in space only, such as {example}")
         self.weak_modes = nn.ModuleDict(
             {
                 name: WeakMode(
@@ -285,6 +289,18 @@ class FlexTransformer:
         finally:
             _set_cache_context(self.transformer, self._context)
 
+    @contextmanager
+    def _out_channels_of(self, mode: WeakMode) -> Iterator[None]:
+        if not self.family.fixed_out_channels:
+            yield
+            return
+        stock = self.transformer.out_channels
+        self.transformer.out_channels = mode.head.out_features // math.prod(self.base_patch)
+        try:
+            yield
+        finally:
+            self.transformer.out_channels = stock
+
     def _weak_forward(self, stock_forward: Callable, call: dict, choice: Choice) -> torch.Tensor:
         """The prediction at a weak patch size, (B, C_out, T, H, W)."""
         family, latents = self.family, self.family.latents(call)
@@ -302,7 +318,7 @@ class FlexTransformer:
             tables = call.get(family.rope_argument)
             if tables is not None:
                 changed[family.rope_argument] = centred_tables(tables, folding, token_axis=0)
-            with self._cache_of(choice):
+            with self._cache_of(choice), self._out_channels_of(mode):
                 output = stock_forward(**{**call, **changed})[0]
             return family.latents({**call, **changed, "hidden_states": output}).float()
 
@@ -322,26 +338,25 @@ class FlexTransformer:
         alpha, s = fine = self._noise_level(call, choice)
         if s.shape[2:].numel() > 1:
             alpha, s = folding.block_mean(alpha), folding.block_mean(s)
-        x_t, prediction_type = latents[:, : mode.out_channels].float(), family.prediction
+        # Condition channels carry no noise: they are averaged as they are. What a model predicts beside its latents,
+        # the variance of image models, is upsampled as it is.
+        channels, prediction_type = min(mode.out_channels, latents.shape[1]), family.prediction
+        x_t = latents[:, :channels].float()
         kappa = folding.kappa.to(latents.device)
         typical_kappa = kappa.median()
         c = normaliser(prediction_type, alpha, s, kappa)
-        # Condition channels carry no noise: they are averaged as they are.
-        noisy, condition = (
-            folding.fold(latents.float())
-            .unflatten(1, (-1, latents.shape[1]))
-            .split([mode.out_channels, latents.shape[1] - mode.out_channels], dim=2)
-        )
-        folded = torch.cat([noisy / c.unsqueeze(1), condition], dim=2).flatten(1, 2)
+        by_block = folding.fold(latents.float()).unflatten(1, (-1, latents.shape[1]))
+        folded = torch.cat([by_block[:, :, :channels] / c.unsqueeze(1), by_block[:, :, channels:]], dim=2).flatten(1, 2)
         # Every block has its own c; the network is told the noise level of one without padding.
         typical_c = normaliser(prediction_type, alpha, s, typical_kappa)
         level = by_token(alpha / typical_c), by_token(s * typical_kappa / typical_c)
         timestep = timestep_at(prediction_type, *level, family.time_scale, self._table(latents.device))
-        coarse, residual = network(folded, timestep).tensor_split([mode.out_channels], dim=1)
+        coarse, beside, residual = network(folded, timestep).tensor_split([channels, mode.out_channels], dim=1)
         x_coarse = folding.block_mean(x_t) / c
         x_0_coarse = predicted_x0(prediction_type, x_coarse, coarse, alpha / c, s * kappa / c)
-        x_0 = folding.upsample(x_0_coarse) + folding.unfold(residual)
-        return output_for_x0(prediction_type, x_t, x_0, *fine).to(latents.dtype)
+        x_0 = folding.upsample(torch.cat([x_0_coarse, beside], 1)) + folding.unfold(residual)
+        prediction = output_for_x0(prediction_type, x_t, x_0[:, :channels], *fine)
+        return torch.cat([prediction, x_0[:, channels:]], 1).to(latents.dtype)
 
 
 def compile_blocks(transformer: nn.Module) -> None:

@@ -24,18 +24,25 @@ def flop_counter_mode() -> FlopCounterMode:
 NOT_COUNTED = ("return_dict", "attention_kwargs")
 
 
-def _tensors(value) -> list[torch.Tensor]:
-    return [part for part in (value if isinstance(value, tuple) else [value]) if isinstance(part, torch.Tensor)]
-
-
 def _of_one_clip(value):
     """An argument of `forward` without its values: tensors for one clip. Tables come in tuples, for all clips alike."""
-    if not _tensors(value):
-        return value
+    if isinstance(value, dict):
+        return {name: _of_one_clip(part) for name, part in value.items()}
     if isinstance(value, tuple):
-        return tuple(torch.empty(table.shape, device="meta") for table in value)
+        return tuple(torch.empty_like(part, device="meta") if torch.is_tensor(part) else part for part in value)
+    if not torch.is_tensor(value):
+        return value
     dtype = None if value.is_floating_point() else value.dtype  # the twin is in float32
     return torch.empty(1, *value.shape[1:], dtype=dtype, device="meta")
+
+
+def _shapes(value) -> str:
+    """What an argument's FLOPs depend on."""
+    if isinstance(value, dict):
+        return str({name: _shapes(part) for name, part in value.items()})
+    if isinstance(value, tuple):
+        return str([_shapes(part) for part in value])
+    return str(tuple(value.shape) if torch.is_tensor(value) else value)
 
 
 class FlopCounter:
@@ -63,8 +70,7 @@ class FlopCounter:
     def count(self, patch_size: str, call: dict) -> int:
         """FLOPs (2 per multiply-add) of one forward of one clip, with arguments shaped as in `call`."""
         inputs = {name: _of_one_clip(value) for name, value in call.items() if name not in NOT_COUNTED}
-        shapes = {name: [t.shape for t in _tensors(value)] or value for name, value in inputs.items()}
-        key = (patch_size, str(sorted(shapes.items())))
+        key = (patch_size, _shapes(inputs))
         if key not in self._counts:
             self.twin.policy = self.twin.fixed_policy(patch_size)
             # The user's attention backend may not run on meta tensors, or not be known to the counter; and a counter

@@ -11,9 +11,12 @@ from flexivid.flexible import HOOK_NAME, FlexTransformer
 def add_lora(flex: FlexTransformer, rank: int) -> None:
     """Adds one idle LoRA per weak mode, of `rank`, to self-attention and feed-forward layers.
 
-    The user's active adapters stay active. Raises ValueError if they are fused into the weights.
+    The user's active adapters stay active. Raises ValueError if they are fused into the weights, or if the
+    class takes no adapters.
     """
     transformer = flex.transformer
+    if flex.family.lora_targets is None:
+        raise ValueError(f"{type(transformer).__name__} of diffusers takes no LoRA; the objective `shared` needs none")
     layers = [layer for layer in transformer.modules() if isinstance(layer, BaseTunerLayer)]
     if any(layer.merged for layer in layers):
         raise ValueError("a LoRA is fused into this model: call unload_lora_weights() after fuse_lora(), then enable")

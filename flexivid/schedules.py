@@ -53,6 +53,12 @@ def format_patch_size(patch_size: PatchSize) -> str:
     return f"{t}x{h}x{w}"
 
 
+def spatially_doubled(base: PatchSize) -> str:
+    """The weak patch size that is tried first: twice as large in space."""
+    t, h, w = base
+    return format_patch_size((t, 2 * h, 2 * w))
+
+
 def multiple_of(patch_size: PatchSize, base: PatchSize) -> PatchSize:
     """How many base patches a patch spans: `(1, 4, 4)` over `(1, 2, 2)` -> `(1, 2, 2)`.
 

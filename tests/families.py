@@ -9,14 +9,19 @@ from diffusers import (
     CogVideoXImageToVideoPipeline,
     CogVideoXPipeline,
     CogVideoXTransformer3DModel,
+    DiTTransformer2DModel,
     FlowMatchEulerDiscreteScheduler,
     HunyuanVideoPipeline,
     HunyuanVideoTransformer3DModel,
+    LatteTransformer3DModel,
     LTXImageToVideoPipeline,
     LTXPipeline,
     LTXVideoTransformer3DModel,
     MochiPipeline,
     MochiTransformer3DModel,
+    PixArtTransformer2DModel,
+    SanaVideoTransformer3DModel,
+    SkyReelsV2Transformer3DModel,
     UniPCMultistepScheduler,
     WanImageToVideoPipeline,
     WanPipeline,
@@ -28,6 +33,7 @@ from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
 
 from flexivid.families import family_of, patch_size_of
 from flexivid.flexible import FlexTransformer
+from flexivid.lora import add_lora
 
 CHANNELS, TEXT = 4, 16
 
@@ -54,9 +60,20 @@ COGVIDEOX = {
     "sample_frames": 17,
     "max_text_seq_length": 7,
 }
+IMAGE = {
+    "num_attention_heads": 2,
+    "attention_head_dim": 12,
+    "in_channels": CHANNELS,
+    "out_channels": 2 * CHANNELS,
+    "num_layers": 2,
+    "sample_size": 12,
+    "patch_size": 2,
+}
+IMAGE_WITH_TEXT = IMAGE | {"caption_channels": TEXT, "cross_attention_dim": 24}
 # name: (class, config)
 TINY = {
     "wan": (WanTransformer3DModel, WAN),
+    "skyreels-v2": (SkyReelsV2Transformer3DModel, WAN),
     "wan-i2v": (
         WanTransformer3DModel,
         WAN | {"in_channels": 2 * CHANNELS + 4, "image_dim": 8, "added_kv_proj_dim": 48},
@@ -110,7 +127,30 @@ TINY = {
             "max_sequence_length": 7,
         },
     ),
+    "sana-video": (
+        SanaVideoTransformer3DModel,
+        {
+            "in_channels": CHANNELS,
+            "out_channels": CHANNELS,
+            "num_attention_heads": 2,
+            "attention_head_dim": 12,
+            "num_layers": 2,
+            "num_cross_attention_heads": 2,
+            "cross_attention_head_dim": 12,
+            "cross_attention_dim": 24,
+            "caption_channels": TEXT,
+        },
+    ),
+    "latte": (
+        LatteTransformer3DModel,
+        IMAGE_WITH_TEXT | {"video_length": 5, "norm_type": "ada_norm_single", "norm_elementwise_affine": False},
+    ),
+    "dit": (DiTTransformer2DModel, IMAGE | {"num_embeds_ada_norm": 10, "norm_num_groups": 2}),
+    "pixart": (PixArtTransformer2DModel, IMAGE_WITH_TEXT | {"use_additional_conditions": False, "norm_num_groups": 2}),
 }
+# What their classes allow: one frame, square ones, frames as many as their table has.
+IMAGES = ("dit", "pixart")
+SQUARE = ("dit",)
 
 
 def tiny(name: str, **overrides) -> torch.nn.Module:
@@ -124,9 +164,14 @@ def tiny(name: str, **overrides) -> torch.nn.Module:
     return transformer
 
 
-def inputs(
-    transformer, batch: int = 2, size: tuple[int, int, int] = (5, 8, 12), length: int = 7, seed: int = 0
-) -> dict:
+def grid_for(transformer, height: int, width: int) -> tuple[int, int, int]:
+    """A size of latents with so many rows and columns of tokens, and five frames of them, if its class allows that."""
+    family, (p_t, p_h, p_w) = family_of(transformer), patch_size_of(transformer.config)
+    width = height if family.name in SQUARE else width
+    return (1 if family.name in IMAGES else 5) * p_t, height * p_h, width * p_w
+
+
+def inputs(transformer, size: tuple[int, int, int], batch: int = 2, length: int = 7) -> dict:
     """Arguments of one forward, random: those of the row's example, filled."""
     generator = torch.Generator().manual_seed(0)
     family = family_of(transformer)
@@ -137,6 +182,8 @@ def inputs(
             return get_3d_rotary_pos_embed(value[0].shape[1], ((0, 0), space), space, frames)
         if not isinstance(value, torch.Tensor):
             return value
+        if name == "class_labels":
+            return torch.arange(batch)
         shape = (batch, *value.shape[1:])
         if value.dtype == torch.bool:
             return torch.ones(shape, dtype=torch.bool)
@@ -154,9 +201,18 @@ def attach(transformer, patch_sizes: list[str], parametrisation: str = "snr") ->
     return flex
 
 
+def add_lora_if_possible(flex: FlexTransformer) -> int:
+    """The rank: 0 where diffusers' class takes no adapters."""
+    if flex.family.lora_targets is None:
+        return 0
+    add_lora(flex, rank=4)
+    return 4
+
+
 def coarse_patch_sizes(transformer) -> list[str]:
     t, h, w = patch_size_of(transformer.config)
-    return [f"{t}x{2 * h}x{2 * w}", f"{2 * t}x{h}x{w}", f"{2 * t}x{2 * h}x{2 * w}"]
+    space, time, both = f"{t}x{2 * h}x{2 * w}", f"{2 * t}x{h}x{w}", f"{2 * t}x{2 * h}x{2 * w}"
+    return [space, time, both] if family_of(transformer).temporal else [space, f"{t}x{4 * h}x{4 * w}"]
 
 
 STEPS = 8
