@@ -3,24 +3,32 @@
 import torch
 from conftest import tiny_vae
 from diffusers import (
+    AutoencoderKL,
     AutoencoderKLCogVideoX,
     AutoencoderKLLTXVideo,
     CogVideoXDDIMScheduler,
     CogVideoXImageToVideoPipeline,
     CogVideoXPipeline,
     CogVideoXTransformer3DModel,
+    DDIMScheduler,
+    DiTPipeline,
     DiTTransformer2DModel,
+    DPMSolverMultistepScheduler,
     FlowMatchEulerDiscreteScheduler,
     HunyuanVideoPipeline,
     HunyuanVideoTransformer3DModel,
+    LattePipeline,
     LatteTransformer3DModel,
     LTXImageToVideoPipeline,
     LTXPipeline,
     LTXVideoTransformer3DModel,
     MochiPipeline,
     MochiTransformer3DModel,
+    PixArtSigmaPipeline,
     PixArtTransformer2DModel,
+    SanaVideoPipeline,
     SanaVideoTransformer3DModel,
+    SkyReelsV2Pipeline,
     SkyReelsV2Transformer3DModel,
     UniPCMultistepScheduler,
     WanImageToVideoPipeline,
@@ -145,7 +153,7 @@ TINY = {
         LatteTransformer3DModel,
         IMAGE_WITH_TEXT | {"video_length": 5, "norm_type": "ada_norm_single", "norm_elementwise_affine": False},
     ),
-    "dit": (DiTTransformer2DModel, IMAGE | {"num_embeds_ada_norm": 10, "norm_num_groups": 2}),
+    "dit": (DiTTransformer2DModel, IMAGE | {"num_embeds_ada_norm": 1000, "norm_num_groups": 2}),
     "pixart": (PixArtTransformer2DModel, IMAGE_WITH_TEXT | {"use_additional_conditions": False, "norm_num_groups": 2}),
 }
 # What their classes allow: one frame, square ones, frames as many as their table has.
@@ -237,9 +245,32 @@ def tiny_pipeline(name: str, scheduler=None):
     common = {"num_frames": 17, "height": 64, "width": 96, "num_inference_steps": STEPS, "output_type": "latent"}
     transformer = tiny(name)
     euler = FlowMatchEulerDiscreteScheduler(shift=3.0)
-    if name == "wan":
-        pipe = WanPipeline(**without, transformer=transformer, scheduler=scheduler or UniPCMultistepScheduler(**UNIPC))
+    if name in ("wan", "skyreels-v2"):
+        pipeline = WanPipeline if name == "wan" else SkyReelsV2Pipeline
+        pipe = pipeline(**without, transformer=transformer, scheduler=scheduler or UniPCMultistepScheduler(**UNIPC))
         call = _embeds(mask=False) | {"guidance_scale": 3.0}
+    elif name == "sana-video":
+        flow = DPMSolverMultistepScheduler(**UNIPC)
+        pipe = SanaVideoPipeline(**without, transformer=transformer, scheduler=scheduler or flow)
+        call = _embeds(mask=True) | {"frames": common.pop("num_frames"), "use_resolution_binning": False}
+        call["negative_prompt"] = None
+    elif name in ("latte", "dit", "pixart"):
+        del common["num_frames"]
+        common["width"] = common["height"] = 96
+        if name == "latte":
+            pipe = LattePipeline(**without, transformer=transformer, scheduler=scheduler or DDIMScheduler())
+            call = _embeds(mask=False) | {"video_length": 5, "negative_prompt": None}
+        elif name == "pixart":
+            pipe = PixArtSigmaPipeline(
+                **without, transformer=transformer, scheduler=scheduler or DPMSolverMultistepScheduler()
+            )
+            call = _embeds(mask=True) | {"use_resolution_binning": False, "negative_prompt": None}
+        else:
+            torch.manual_seed(3)
+            vae = AutoencoderKL(block_out_channels=(8,), latent_channels=CHANNELS, norm_num_groups=2).eval()
+            pipe = DiTPipeline(transformer=transformer, vae=vae, scheduler=scheduler or DDIMScheduler())
+            common = {"num_inference_steps": STEPS, "output_type": "pt"}
+            call = {"class_labels": [3]}
     elif name == "ltx":
         pipe = LTXPipeline(**without, transformer=transformer, scheduler=scheduler or euler)
         call = _embeds(mask=True) | {"guidance_scale": 3.0, "height": 256, "width": 384}

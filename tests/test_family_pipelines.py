@@ -15,7 +15,8 @@ every_pipeline = pytest.mark.parametrize("name", PIPELINES)
 
 
 def sample(pipe, call: dict) -> torch.Tensor:
-    return pipe(**call, generator=torch.Generator().manual_seed(0)).frames
+    with torch.no_grad():
+        return pipe(**call, generator=torch.Generator().manual_seed(0), return_dict=False)[0]
 
 
 @every_pipeline
@@ -48,8 +49,9 @@ def test_counted_flops_keep_the_budget_in_every_call(name, order):
         summary = flexivid.summary(pipe)
         assert len(summary.steps) == STEPS
         assert len({name for step in summary.steps for name in step}) == 2
-        assert summary.flops_full == pytest.approx(full.get_total_flops(), rel=0.01)
-        assert summary.flops_used == pytest.approx(counter.get_total_flops(), rel=0.01)
+        outside = full.get_total_flops() - summary.flops_full  # nothing, but that DiT's pipeline always decodes
+        assert outside < 0.01 * summary.flops_full or name == "dit"
+        assert summary.flops_used + outside == pytest.approx(counter.get_total_flops(), rel=0.01)
         assert summary.ratio <= 0.6
     assert torch.equal(*outputs)
 
@@ -131,7 +133,9 @@ def test_several_clips_at_once_are_each_the_clip_alone(name):
     flexivid.enable(pipe, budget=0.6)
     generators = [torch.Generator().manual_seed(seed) for seed in (0, 1)]
     twice = {key: value.repeat_interleave(2, 0) for key, value in call.items() if isinstance(value, torch.Tensor)}
-    both = pipe(**call | twice, generator=generators).frames
+    if name == "dit":
+        twice = {"class_labels": call["class_labels"] * 2}
+    both = pipe(**call | twice, generator=generators, return_dict=False)[0]
     torch.testing.assert_close(both[:1], sample(pipe, call), atol=1e-3, rtol=1e-3)
 
 
@@ -163,6 +167,11 @@ def test_guidance_that_is_batched_cannot_be_mixed():
 def test_a_plan_is_what_the_call_runs(name):
     pipe, call = tiny_pipeline(name)
     flexivid.enable(pipe, budget=0.6)
-    planned = flexivid.plan(pipe, call["num_frames"], call["height"], call["width"], STEPS, text_length=7)
+    if name == "dit":
+        with pytest.raises(ValueError, match="does not tell the sizes of latents"):
+            flexivid.plan(pipe, 1, 96, 96, STEPS, text_length=7)
+        return
+    frames = next((call[key] for key in ("num_frames", "frames", "video_length") if key in call), 1)
+    planned = flexivid.plan(pipe, frames, call["height"], call["width"], STEPS, text_length=7)
     sample(pipe, call)
     assert flexivid.summary(pipe).schedule == planned
