@@ -137,7 +137,7 @@ def load_adapter(folder: Path, config: AdapterConfig, flexes: dict[str, FlexTran
         loras = {patch_size: under(lora, f"{component}.{patch_size}.") for patch_size in flex.weak_modes}
         add_lora(flex, config.lora_rank)
         for patch_size, state in loras.items():
-            name = flex.lora_name(patch_size)
+            name = flex.lora.name_of(patch_size)
             own = get_peft_model_state_dict(flex.transformer, adapter_name=name)
             differing = {
                 key
@@ -162,7 +162,7 @@ def save_adapter(folder: Path, config: AdapterConfig, flexes: dict[str, FlexTran
             weights |= {prefix + name: tensor for name, tensor in mode.state_dict().items()}
             if not config.lora_rank:
                 continue
-            name = flex.lora_name(patch_size)
+            name = flex.lora.name_of(patch_size)
             state = get_peft_model_state_dict(flex.transformer, adapter_name=name)
             lora |= {prefix + key: tensor for key, tensor in state.items()}
             facts = flex.transformer.peft_config[name].to_dict()

@@ -12,9 +12,10 @@ from diffusers.loaders.lora_base import _func_optionally_disable_offloading
 from torch import nn
 
 from flexivid.adapter import load_adapter, locate_adapter, read_config
-from flexivid.families import family_of, patch_size_of
-from flexivid.flexible import HOOK_NAME, FlexTransformer
-from flexivid.lora import remove_lora
+from flexivid.families import family_of
+from flexivid.family import patch_size_of
+from flexivid.flexible import FlexTransformer
+from flexivid.lora import HOOK_NAME, remove_lora
 from flexivid.parametrisation import PARAMETRISATIONS
 from flexivid.schedules import (
     Schedule,
@@ -158,7 +159,7 @@ def enable(
                 load_adapter(folder, config, flexes)
                 if merge_lora:
                     for flex in flexes.values():
-                        flex.merge_lora()
+                        flex.lora.merge(flex.weak_modes)
             if is_pipeline:
                 Session(target, flexes, budget, schedule, guidance, order)
             else:

@@ -1,103 +1,21 @@
-"""The table of model families: what flexivid has to know of a video DiT, one row each.
+"""The table of model families, one row each.
 
 What is really different in a family, such as where its positions come from, is a small function above its row.
 """
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, replace
-from typing import Literal
+from contextlib import contextmanager
+from dataclasses import replace
 from unittest import mock
 
 import torch
 from diffusers.configuration_utils import FrozenDict
 from diffusers.models.embeddings import PatchEmbed, get_2d_sincos_pos_embed
 from diffusers.models.transformers.transformer_mochi import MochiRoPE
-from einops import rearrange
 
+from flexivid.family import Family, Tables, centred_tables, patch_size_of
 from flexivid.folding import Folding, Size3
-from flexivid.parametrisation import Prediction
-from flexivid.positions import centred_rope, middle
-
-Tables = tuple[torch.Tensor, torch.Tensor]
-
-
-@dataclass(frozen=True)
-class Family:
-    """One row.
-
-    transformer_class: name of the diffusers class that the row describes.
-    embedder: attribute path of the layer that embeds patches, a Conv3d, Conv2d or Linear. head: that of the output
-        projection, a Linear. channels_last: its rows are ordered p_t, p_h, p_w, channel, else channel, p_t, p_h, p_w.
-    layout: how `hidden_states` hold latents, an einops pattern of b, c, t, h, w. sizes: the arguments of `forward`
-        that name the axes of the token grid, where the layout alone does not tell them apart, or a number.
-    positions: attribute path of the module that makes positions, and `centred`, which calls it for coarse tokens:
-        (module, its stock forward, folding, *its arguments) -> what the module returns.
-    rope_argument: the argument of `forward` with rotary tables (tokens, D), where the pipeline makes them.
-    prediction: what the network predicts. time_scale: timestep = sigma * time_scale for flow matching.
-    causal: the VAE encodes the first frame alone, so that it is a block of its own in time.
-    guidance: `separate`, the pipeline calls the transformer once a guidance branch, so that branches can differ;
-        `batched`, one call with both; `embedded`, the scale is an input of the network.
-    lora_targets: regular expression of the modules that LoRA adapts: self-attention and feed-forward, not
-        cross-attention (the paper's best). None where diffusers' class takes no adapters.
-    vae_factors: attributes of the pipeline with the compression of its VAE in time and in space, None if it has none.
-    example: (config, latent size (T, H, W), text length) -> the arguments of one forward of one clip, for counting.
-    counting: a context in which the forward runs on the meta device.
-    temporal: patches may be larger in time too. fixed_out_channels: the forward cuts its output into
-        `self.out_channels`, which has to be that of a weak head while one runs.
-    """
-
-    name: str
-    transformer_class: str
-    embedder: str
-    head: str
-    channels_last: bool
-    positions: str
-    centred: Callable
-    prediction: Prediction
-    guidance: Literal["separate", "batched", "embedded"]
-    lora_targets: str | None
-    vae_factors: tuple[str | None, str | None]
-    example: Callable[[FrozenDict, Size3, int], dict]
-    layout: str = "b c t h w"
-    sizes: tuple[tuple[str, str | int], ...] = ()
-    rope_argument: str | None = None
-    time_scale: float = 1000.0
-    causal: bool = True
-    counting: Callable[[], AbstractContextManager] = nullcontext
-    temporal: bool = True
-    fixed_out_channels: bool = False
-
-    def latents(self, call: dict) -> torch.Tensor:
-        """The latents of a call, (B, C, T, H, W)."""
-        sizes = {axis: call.get(argument, argument) for axis, argument in self.sizes}
-        return rearrange(call["hidden_states"], f"{self.layout} -> b c t h w", **sizes)
-
-    def packed(self, latents: torch.Tensor) -> torch.Tensor:
-        """(B, C, T, H, W) -> as the transformer takes and gives them."""
-        return rearrange(latents, f"b c t h w -> {self.layout}")
-
-    def arguments_for(self, latents: torch.Tensor) -> dict:
-        """The arguments of `forward` that hold latents (B, C, T, H, W)."""
-        lengths = dict(zip("bcthw", latents.shape, strict=True))
-        sizes = {argument: lengths[axis] for axis, argument in self.sizes if isinstance(argument, str)}
-        return {"hidden_states": self.packed(latents), **sizes}
-
-
-def patch_size_of(config: FrozenDict) -> Size3:
-    """The model's own patch size (p_t, p_h, p_w): diffusers writes it as three numbers, or as one and patch_size_t."""
-    patch_size = config["patch_size"]
-    if isinstance(patch_size, int):
-        return config.get("patch_size_t") or 1, patch_size, patch_size
-    return tuple(patch_size)
-
-
-def centred_tables(tables: Tables, folding: Folding, token_axis: int) -> Tables:
-    """Rotary tables of the base grid, tokens on `token_axis`, read at the centres of the coarse tokens."""
-    grids = (table.movedim(token_axis, 0).unflatten(0, folding.grid) for table in tables)
-    return tuple(
-        table.flatten(0, 2).movedim(0, token_axis) for table in centred_rope(*grids, sources=folding.token_sources)
-    )
+from flexivid.positions import middle
 
 
 def _of_latents(token_axis: int) -> Callable:

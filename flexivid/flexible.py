@@ -14,16 +14,15 @@ import torch
 from diffusers.hooks import HookRegistry, ModelHook
 from diffusers.hooks.hooks import CacheContext, StateManager, _set_cache_context
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-from flexivid.families import centred_tables, family_of, patch_size_of
+from flexivid.families import family_of
+from flexivid.family import centred_tables, patch_size_of
 from flexivid.folding import Folding, folding_for
+from flexivid.lora import HOOK_NAME, LoraSwitch
 from flexivid.modes import WeakMode
 from flexivid.parametrisation import FLOWS, noise_level, normaliser, output_for_x0, predicted_x0, timestep_at
 from flexivid.schedules import format_patch_size, parse_patch_size, spatially_doubled
-
-HOOK_NAME = "flexivid"
 
 
 @dataclass(frozen=True)
@@ -81,11 +80,7 @@ class FlexTransformer:
         self.policy: Policy = self.fixed_policy(self.powerful)
         self.mode: WeakMode | None = None
         self._folding: Folding | None = None
-        self.lora_layers: list[BaseTunerLayer] = []
-        self._merged: dict[str, list[nn.Parameter]] = {}
-        self._unmerged: list[nn.Parameter] = []
-        self.requires_grad_before: dict[int, bool] = {}
-        self._lora_mode: str | None = None
+        self.lora = LoraSwitch(transformer)
         # By guidance branch and weak patch size: what the last powerful x0 was more than the weak one, (B, C, T, H, W).
         self.corrections: dict[tuple[int, str], torch.Tensor] = {}
         self._context: CacheContext | None = None  # of the forward that runs
@@ -113,70 +108,9 @@ class FlexTransformer:
 
     def remove(self) -> None:
         """Takes every hook off; LoRA is taken off by `lora.remove_lora`."""
-        self._toggle_lora(None)
+        self.lora.switch(None)
         self.transformer._diffusers_hook.remove_hook(HOOK_NAME, recurse=True)
         self.transformer._diffusers_hook.invalidate_child_registries_cache()
-
-    def lora_name(self, patch_size: str) -> str:
-        return f"{HOOK_NAME}-{patch_size}"
-
-    def find_lora_layers(self) -> None:
-        """Remembers the layers that hold flexivid's LoRA; to be called once it is added."""
-        layers = (layer for layer in self.transformer.modules() if isinstance(layer, BaseTunerLayer))
-        self.lora_layers = [layer for layer in layers if any(name.startswith(HOOK_NAME) for name in layer.lora_A)]
-
-    @property
-    def lora_is_merged(self) -> bool:
-        return bool(self._merged)
-
-    @torch.no_grad()
-    def merge_lora(self) -> None:
-        """Keeps, for every weak mode, a copy of the adapted weights with its LoRA added: no LoRA cost in a forward."""
-        for patch_size in self.weak_modes:
-            name = self.lora_name(patch_size)
-            self._merged[patch_size] = []
-            for layer in self.lora_layers:
-                stock = layer.get_base_layer().weight
-                # Without weights (on the meta device) peft still puts its own on the CPU.
-                merged = stock + layer.get_delta_weight(name).to(stock.device)
-                self._merged[patch_size].append(nn.Parameter(merged, requires_grad=False))
-
-    def _toggle_lora(self, patch_size: str | None) -> None:
-        """Makes ours active in a weak mode only; whatever else the user has active stays so."""
-        if not self.lora_layers or patch_size == self._lora_mode:
-            return
-        if patch_size is not None:
-            if self.lora_name(patch_size) not in getattr(self.transformer, "peft_config", {}):
-                raise RuntimeError("flexivid's LoRA was unloaded with the others; call flexivid.enable again")
-            for layer in self.lora_layers:
-                if layer.merged or layer.disable_adapters:
-                    raise RuntimeError("LoRA is fused or disabled, so flexivid's cannot run: unfuse or enable it again")
-        if self.lora_is_merged:
-            self._swap_merged(patch_size)
-            return
-        # Set before the switch to a weak mode and after the one back, so that an interrupted one is seen to be undone.
-        self._lora_mode = patch_size or self._lora_mode
-        ours = [] if patch_size is None else [self.lora_name(patch_size)]
-        for layer in self.lora_layers:
-            # Not `set_adapter`: it also walks all parameters to set requires_grad, 5 ms a switch on the embedded model,
-            # and so takes the gradients from a student whose teacher runs after it.
-            layer._active_adapter = [name for name in layer.active_adapters if not name.startswith(HOOK_NAME)] + ours
-        self._lora_mode = patch_size
-
-    def _swap_merged(self, patch_size: str | None) -> None:
-        """Puts the merged weights of a mode in the place of the stock ones, or the stock ones back."""
-        linears = [layer.get_base_layer() for layer in self.lora_layers]
-        if patch_size is not None:
-            if any(hasattr(linear, "_hf_hook") for linear in linears):
-                raise RuntimeError("sequential offload would undo merge_lora in every forward: enable without it")
-            if self._lora_mode is None:
-                self._unmerged = [linear.weight for linear in linears]
-            self._lora_mode = patch_size
-            for weight, stock in zip(self._merged[patch_size], self._unmerged, strict=True):
-                weight.data = weight.data.to(stock.device, stock.dtype)
-        for linear, weight in zip(linears, self._merged.get(patch_size, self._unmerged), strict=True):
-            linear.weight = weight
-        self._lora_mode = patch_size
 
     def run(self, stock_forward: Callable, context: CacheContext | None, args: tuple, kwargs: dict):
         """One forward of the transformer at the patch size that the policy chooses."""
@@ -187,7 +121,7 @@ class FlexTransformer:
             choice = self.policy(self, call, context)
             if choice.patch_size == self.powerful:
                 self.mode = None
-                self._toggle_lora(None)
+                self.lora.switch(None)
                 output = stock_forward(*args, **kwargs)
                 for patch_size in choice.compare:
                     self._compare(stock_forward, call, output[0], replace(choice, patch_size=patch_size))
@@ -201,14 +135,14 @@ class FlexTransformer:
                 output = Transformer2DModelOutput(sample=packed) if call.get("return_dict", True) else (packed,)
             self._kept = (call, output[0]) if choice.keep else None
         except BaseException:
-            self._toggle_lora(None)
+            self.lora.switch(None)
             raise
         finally:
             self.mode, self._folding = None, None
         # Between forwards the model is stock, whatever happens there: fusing, saving. In training LoRA stays as it is,
         # because checkpointed blocks run once more in the backward pass; merged weights take no part in that.
-        if self.lora_is_merged or not torch.is_grad_enabled():
-            self._toggle_lora(None)
+        if self.lora.is_merged or not torch.is_grad_enabled():
+            self.lora.switch(None)
         return output
 
     def _noise_level(self, call: dict, choice: Choice) -> tuple[torch.Tensor, torch.Tensor]:
@@ -304,9 +238,9 @@ class FlexTransformer:
     def _weak_forward(self, stock_forward: Callable, call: dict, choice: Choice) -> torch.Tensor:
         """The prediction at a weak patch size, (B, C_out, T, H, W)."""
         family, latents = self.family, self.family.latents(call)
-        if self.lora_layers and (call.get("attention_kwargs") or {}).get("scale", 1.0) != 1.0:
+        if self.lora.layers and (call.get("attention_kwargs") or {}).get("scale", 1.0) != 1.0:
             raise ValueError("attention_kwargs scale would scale flexivid's LoRA too; use set_adapters for your own")
-        self._toggle_lora(choice.patch_size)
+        self.lora.switch(choice.patch_size)
         mode = self.weak_modes[choice.patch_size]
         if not mode.patch_size_embedding.requires_grad:  # in training its precision is that of the optimiser
             mode.to(latents.device, self.embedder.weight.dtype)

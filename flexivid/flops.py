@@ -8,7 +8,8 @@ from diffusers.models.attention_dispatch import attention_backend
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from flexivid.flexible import HOOK_NAME, FlexTransformer
+from flexivid.flexible import FlexTransformer
+from flexivid.lora import HOOK_NAME
 
 
 def flop_counter_mode() -> FlopCounterMode:
@@ -57,13 +58,13 @@ class FlopCounter:
             twin = type(flex.transformer).from_config(flex.transformer.config)
             self.twin = FlexTransformer(twin, list(flex.weak_modes), flex.parametrisation)
             for name, config in getattr(flex.transformer, "peft_config", {}).items():
-                if name.startswith(HOOK_NAME) and not flex.lora_is_merged:
+                if name.startswith(HOOK_NAME) and not flex.lora.is_merged:
                     with warnings.catch_warnings():
                         warnings.simplefilter("ignore")  # of several adapters, and of copies between meta tensors
                         twin.add_adapter(copy.deepcopy(config), name)
-        self.twin.find_lora_layers()
+        self.twin.lora.find_layers()
         self.twin.alphas_cumprod = torch.linspace(1, 0, 1000)  # any will do: values cost nothing
-        if self.twin.lora_layers:
+        if self.twin.lora.layers:
             twin.set_adapter([])
         self._counts: dict[tuple, int] = {}
 

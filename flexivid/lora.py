@@ -1,18 +1,102 @@
 """LoRA (Hu et al. 2021, arXiv 2106.09685) through peft: one adapter a weak mode, next to whatever the user has."""
 
 import warnings
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
+import torch
 from peft import LoraConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
 
-from flexivid.flexible import HOOK_NAME, FlexTransformer
+if TYPE_CHECKING:
+    from flexivid.flexible import FlexTransformer
+
+HOOK_NAME = "flexivid"
 
 
-def add_lora(flex: FlexTransformer, rank: int) -> None:
+class LoraSwitch:
+    """Turns flexivid's LoRA on and off as patch sizes change, and leaves the user's adapters alone.
+
+    layers: those of the transformer that hold flexivid's LoRA, once `find_layers` was called.
+    """
+
+    def __init__(self, transformer: nn.Module):
+        self.transformer = transformer
+        self.layers: list[BaseTunerLayer] = []
+        self.requires_grad_before: dict[int, bool] = {}
+        self._merged: dict[str, list[nn.Parameter]] = {}
+        self._unmerged: list[nn.Parameter] = []
+        self._active: str | None = None
+
+    @staticmethod
+    def name_of(patch_size: str) -> str:
+        """peft's name of the adapter of a weak mode."""
+        return f"{HOOK_NAME}-{patch_size}"
+
+    def find_layers(self) -> None:
+        """To be called once flexivid's LoRA is added."""
+        layers = (layer for layer in self.transformer.modules() if isinstance(layer, BaseTunerLayer))
+        self.layers = [layer for layer in layers if any(name.startswith(HOOK_NAME) for name in layer.lora_A)]
+
+    @property
+    def is_merged(self) -> bool:
+        return bool(self._merged)
+
+    @torch.no_grad()
+    def merge(self, patch_sizes: Iterable[str]) -> None:
+        """Keeps, for every weak mode, a copy of the adapted weights with its LoRA added: no LoRA cost in a forward."""
+        for patch_size in patch_sizes:
+            self._merged[patch_size] = []
+            for layer in self.layers:
+                stock = layer.get_base_layer().weight
+                # Without weights (on the meta device) peft still puts its own on the CPU.
+                merged = stock + layer.get_delta_weight(self.name_of(patch_size)).to(stock.device)
+                self._merged[patch_size].append(nn.Parameter(merged, requires_grad=False))
+
+    def switch(self, patch_size: str | None) -> None:
+        """Makes ours active in a weak mode only, None for the powerful one; whatever else is active stays so."""
+        if not self.layers or patch_size == self._active:
+            return
+        if patch_size is not None:
+            if self.name_of(patch_size) not in getattr(self.transformer, "peft_config", {}):
+                raise RuntimeError("flexivid's LoRA was unloaded with the others; call flexivid.enable again")
+            for layer in self.layers:
+                if layer.merged or layer.disable_adapters:
+                    raise RuntimeError("LoRA is fused or disabled, so flexivid's cannot run: unfuse or enable it again")
+        if self.is_merged:
+            self._swap_merged(patch_size)
+            return
+        # Set before the switch to a weak mode and after the one back, so that an interrupted one is seen to be undone.
+        self._active = patch_size or self._active
+        ours = [] if patch_size is None else [self.name_of(patch_size)]
+        for layer in self.layers:
+            # Not `set_adapter`: it also walks all parameters to set requires_grad, 5 ms a switch on the embedded model,
+            # and so takes the gradients from a student whose teacher runs after it.
+            layer._active_adapter = [name for name in layer.active_adapters if not name.startswith(HOOK_NAME)] + ours
+        self._active = patch_size
+
+    def _swap_merged(self, patch_size: str | None) -> None:
+        """Puts the merged weights of a mode in the place of the stock ones, or the stock ones back."""
+        linears = [layer.get_base_layer() for layer in self.layers]
+        if patch_size is not None:
+            if any(hasattr(linear, "_hf_hook") for linear in linears):
+                raise RuntimeError("sequential offload would undo merge_lora in every forward: enable without it")
+            if self._active is None:
+                self._unmerged = [linear.weight for linear in linears]
+            self._active = patch_size
+            for weight, stock in zip(self._merged[patch_size], self._unmerged, strict=True):
+                weight.data = weight.data.to(stock.device, stock.dtype)
+        for linear, weight in zip(linears, self._merged.get(patch_size, self._unmerged), strict=True):
+            linear.weight = weight
+        self._active = patch_size
+
+
+def add_lora(flex: "FlexTransformer", rank: int) -> None:
     """Adds one idle LoRA per weak mode, of `rank`, to self-attention and feed-forward layers.
 
-    The user's active adapters stay active. Raises ValueError if they are fused into the weights, or if the
-    class takes no adapters.
+    The user's active adapters stay active. Raises ValueError if they are fused into the weights, or if the class takes
+    no adapters.
     """
     transformer = flex.transformer
     if flex.family.lora_targets is None:
@@ -21,17 +105,17 @@ def add_lora(flex: FlexTransformer, rank: int) -> None:
     if any(layer.merged for layer in layers):
         raise ValueError("a LoRA is fused into this model: call unload_lora_weights() after fuse_lora(), then enable")
     active = transformer.active_adapters() if transformer._hf_peft_config_loaded else []
-    flex.requires_grad_before = {id(p): p.requires_grad for p in transformer.parameters()}
+    flex.lora.requires_grad_before = {id(p): p.requires_grad for p in transformer.parameters()}
     for patch_size in flex.weak_modes:
         config = LoraConfig(r=rank, lora_alpha=rank, init_lora_weights=True, target_modules=flex.family.lora_targets)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several adapters are the point
-            transformer.add_adapter(config, adapter_name=flex.lora_name(patch_size))
+            transformer.add_adapter(config, adapter_name=flex.lora.name_of(patch_size))
     transformer.set_adapter(active)
-    flex.find_lora_layers()
+    flex.lora.find_layers()
 
 
-def remove_lora(flex: FlexTransformer) -> None:
+def remove_lora(flex: "FlexTransformer") -> None:
     """Deletes flexivid's adapters; peft's wrappers go too if no other adapter needs them."""
     transformer = flex.transformer
     ours = [name for name in getattr(transformer, "peft_config", {}) if name.startswith(f"{HOOK_NAME}-")]
@@ -49,4 +133,4 @@ def remove_lora(flex: FlexTransformer) -> None:
                 transformer.set_submodule(name, layer.base_layer)
     # peft freezes the model when the first adapter is added, and the user's adapters when ours are toggled.
     for parameter in transformer.parameters():
-        parameter.requires_grad_(flex.requires_grad_before.get(id(parameter), parameter.requires_grad))
+        parameter.requires_grad_(flex.lora.requires_grad_before.get(id(parameter), parameter.requires_grad))

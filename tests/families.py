@@ -39,7 +39,8 @@ from diffusers.models.embeddings import get_3d_rotary_pos_embed
 from PIL import Image
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
 
-from flexivid.families import family_of, patch_size_of
+from flexivid.families import family_of
+from flexivid.family import patch_size_of
 from flexivid.flexible import FlexTransformer
 from flexivid.lora import add_lora
 

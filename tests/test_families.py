@@ -11,7 +11,8 @@ from test_family_pipelines import check_clock
 from flexivid import families as families_module
 from flexivid import positions
 from flexivid.adapter import AdapterConfig, load_adapter, read_config, save_adapter, transformer_shape
-from flexivid.families import FAMILIES, centred_tables, family_of, patch_size_of
+from flexivid.families import FAMILIES, family_of
+from flexivid.family import centred_tables, patch_size_of
 from flexivid.flexible import Choice, FlexTransformer
 from flexivid.flops import FlopCounter, flop_counter_mode
 from flexivid.folding import folding_for

@@ -6,8 +6,8 @@ from diffusers import CogVideoXDPMScheduler, FlowMatchEulerDiscreteScheduler
 from families import IMAGE_PIPELINES, STEPS, TINY, tiny_image_pipeline, tiny_pipeline
 
 import flexivid
-from flexivid.flexible import HOOK_NAME
 from flexivid.flops import flop_counter_mode
+from flexivid.lora import HOOK_NAME
 from flexivid.parametrisation import FLOWS, noise_level
 
 PIPELINES = [name for name in TINY if name != "wan-i2v"]
