@@ -3,7 +3,6 @@
 import csv
 import json
 import os
-from itertools import groupby
 from pathlib import Path
 
 import matplotlib
@@ -14,6 +13,8 @@ from sweep.vbench import total_scores
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
+
+MARKERS = "osD^vP<>Xph"
 
 
 def assemble(facts: dict, sampler, scorer, arms: list, videos_per_prompt: int, vbench: dict) -> dict:
@@ -66,28 +67,50 @@ def write_csv(results: dict, path: Path) -> None:
     os.replace(beside, path)
 
 
-def write_pareto(results: dict, path: Path) -> None:
-    """Quality over FLOPs and over seconds, every metric a row of panels, every method a line with its intervals."""
+def write_pareto(results: dict, path: Path, metrics: list[str] | None = None) -> None:
+    """Quality over FLOPs and over seconds, every metric a row of panels, every method a line with its intervals.
+
+    metrics: names to draw, all by default. What falls far below the other arms is a triangle at the edge.
+    """
     rows = sorted(results["arms"], key=lambda row: (row["method"], row["flops_ratio"]))
-    names = [name for name in HIGHER_IS_BETTER if any(name in row["metrics"] for row in rows)]
-    figure, panels = plt.subplots(len(names), 2, figsize=(12, 3.2 * len(names)), squeeze=False, sharey="row")
+    names = [name for name in metrics or HIGHER_IS_BETTER if any(name in row["metrics"] for row in rows)]
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    figure, panels = plt.subplots(len(names), 2, figsize=(12, 3.6 * len(names)), squeeze=False, sharey="row")
     for name, line in zip(names, panels, strict=True):
+        means = [row["metrics"][name]["mean"] for row in rows if name in row["metrics"]]
+        low, high = _view(means, HIGHER_IS_BETTER[name])
         for ratio, panel in zip(("flops_ratio", "seconds_ratio"), line, strict=True):
-            for method, group in groupby(rows, key=lambda row: row["method"]):
-                points = [(row[ratio], row["metrics"][name]) for row in group if name in row["metrics"]]
-                if not points:
+            for number, method in enumerate(methods):
+                group = [row for row in rows if row["method"] == method and name in row["metrics"]]
+                if not group:
                     continue
-                x, values = zip(*sorted(points, key=lambda point: point[0]), strict=True)
-                means = [value["mean"] for value in values]
+                x = [row[ratio] for row in group]
+                values = [row["metrics"][name] for row in group]
+                y = [value["mean"] for value in values]
                 spans = [[v["mean"] - v["low"] for v in values], [v["high"] - v["mean"] for v in values]]
-                style = {"color": "black", "marker": "*"} if method == "full" else {"marker": "o"}
-                panel.errorbar(x, means, yerr=spans, label=method, capsize=2, markersize=4, linewidth=1, **style)
+                style = {"color": plt.get_cmap("tab20")(number % 20), "marker": MARKERS[number % len(MARKERS)]}
+                style = {"color": "black", "marker": "*"} if method == "full" else style
+                panel.errorbar(x, y, yerr=spans, label=method, capsize=2, markersize=5, linewidth=1, elinewidth=0.5, **style)
+                for at, mean in zip(x, y, strict=True):
+                    if not low <= mean <= high:
+                        edge, marker = (low, "v") if mean < low else (high, "^")
+                        panel.plot(at, edge, marker, color=style["color"], markersize=8, clip_on=False)
+            panel.set_ylim(low, high)
             panel.set_xlabel("share of the full run's " + ratio.removesuffix("_ratio").replace("flops", "FLOPs"))
             panel.grid(alpha=0.3)
         direction = "higher is better" if HIGHER_IS_BETTER[name] else "lower is better"
         line[0].set_ylabel(f"{name.replace('_', ' ')}\n({direction})")
-    panels[0][1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    panels[0][1].legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1))
     figure.tight_layout()
     beside = path.with_name(f"{path.stem}.partial.png")
     figure.savefig(beside, dpi=110)
     os.replace(beside, path)
+
+
+def _view(means: list[float], higher_is_better: bool) -> tuple[float, float]:
+    """The range of an axis on which most arms can be told apart: without the worst sixth, if that lies far off."""
+    ordered = sorted(means, reverse=higher_is_better)
+    best, worst = ordered[0], ordered[int(len(ordered) * 5 / 6)] if len(ordered) > 6 else ordered[-1]
+    span = abs(best - worst) or abs(best) or 1.0
+    edges = sorted((best + (best - worst or span) * 0.15, worst - (best - worst or span) * 0.25))
+    return edges[0], edges[1]
