@@ -3,6 +3,7 @@
     python pipelines/t2v.py --budget 0.25
     python pipelines/t2v.py --budget 0.25 --compare --prompt "a dotted green cross growing on a black background"
     python pipelines/t2v.py --model Wan-AI/Wan2.1-T2V-1.3B-Diffusers --budget 0.5 --prompt "a cat surfing"
+    python pipelines/t2v.py --model Lightricks/LTX-Video --image cat.png --budget 0.5 --prompt "the cat looks up"
 
 Writes a clip and a JSON file beside it: what ran at which step, FLOPs, seconds, peak memory. Without --model it samples
 the small model that ships with the package, with its adapter.
@@ -20,15 +21,27 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKLWan, DiffusionPipeline, WanPipeline, WanTransformer3DModel
+from diffusers import DiffusionPipeline
+from diffusers.utils import load_image
 from diffusers.utils import logging as diffusers_logging
 from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
 import flexivid
 from flexivid.adapter import locate_adapter, read_config
+from flexivid.families import family_of
+from flexivid.family import patch_size_of
 from flexivid.schedules import check_budget, parse_patch_size, read_schedule
 from flexivid.shapes.embedded import ADAPTER, MODEL, SAMPLING
+from flexivid.stock_pipelines import (
+    ARGUMENTS,
+    call_arguments,
+    now,
+    pipeline_class,
+    timed,
+    usual_arguments,
+    without_weights,
+)
 from flexivid.video import write_mp4, write_picture, write_side_by_side
 
 EMBEDDED = {
@@ -39,15 +52,7 @@ EMBEDDED = {
     "guidance_scale": SAMPLING["guidance_scale"],
     "fps": 8,
     "merge_lora": True,
-}
-USUAL = {
-    "frames": 81,
-    "height": 480,
-    "width": 832,
-    "steps": 50,
-    "guidance_scale": 5.0,
-    "fps": 16,
-    "merge_lora": False,
+    "text_length": SAMPLING["max_sequence_length"],
 }
 PACKAGES = ("torch", "diffusers", "transformers", "peft")
 DEFAULT_PROMPT = "a striped red circle moving right on a black background"
@@ -74,16 +79,24 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--height", type=int)
     add("--width", type=int)
     add("--fps", type=int)
+    add("--image", help="file or address of the first frame, for a model that continues images")
     add("--seed", type=int, default=0)
     add("--dtype", choices=["float32", "bfloat16", "float16"], help="float32 on a CPU, else bfloat16")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     add("--compare", action="store_true", help="run the full model on the same seed too, and show both side by side")
     add("--output", type=Path, default=Path("outputs/clip.mp4"))
     arguments = parser.parse_args(argv)
-    for name, value in (USUAL if arguments.model else EMBEDDED).items():
+    arguments.text_length = None
+    if not arguments.model:
+        fill(arguments, EMBEDDED)
+    return arguments
+
+
+def fill(arguments: argparse.Namespace, values: dict) -> None:
+    """Sets what the user has not given."""
+    for name, value in values.items():
         if getattr(arguments, name) is None:
             setattr(arguments, name, value)
-    return arguments
 
 
 def check_arguments(arguments: argparse.Namespace) -> list[str]:
@@ -101,7 +114,7 @@ def check_arguments(arguments: argparse.Namespace) -> list[str]:
     for mode in arguments.modes or []:
         parse_patch_size(mode)
     for name in ("frames", "height", "width", "steps", "fps"):
-        if getattr(arguments, name) < 1:
+        if getattr(arguments, name) is not None and getattr(arguments, name) < 1:
             raise ValueError(f"{name} must be at least 1, not {getattr(arguments, name)}")
     prompts = list(arguments.prompt or [])
     if arguments.prompt_file:
@@ -114,6 +127,8 @@ def check_arguments(arguments: argparse.Namespace) -> list[str]:
         raise ValueError("the prompt is empty; give --prompt some words")
     if arguments.output.suffix != ".mp4":
         raise ValueError(f"the output must be an .mp4 file, not {arguments.output}")
+    if arguments.image and not arguments.model:
+        raise ValueError("the embedded model takes no --image; give the --model of a pipeline that does")
     if arguments.output.is_dir():
         raise ValueError(f"the output {arguments.output} is a folder; name a file in it")
     if arguments.model and not (Path(arguments.model) / "model_index.json").is_file():
@@ -158,42 +173,21 @@ def enable(pipe: DiffusionPipeline, arguments: argparse.Namespace) -> None:
     )
 
 
-def plan(pipe: DiffusionPipeline, arguments: argparse.Namespace, text_length: int) -> None:
+def plan(pipe: DiffusionPipeline, arguments: argparse.Namespace) -> None:
     """Raises ValueError for sizes, modes, adapters, schedules and budgets that cannot work with this pipeline."""
     enable(pipe, arguments)
-    base_patch = pipe.transformer.config.patch_size
-    for name, unit in (("height", base_patch[1]), ("width", base_patch[2])):
-        unit, value = unit * pipe.vae_scale_factor_spatial, getattr(arguments, name)
+    family = family_of(pipe.transformer)
+    stride, shrink = (getattr(pipe, name) for name in family.vae_factors)
+    patch_size = patch_size_of(pipe.transformer.config)
+    for name, patch in (("height", patch_size[1]), ("width", patch_size[2])):
+        unit, value = patch * shrink, getattr(arguments, name)
         if value % unit:
             raise ValueError(f"{name} must be a multiple of {unit}, such as {-(-value // unit) * unit}, not {value}")
-    stride = pipe.vae_scale_factor_temporal
-    if arguments.frames % stride != 1:
+    if arguments.frames % stride != 1 % stride:
         fitting = arguments.frames // stride * stride + 1
         raise ValueError(f"frames must be 1 + a multiple of {stride}, such as {fitting}, not {arguments.frames}")
-    sizes = (arguments.frames, arguments.height, arguments.width, arguments.steps, text_length)
+    sizes = (arguments.frames, arguments.height, arguments.width, arguments.steps, arguments.text_length)
     flexivid.plan(pipe, *sizes, guided=arguments.guidance_scale > 1)
-
-
-def without_weights(model: str | Path) -> WanPipeline:
-    """The pipeline of a folder or hub id from its configs alone, on the meta device."""
-    configs = {
-        name: component.load_config(model, subfolder=name)
-        for name, component in (("transformer", WanTransformer3DModel), ("vae", AutoencoderKLWan))
-    }
-    with torch.device("meta"):
-        transformer = WanTransformer3DModel.from_config(configs["transformer"])
-        vae = AutoencoderKLWan.from_config(configs["vae"])
-    return WanPipeline(tokenizer=None, text_encoder=None, scheduler=None, vae=vae, transformer=transformer)
-
-
-@torch.no_grad()
-def decode(pipe: DiffusionPipeline, latents: torch.Tensor) -> np.ndarray:
-    """What WanPipeline does after its loop: latents -> (T, H, W, 3) uint8."""
-    config = pipe.vae.config
-    latents = latents.to(pipe.vae.device, pipe.vae.dtype)
-    mean, std = (torch.tensor(v).view(1, -1, 1, 1, 1).to(latents) for v in (config.latents_mean, config.latents_std))
-    video = pipe.vae.decode(latents * std + mean, return_dict=False)[0]
-    return (pipe.video_processor.postprocess_video(video, output_type="np")[0] * 255).round().astype(np.uint8)
 
 
 def peak_memory_bytes(device: str) -> int:
@@ -202,52 +196,42 @@ def peak_memory_bytes(device: str) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-@torch.no_grad()
-def generate(pipe: DiffusionPipeline, arguments: argparse.Namespace, prompt: str, text_length: int):
+def generate(pipe: DiffusionPipeline, arguments: argparse.Namespace, prompt: str):
     """One clip. Returns its frames (T, H, W, 3) uint8 and the seconds of text, denoise and decode."""
-    marks = [time.perf_counter()]
-    embeds, negative = pipe.encode_prompt(
-        prompt,
-        negative_prompt=arguments.negative_prompt,
-        do_classifier_free_guidance=arguments.guidance_scale > 1,
-        max_sequence_length=text_length,
-        device=torch.device(arguments.device),
-    )
-    marks.append(time.perf_counter())
-    latents = pipe(
-        prompt_embeds=embeds,
-        negative_prompt_embeds=negative,
-        height=arguments.height,
-        width=arguments.width,
-        num_frames=arguments.frames,
-        num_inference_steps=arguments.steps,
-        guidance_scale=arguments.guidance_scale,
-        generator=torch.Generator().manual_seed(arguments.seed),
-        output_type="latent",
-    ).frames
-    marks.append(time.perf_counter())
-    frames = decode(pipe, latents)
-    marks.append(time.perf_counter())
-    seconds = dict(zip(("text", "denoise", "decode"), np.diff(marks).round(3).tolist(), strict=True))
-    return frames, seconds
+    call = call_arguments(pipe, **{name: getattr(arguments, name) for name in ARGUMENTS})
+    if arguments.image:
+        call["image"] = load_image(arguments.image)
+    if arguments.negative_prompt:
+        call["negative_prompt"] = arguments.negative_prompt
+    seconds, began = {"text": 0.0, "denoise": 0.0, "decode": 0.0}, now(arguments.device)
+    with (
+        timed(pipe, "encode_prompt", seconds, "text", arguments.device),
+        timed(pipe.vae, "decode", seconds, "decode", arguments.device),
+    ):
+        generator = torch.Generator().manual_seed(arguments.seed)
+        frames = pipe(prompt=prompt, **call, generator=generator, output_type="np").frames[0]
+    seconds["denoise"] = now(arguments.device) - began - seconds["text"] - seconds["decode"]
+    return (frames * 255).round().astype(np.uint8), {name: round(value, 3) for name, value in seconds.items()}
 
 
 def run(arguments: argparse.Namespace) -> None:
     prompts = check_arguments(arguments)
     dtype = getattr(torch, arguments.dtype or ("float32" if arguments.device == "cpu" else "bfloat16"))
     model = arguments.model or MODEL
-    text_length = 512 if arguments.model else SAMPLING["max_sequence_length"]
-    if arguments.adapter:
-        text_length = read_config(locate_adapter(arguments.adapter)).max_sequence_length or text_length
+    pipeline = pipeline_class(model, arguments.image is not None)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of copies between tensors that have no data
-        plan(without_weights(model), arguments, text_length)
+        empty = without_weights(model, pipeline)
+        if arguments.adapter:
+            fill(arguments, {"text_length": read_config(locate_adapter(arguments.adapter)).max_sequence_length})
+        fill(arguments, usual_arguments(empty) | {"fps": 16, "merge_lora": False})
+        plan(empty, arguments)
     folder = arguments.output.parent
     folder.mkdir(parents=True, exist_ok=True)
     if not os.access(folder, os.W_OK):
         raise PermissionError(f"the output folder {folder} is not writable")
     began = time.perf_counter()
-    pipe = WanPipeline.from_pretrained(model, dtype={"default": dtype, "vae": torch.float32})
+    pipe = pipeline.from_pretrained(model, dtype={"default": dtype, "vae": torch.float32})
     pipe.to(arguments.device)
     load_seconds = round(time.perf_counter() - began, 3)
 
@@ -258,8 +242,8 @@ def run(arguments: argparse.Namespace) -> None:
         path = arguments.output
         if len(prompts) > 1:
             path = path.with_name(f"{path.stem}-{i}.mp4")
-        plan(pipe, arguments, text_length)  # counts FLOPs, which then do not count as denoising time
-        frames, seconds = generate(pipe, arguments, prompt, text_length)
+        plan(pipe, arguments)  # counts FLOPs, which then do not count as denoising time
+        frames, seconds = generate(pipe, arguments, prompt)
         summary = flexivid.summary(pipe)
         write_mp4(frames, path, arguments.fps)
         record = {
@@ -285,7 +269,7 @@ def run(arguments: argparse.Namespace) -> None:
         rows = [("used", summary.flops_used, seconds["denoise"])]
         if arguments.compare:
             flexivid.disable(pipe)
-            full_frames, full_seconds = generate(pipe, arguments, prompt, text_length)
+            full_frames, full_seconds = generate(pipe, arguments, prompt)
             rows.insert(0, ("full", summary.flops_full, full_seconds["denoise"]))
             arms = {
                 f"100% FLOPs, {full_seconds['denoise']:.1f} s": full_frames,

@@ -37,12 +37,13 @@ from diffusers import (
 )
 from diffusers.models.embeddings import get_3d_rotary_pos_embed
 from PIL import Image
-from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
+from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel, T5Config, T5EncoderModel
 
 from flexivid.families import family_of
 from flexivid.family import patch_size_of
 from flexivid.flexible import FlexTransformer
 from flexivid.lora import add_lora
+from flexivid.training.embedded import build_tokenizer
 
 CHANNELS, TEXT = 4, 16
 
@@ -297,11 +298,24 @@ def tiny_pipeline(name: str, scheduler=None):
     return pipe, common | call
 
 
+def with_text(pipe):
+    """The pipeline with a tiny tokenizer and text encoder."""
+    tokenizer = build_tokenizer()
+    sizes = {"d_model": TEXT, "d_kv": 8, "num_heads": 2, "d_ff": 16, "num_layers": 1}
+    pipe.register_modules(
+        tokenizer=tokenizer, text_encoder=T5EncoderModel(T5Config(vocab_size=len(tokenizer), **sizes)).eval()
+    )
+    return pipe
+
+
 IMAGE_PIPELINES = ("wan2.1-i2v", "wan2.2-ti2v", "ltx-i2v", "cogvideox-i2v")
 
 
-def tiny_image_pipeline(name: str):
-    """(stock image-to-video pipeline with a tiny VAE, arguments of a call): latents come out."""
+def tiny_image_pipeline(name: str, text_length: int = 7):
+    """(stock image-to-video pipeline with a tiny VAE, arguments of a call): latents come out.
+
+    text_length: of a CogVideoX with learned positions, which has one.
+    """
     without = {"tokenizer": None, "text_encoder": None}
     call = {"num_frames": 9, "height": 64, "width": 96, "num_inference_steps": STEPS, "output_type": "latent"}
     call |= {"image": Image.new("RGB", (96, 64), (200, 40, 40)), "guidance_scale": 3.0}
@@ -350,7 +364,11 @@ def tiny_image_pipeline(name: str):
             norm_num_groups=2,
         ).eval()
         transformer = tiny(
-            "cogvideox-5b", in_channels=2 * CHANNELS, use_learned_positional_embeddings=True, sample_frames=9
+            "cogvideox-5b",
+            in_channels=2 * CHANNELS,
+            use_learned_positional_embeddings=True,
+            sample_frames=9,
+            max_text_seq_length=text_length,
         )
         pipe = CogVideoXImageToVideoPipeline(
             **without,

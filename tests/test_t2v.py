@@ -8,6 +8,9 @@ import av
 import numpy as np
 import pytest
 from conftest import tiny_pipeline, tiny_transformer
+from diffusers import CogVideoXImageToVideoPipeline, LTXPipeline, WanPipeline
+from families import tiny_image_pipeline, with_text
+from families import tiny_pipeline as tiny_family_pipeline
 from PIL import Image
 from test_flexible import attach, config_of
 
@@ -122,7 +125,7 @@ def test_bad_input_is_refused_before_weights_are_read(call, t2v, tmp_path, capsy
     def read_weights(*args, **kwargs):
         raise AssertionError("weights were read")
 
-    monkeypatch.setattr(t2v.WanPipeline, "from_pretrained", read_weights)
+    monkeypatch.setattr(t2v.DiffusionPipeline, "from_pretrained", read_weights)
     monkeypatch.setattr(t2v.torch.cuda, "device_count", lambda: 0)
     assert call("--prompt", CAPTION, *arguments) == 2
     assert message in capsys.readouterr().err
@@ -160,3 +163,33 @@ def test_adapters_that_do_not_fit(call, tmp_path, capsys):
     (tmp_path / "own/flexivid.safetensors").write_bytes(b"not a tensor")
     assert call("--prompt", CAPTION, "--adapter", tmp_path / "own", "--budget", 0.8) == 2
     assert "not a whole safetensors file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "pipeline", "arguments"),
+    [
+        ("ltx-i2v", LTXPipeline, []),
+        ("ltx-i2v", LTXPipeline, ["--image"]),  # the folder names the text-to-video pipeline
+        ("cogvideox-i2v", CogVideoXImageToVideoPipeline, ["--image"]),
+        ("wan2.2-ti2v", WanPipeline, []),
+    ],
+)
+def test_other_families(t2v, tmp_path, name, pipeline, arguments):
+    with_text(pipeline.from_pipe(tiny_image_pipeline(name, text_length=226)[0])).save_pretrained(tmp_path / "model")
+    Image.new("RGB", (96, 64), (200, 40, 40)).save(tmp_path / "image.png")
+    sizes = "--steps 8 --frames 9 --height 64 --width 96 --budget 0.9 --device cpu".split()
+    image = [*arguments, str(tmp_path / "image.png")] if arguments else []
+    output = ["--output", str(tmp_path / "clip.mp4")]
+    assert t2v.main(["--model", str(tmp_path / "model"), "--prompt", CAPTION, *sizes, *image, *output]) == 0
+    assert frames_of(tmp_path / "clip.mp4").shape == (9, 64, 96, 3)
+    record = json.loads((tmp_path / "clip.json").read_text())
+    assert record["flops"]["ratio"] <= 0.9 and record["seconds"]["text"] > 0 and record["seconds"]["decode"] > 0
+
+
+def test_images_for_a_model_that_takes_none(t2v, tmp_path, capsys):
+    with_text(tiny_family_pipeline("mochi")[0]).save_pretrained(tmp_path / "model")
+    arguments = ["--prompt", CAPTION, "--output", str(tmp_path / "clip.mp4")]
+    assert t2v.main([*arguments, "--model", str(tmp_path / "model"), "--image", "image.png"]) == 2
+    assert "MochiPipeline takes no --image" in capsys.readouterr().err
+    assert t2v.main([*arguments, "--image", "image.png"]) == 2
+    assert "the embedded model takes no --image" in capsys.readouterr().err

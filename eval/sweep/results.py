@@ -90,7 +90,9 @@ def write_pareto(results: dict, path: Path, metrics: list[str] | None = None) ->
                 spans = [[v["mean"] - v["low"] for v in values], [v["high"] - v["mean"] for v in values]]
                 style = {"color": plt.get_cmap("tab20")(number % 20), "marker": MARKERS[number % len(MARKERS)]}
                 style = {"color": "black", "marker": "*"} if method == "full" else style
-                panel.errorbar(x, y, yerr=spans, label=method, capsize=2, markersize=5, linewidth=1, elinewidth=0.5, **style)
+                panel.errorbar(
+                    x, y, yerr=spans, label=method, capsize=2, markersize=5, linewidth=1, elinewidth=0.5, **style
+                )
                 for at, mean in zip(x, y, strict=True):
                     if not low <= mean <= high:
                         edge, marker = (low, "v") if mean < low else (high, "^")

@@ -1,0 +1,103 @@
+"""The stock pipelines of diffusers, which call the same things by different names."""
+
+import inspect
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import diffusers
+import torch
+from diffusers import DiffusionPipeline
+
+# What pipelines call an argument of ours.
+ARGUMENTS = {
+    "frames": ("num_frames", "frames", "video_length"),
+    "height": ("height",),
+    "width": ("width",),
+    "steps": ("num_inference_steps",),
+    "guidance_scale": ("guidance_scale",),
+    "text_length": ("max_sequence_length",),
+}
+
+
+def pipeline_class(model: str | Path, with_image: bool) -> type[DiffusionPipeline]:
+    """The class that a model's folder or hub id names, or its sister that continues images. Raises ValueError."""
+    name = DiffusionPipeline.load_config(str(model))["_class_name"]
+    found = getattr(diffusers, name, None)
+    if found is None:
+        raise ValueError(f"diffusers {diffusers.__version__} has no {name}, which {model} asks for")
+    if not with_image or "image" in inspect.signature(found.__call__).parameters:
+        return found
+    sister = getattr(diffusers, name.replace("Pipeline", "ImageToVideoPipeline"), None)
+    if sister is None:
+        raise ValueError(f"{name} takes no --image, and diffusers has no other pipeline of its family that does")
+    return sister
+
+
+def without_weights(model: str | Path, pipeline: type[DiffusionPipeline]) -> DiffusionPipeline:
+    """The pipeline from the configs of its transformers and its VAE alone, on the meta device."""
+    index = DiffusionPipeline.load_config(str(model))
+    settings = {}
+    for name, parameter in inspect.signature(pipeline.__init__).parameters.items():
+        value = index.get(name)
+        if isinstance(value, list) and name.split("_")[0] in ("transformer", "vae") and value[1] is not None:
+            component = getattr(diffusers, value[1])
+            config = component.load_config(str(model), subfolder=name)
+            with torch.device("meta"):
+                settings[name] = component.from_config(config)
+        elif isinstance(value, list) or (value is None and parameter.default is parameter.empty):
+            settings[name] = None
+        elif value is not None:
+            settings[name] = value
+    settings.pop("self")
+    return pipeline(**settings)
+
+
+def call_arguments(pipe: DiffusionPipeline, **values) -> dict:
+    """Arguments of a call in the pipeline's own words, without those that it does not take."""
+    parameters = inspect.signature(pipe.__call__).parameters
+    named = {ours: [name for name in ARGUMENTS[ours] if name in parameters] for ours in values}
+    return {named[ours][0]: value for ours, value in values.items() if named[ours]}
+
+
+def usual_arguments(pipe: DiffusionPipeline) -> dict:
+    """What a pipeline does when it is not told, by the names of ARGUMENTS."""
+    parameters = inspect.signature(pipe.__call__).parameters
+    values = {"text_length": 1}
+    for ours, theirs in ARGUMENTS.items():
+        given = [parameters[name].default for name in theirs if name in parameters]
+        if given and given[0] is not None:
+            values[ours] = given[0]
+    config = pipe.transformer.config
+    for name, latents in (("height", "sample_height"), ("width", "sample_width"), ("frames", "sample_frames")):
+        # CogVideoX and Mochi decide by themselves.
+        if name not in values and latents in config:
+            values[name] = config[latents] * (1 if name == "frames" else pipe.vae_scale_factor_spatial)
+        elif name not in values:
+            values[name] = getattr(pipe, f"default_{name}")
+    return values
+
+
+@contextmanager
+def timed(target, method: str, seconds: dict[str, float], name: str, device: str) -> Iterator[None]:
+    """Adds the seconds of every call of a method to `seconds`."""
+    stock = getattr(target, method)
+
+    def call(*args, **kwargs):
+        began = now(device)
+        result = stock(*args, **kwargs)
+        seconds[name] += now(device) - began
+        return result
+
+    setattr(target, method, call)
+    try:
+        yield
+    finally:
+        delattr(target, method)
+
+
+def now(device: str) -> float:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+    return time.perf_counter()
