@@ -328,6 +328,8 @@ def family_of(transformer: torch.nn.Module) -> Family:
     name = type(transformer).__name__
     for family in FAMILIES:
         if family.transformer_class == name:
+            if transformer.config.get("image_condition_type") == "token_replace":
+                raise ValueError(f"{name} with image_condition_type token_replace is not supported: docs/models.md")
             return family
     supported = ", ".join(family.transformer_class for family in FAMILIES)
     raise ValueError(f"flexivid does not know the transformer {name}; it supports {supported}")

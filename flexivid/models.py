@@ -1,0 +1,223 @@
+"""What is supported, and what patch sizes cost on published models: docs/models.md, and `python -m flexivid models`.
+
+Everything is counted on the meta device from the models' public configurations; no weights are read.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import diffusers
+import torch
+
+from flexivid.families import FAMILIES, family_of
+from flexivid.family import patch_size_of
+from flexivid.flexible import FlexTransformer
+from flexivid.flops import FlopCounter
+from flexivid.folding import Size3
+from flexivid.schedules import format_patch_size, least_budget
+
+FEATURES = ("text-to-video", "image-to-video", "cache", "compile", "offload", "user LoRA", "train")
+# By family, in the order of FEATURES. `yes` is what a test does on a small random pipeline of the real classes, `-`
+# what diffusers 0.42 does not do itself. cache: FirstBlockCache; compile: compile_repeated_blocks(fullgraph=True);
+# offload: enable_model_cpu_offload.
+SUPPORT = {
+    "wan": ("yes", "yes", "yes", "yes", "yes", "yes", "yes"),
+    "skyreels-v2": ("yes", "untested", "-", "yes", "yes", "yes", "no"),
+    "ltx": ("yes", "yes", "yes", "yes", "yes", "yes", "no"),
+    "cogvideox": ("yes", "yes", "yes", "-", "yes", "yes", "no"),
+    "hunyuan-video": ("yes", "untested", "yes", "yes", "yes", "yes", "no"),
+    "mochi": ("yes", "-", "yes", "-", "yes", "yes", "no"),
+    "sana-video": ("yes", "untested", "-", "-", "yes", "yes", "no"),
+    "latte": ("yes", "-", "-", "-", "yes", "-", "no"),
+    "dit": ("images", "-", "-", "-", "yes", "-", "no"),
+    "pixart": ("images", "-", "-", "-", "yes", "-", "no"),
+}
+LEFT_OUT = {
+    "HunyuanVideo image-to-video with replaced tokens": "the first frame is clean, and its timestep does not say so",
+    "Wan-VACE": "embeds its control video by a second embedder, which would have to be folded too",
+    "HunyuanVideo-1.5": "its pipeline calls the transformer through a guider, with contexts of its own",
+    "Allegro": "its pipeline passes tables and grids of one size in one argument",
+    "Cosmos": "its forward adds the padding mask as one more channel, behind the folding",
+    "EasyAnimate": "un-patchifies to as many channels as came in, which a residual head has not",
+    "Kandinsky5": "its positions come from the pipeline as lists, and its output layer reshapes by itself",
+    "LTX-2": "sound and video attend to each other, and sound has no patches to enlarge",
+    "FLUX, SD3": "images; FLUX packs patches in its pipeline, and does not tell its transformer their grid",
+}
+
+
+@dataclass(frozen=True)
+class Published:
+    """A model that people have: its transformer's configuration, and the size of its usual latents (T, H, W)."""
+
+    name: str
+    transformer_class: str
+    usual: str
+    latents: Size3
+    text_length: int
+    config: dict = field(default_factory=dict)
+
+
+PUBLISHED = (
+    Published(
+        "Wan2.1-T2V-1.3B",
+        "WanTransformer3DModel",
+        "480x832, 81 frames",
+        (21, 60, 104),
+        512,
+        {"num_attention_heads": 12, "ffn_dim": 8960, "num_layers": 30},
+    ),
+    Published("Wan2.1-T2V-14B, Wan2.2-A14B", "WanTransformer3DModel", "480x832, 81 frames", (21, 60, 104), 512),
+    Published("Wan2.1-T2V-14B, Wan2.2-A14B", "WanTransformer3DModel", "720x1280, 81 frames", (21, 90, 160), 512),
+    Published(
+        "Wan2.1-I2V-14B",
+        "WanTransformer3DModel",
+        "480x832, 81 frames",
+        (21, 60, 104),
+        512,
+        {"in_channels": 36, "image_dim": 1280, "added_kv_proj_dim": 5120},
+    ),
+    Published(
+        "Wan2.2-TI2V-5B",
+        "WanTransformer3DModel",
+        "704x1280, 121 frames",
+        (31, 44, 80),
+        512,
+        {"in_channels": 48, "out_channels": 48, "num_attention_heads": 24, "ffn_dim": 14336, "num_layers": 30},
+    ),
+    Published(
+        "SkyReels-V2-14B",
+        "SkyReelsV2Transformer3DModel",
+        "544x960, 97 frames",
+        (25, 68, 120),
+        512,
+        {"num_attention_heads": 40, "ffn_dim": 13824, "num_layers": 40},
+    ),
+    Published("LTX-Video 2B", "LTXVideoTransformer3DModel", "512x704, 161 frames", (21, 16, 22), 128),
+    Published("CogVideoX-2B", "CogVideoXTransformer3DModel", "480x720, 49 frames", (13, 60, 90), 226),
+    Published(
+        "CogVideoX-5B",
+        "CogVideoXTransformer3DModel",
+        "480x720, 49 frames",
+        (13, 60, 90),
+        226,
+        {"num_attention_heads": 48, "num_layers": 42, "use_rotary_positional_embeddings": True},
+    ),
+    Published(
+        "CogVideoX1.5-5B",
+        "CogVideoXTransformer3DModel",
+        "768x1360, 81 frames",
+        (22, 96, 170),
+        226,
+        {
+            "num_attention_heads": 48,
+            "num_layers": 42,
+            "use_rotary_positional_embeddings": True,
+            "patch_size_t": 2,
+            "patch_bias": False,
+        },
+    ),
+    Published("HunyuanVideo", "HunyuanVideoTransformer3DModel", "720x1280, 129 frames", (33, 90, 160), 256),
+    Published("Mochi 1", "MochiTransformer3DModel", "480x848, 163 frames", (28, 60, 106), 256),
+    Published("Sana-Video 2B", "SanaVideoTransformer3DModel", "480x832, 81 frames", (21, 60, 104), 300),
+    Published(
+        "Latte-1",
+        "LatteTransformer3DModel",
+        "512x512, 16 frames",
+        (16, 64, 64),
+        120,
+        {
+            "num_attention_heads": 16,
+            "attention_head_dim": 72,
+            "in_channels": 4,
+            "out_channels": 8,
+            "num_layers": 28,
+            "cross_attention_dim": 1152,
+            "sample_size": 64,
+            "patch_size": 2,
+            "norm_type": "ada_norm_single",
+            "norm_elementwise_affine": False,
+            "caption_channels": 4096,
+            "video_length": 16,
+        },
+    ),
+    Published("DiT-XL/2", "DiTTransformer2DModel", "256x256", (1, 32, 32), 0, {"out_channels": 8}),
+    Published(
+        "PixArt-Σ XL",
+        "PixArtTransformer2DModel",
+        "1024x1024",
+        (1, 128, 128),
+        300,
+        {"sample_size": 128, "caption_channels": 4096, "use_additional_conditions": False},
+    ),
+)
+
+
+def weak_patch_sizes(base: Size3, temporal: bool) -> list[str]:
+    """Twice as large in space, in time, in both; where frames cannot be joined, twice and four times in space."""
+    t, h, w = base
+    sizes = (
+        [(t, 2 * h, 2 * w), (2 * t, h, w), (2 * t, 2 * h, 2 * w)]
+        if temporal
+        else [(t, 2 * h, 2 * w), (t, 4 * h, 4 * w)]
+    )
+    return [format_patch_size(size) for size in sizes]
+
+
+def costs_of(model: Published) -> dict[str, int]:
+    """FLOPs of one forward of one clip by patch size, the model's own last."""
+    with torch.device("meta"):
+        transformer = getattr(diffusers, model.transformer_class)(**model.config)
+    family = family_of(transformer)
+    weak = weak_patch_sizes(patch_size_of(transformer.config), family.temporal)
+    counter = FlopCounter(FlexTransformer(transformer, weak, "snr"))
+    call = family.example(transformer.config, model.latents, model.text_length)
+    return {patch_size: counter.count(patch_size, call) for patch_size in counter.twin.patch_sizes}
+
+
+def family_lines() -> list[str]:
+    """The support table."""
+    head = ("family", "class", "prediction", "guidance", "joins frames", *FEATURES)
+    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+    for family in FAMILIES:
+        cells = (family.name, family.transformer_class, family.prediction, family.guidance)
+        joined = "no" if not family.temporal else "first alone" if family.causal else "yes"
+        lines.append(f"| {' | '.join((*cells, joined, *SUPPORT[family.name]))} |")
+    return lines
+
+
+def cost_line(model: Published) -> str:
+    costs = costs_of(model)
+    *weak, powerful = costs
+    shares = [f"{name} {costs[name] / costs[powerful]:.3f}" for name in weak]
+    if len(shares) == 2:
+        shares.insert(1, "")
+    latents = "x".join(map(str, model.latents))
+    return (
+        f"| {model.name} | {model.usual} | {latents}, {powerful} | {costs[powerful] / 1e12:.4g} | "
+        f"{' | '.join(shares)} | {least_budget(costs):.3f} |"
+    )
+
+
+HEAD = """\
+<!-- Made by `python -m flexivid models > docs/models.md`. -->
+# Models
+
+One row of [flexivid/families.py](../flexivid/families.py) a family. `yes` is tested on a small random pipeline of the
+real classes of diffusers, never on published weights: none could be loaded where this was built. A dash is what
+diffusers 0.42 does not do itself. Cache is FirstBlockCache, compile is compile_repeated_blocks(fullgraph=True), offload
+is enable_model_cpu_offload. Without `modes=` a family runs the patch size that is twice as large in space.
+"""
+COSTS = """
+## What patch sizes cost
+
+FLOPs of one forward of one clip, counted from the models' public configurations, with padded text and flexivid's heads.
+The last column is the least budget that these weak patch sizes can reach.
+
+| model | usual size | latents | TFLOP | twice as large in space | in time | in both, or 4x in space | least budget |
+|---|---|---|---|---|---|---|---|"""
+
+
+def page() -> Iterator[str]:
+    """docs/models.md, line by line."""
+    yield from (HEAD, *family_lines(), COSTS, *map(cost_line, PUBLISHED), "", "## Left out", "")
+    yield from (f"- {name}: {reason}." for name, reason in LEFT_OUT.items())

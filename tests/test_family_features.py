@@ -1,0 +1,99 @@
+"""What people already turn on, together with flexivid, for every family whose cell in the support table says so."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers.hooks import FirstBlockCacheConfig
+from families import tiny, tiny_pipeline
+from peft import LoraConfig
+from test_family_pipelines import PIPELINES, sample
+
+import flexivid
+from flexivid.families import FAMILIES, family_of
+from flexivid.models import FEATURES, PUBLISHED, SUPPORT, cost_line, family_lines
+
+PAGE = (Path(__file__).parents[1] / "docs/models.md").read_text().splitlines()
+
+
+def supported(feature: str) -> list[str]:
+    """The pipelines whose family has `yes` in the support table."""
+    families = {name: family_of(tiny(name)).name for name in PIPELINES}
+    return [name for name in PIPELINES if SUPPORT[families[name]][FEATURES.index(feature)] == "yes"]
+
+
+def test_the_page_is_the_table():
+    assert list(SUPPORT) == [family.name for family in FAMILIES]
+    assert {model.transformer_class for model in PUBLISHED} == {family.transformer_class for family in FAMILIES}
+    lines = family_lines()
+    assert PAGE[PAGE.index(lines[0]) :][: len(lines)] == lines, "python -m flexivid models > docs/models.md"
+    assert sum(line.startswith(f"| {model.name} |") for model in PUBLISHED for line in PAGE) >= len(PUBLISHED)
+
+
+@pytest.mark.parametrize("number", [0, 6])
+def test_costs_on_the_page_are_counted(number):
+    assert cost_line(PUBLISHED[number]) in PAGE, "python -m flexivid models > docs/models.md"
+
+
+def test_the_command(capsys):
+    from flexivid.__main__ import main
+
+    assert main(["model"]) == 2 and "python -m flexivid models" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", supported("cache"))
+def test_first_block_cache(name):
+    pipe, call = tiny_pipeline(name)
+    pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=1e9))  # every step is skipped but the first of a kind
+    cached = sample(pipe, call)
+    flexivid.enable(pipe, budget=0.6)
+    both = sample(pipe, call)
+    assert both.isfinite().all() and not torch.equal(both, cached)
+    assert torch.equal(sample(pipe, call), both)
+    flexivid.disable(pipe)
+    assert torch.equal(sample(pipe, call), cached)
+    flexivid.enable(pipe, budget=0.6)
+    pipe.transformer.disable_cache()
+    assert not torch.equal(sample(pipe, call), both)
+
+
+@pytest.mark.parametrize("name", supported("compile"))
+def test_compiled_blocks_are_not_compiled_again(name):
+    torch._dynamo.reset()
+    pipe, call = tiny_pipeline(name)
+    flexivid.enable(pipe, budget=0.6)
+    eager = sample(pipe, call)
+    pipe.transformer.compile_repeated_blocks(fullgraph=True, backend="eager", dynamic=False)
+    sample(pipe, call)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        torch.testing.assert_close(sample(pipe, call), eager, atol=1e-4, rtol=1e-3)
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("name", supported("user LoRA"))
+def test_a_users_lora(name):
+    pipe, call = tiny_pipeline(name)
+    stock = sample(pipe, call)
+    pipe.transformer.add_adapter(LoraConfig(r=2, target_modules=["to_q"], init_lora_weights=False), "style")
+    styled = sample(pipe, call)
+    flexivid.enable(pipe, budget=0.6)
+    weak = sample(pipe, call)
+    pipe.transformer.set_adapters(["style"], [0.0])
+    assert not torch.equal(sample(pipe, call), weak)
+    pipe.transformer.set_adapters(["style"], [1.0])
+    flexivid.disable(pipe)
+    assert torch.equal(sample(pipe, call), styled) and not torch.equal(styled, stock)
+
+
+@pytest.mark.parametrize("name", supported("offload"))
+def test_offload(name):
+    pipe, call = tiny_pipeline(name)
+    flexivid.enable(pipe, budget=0.6)
+    expected = sample(pipe, call)
+    pipe.enable_model_cpu_offload(device="cpu")
+    assert torch.equal(sample(pipe, call), expected)
+    flexivid.enable(pipe, budget=0.7)
+    assert not torch.equal(sample(pipe, call), expected)
+    flexivid.disable(pipe)
+    stock, call = tiny_pipeline(name)
+    assert torch.equal(sample(pipe, call), sample(stock, call))
