@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from flexivid.flexible import FlexTransformer
@@ -154,7 +154,6 @@ def load_adapter(folder: Path, config: AdapterConfig, flexes: dict[str, FlexTran
 
 def save_adapter(folder: Path, config: AdapterConfig, flexes: dict[str, FlexTransformer]) -> None:
     """Writes an adapter folder in half precision; each file beside, then renamed."""
-    folder.mkdir(parents=True, exist_ok=True)
     weights, lora, metadata = {}, {}, {}
     for component, flex in flexes.items():
         for patch_size, mode in flex.weak_modes.items():
@@ -168,18 +167,46 @@ def save_adapter(folder: Path, config: AdapterConfig, flexes: dict[str, FlexTran
             facts = flex.transformer.peft_config[name].to_dict()
             metadata |= {prefix + key: facts[key] for key in ("r", "lora_alpha", "target_modules")}
 
+    _write(folder, config, weights, lora if config.lora_rank else None, metadata)
+
+
+def _write(folder: Path, config: AdapterConfig, weights: dict, lora: dict | None, metadata: dict) -> None:
+    """The files of an adapter, in half precision; each beside, then renamed."""
+    folder.mkdir(parents=True, exist_ok=True)
+
     def halved(tensors):
         return {name: tensor.detach().half().contiguous().cpu() for name, tensor in tensors.items()}
 
-    files = {
-        WEIGHTS_NAME: lambda path: save_file(halved(weights), path, {"format": "pt"}),
-        LORA_NAME: lambda path: save_file(
-            halved(lora), path, {"format": "pt", "lora_adapter_metadata": json.dumps(metadata, sort_keys=True)}
-        ),
-        CONFIG_NAME: lambda path: path.write_text(config.model_dump_json(indent=2) + "\n"),
-    }
-    if not config.lora_rank:
-        del files[LORA_NAME]
+    files = {WEIGHTS_NAME: lambda path: save_file(halved(weights), path, {"format": "pt"})}
+    if lora is not None:
+        facts = {"format": "pt", "lora_adapter_metadata": json.dumps(metadata, sort_keys=True)}
+        files[LORA_NAME] = lambda path: save_file(halved(lora), path, facts)
+    files[CONFIG_NAME] = lambda path: path.write_text(config.model_dump_json(indent=2) + "\n")
     for name, write in files.items():
         write(folder / f"{name}.partial")
         os.replace(folder / f"{name}.partial", folder / name)
+
+
+def merge_adapters(sources: list[Path], output: Path) -> None:
+    """Joins adapters for different components of one pipeline, such as the two transformers of Wan2.2-A14B.
+
+    Raises AdapterError if they are no adapters, differ in modes, parametrisation, rank or model, or share a component.
+    """
+    configs = [read_config(source) for source in sources]
+    shared = ("patch_sizes", "parametrisation", "lora_rank", "transformer_class", "transformer_shape")
+    first = configs[0]
+    for source, config in zip(sources[1:], configs[1:], strict=True):
+        if differing := [name for name in shared if getattr(config, name) != getattr(first, name)]:
+            raise AdapterError(f"{source} and {sources[0]} differ in {', '.join(differing)}")
+    components = [component for config in configs for component in config.components]
+    if twice := {component for component in components if components.count(component) > 1}:
+        raise AdapterError(f"both have weights for {', '.join(sorted(twice))}")
+    names = [WEIGHTS_NAME, LORA_NAME] if first.lora_rank else [WEIGHTS_NAME]
+    tensors = {name: {k: v for source in sources for k, v in _read_tensors(source / name).items()} for name in names}
+    facts = {config.components[0]: config.training for config in configs}
+    merged = first.model_copy(update={"components": components, "training": facts})
+    metadata = {}
+    for source in sources if first.lora_rank else []:
+        with safe_open(source / LORA_NAME, "pt") as file:
+            metadata |= json.loads(file.metadata()["lora_adapter_metadata"])
+    _write(output, merged, tensors[WEIGHTS_NAME], tensors.get(LORA_NAME), metadata)

@@ -35,12 +35,6 @@ def test_costs_on_the_page_are_counted(number):
     assert cost_line(PUBLISHED[number]) in PAGE, "python -m flexivid models > docs/models.md"
 
 
-def test_the_command(capsys):
-    from flexivid.__main__ import main
-
-    assert main(["model"]) == 2 and "python -m flexivid models" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize("name", supported("cache"))
 def test_first_block_cache(name):
     pipe, call = tiny_pipeline(name)

@@ -21,10 +21,9 @@ from flexivid.training.distill import (
     build_student,
     corrected_distillation_loss,
     distillation_loss,
-    uniform_steps_sigma,
     weak_errors,
 )
-from flexivid.training.pretrain import shift_sigma
+from flexivid.training.noise import State, shift_sigma, uniform_steps_sigma
 
 ROOT = Path(__file__).parents[1]
 
@@ -88,6 +87,12 @@ def test_sampled_noise_levels_are_those_of_the_schedule():
     assert limited[0].item() == pytest.approx(0.3) and limited[-1].item() == pytest.approx(0.9)
 
 
+def state_of(inputs: dict, sigma: list[float]) -> State:
+    sigma = torch.tensor(sigma)
+    conditions = {"encoder_hidden_states": inputs["encoder_hidden_states"]}
+    return State(inputs["hidden_states"], 1000 * sigma, 1 - sigma, sigma, conditions)
+
+
 @pytest.mark.parametrize("parametrisation", ["snr", "direct"])
 def test_distillation_gradients_reach_all_of_the_mode_and_nothing_of_the_base(parametrisation):
     """Fails where LoRA is switched by peft's `set_adapter` and the student runs before the teacher."""
@@ -99,14 +104,7 @@ def test_distillation_gradients_reach_all_of_the_mode_and_nothing_of_the_base(pa
         student.zero_grad()
         # The second round has lora_B away from zero, so that lora_A gets a gradient too.
         for _ in range(2):
-            errors = weak_errors(
-                student,
-                "1x2x2",
-                [patch_size],
-                inputs["hidden_states"],
-                torch.tensor([0.9, 0.6]),
-                inputs["encoder_hidden_states"],
-            )
+            errors = weak_errors(student, student._flex[0], [patch_size], state_of(inputs, [0.9, 0.6]))
             distillation_loss(errors).backward()
             with torch.no_grad():
                 for p in student.parameters():
@@ -129,10 +127,7 @@ def test_gradient_checkpointing_changes_no_gradient():
                 torch.nn.init.normal_(p)
         if checkpointing:
             student.transformer.enable_gradient_checkpointing()
-        sigma = torch.tensor([0.9, 0.6])
-        errors = weak_errors(
-            student, "1x2x2", ["1x4x4"], inputs["hidden_states"], sigma, inputs["encoder_hidden_states"]
-        )
+        errors = weak_errors(student, student._flex[0], ["1x4x4"], state_of(inputs, [0.9, 0.6]))
         distillation_loss(errors).backward()
         gradients.append({name: p.grad for name, p in student.named_parameters() if p.grad is not None})
     assert gradients[0].keys() == gradients[1].keys() and len(gradients[0]) > 10
@@ -146,9 +141,7 @@ def test_distillation_lowers_the_error_to_the_teacher():
     inputs = forward_inputs(4)
     losses = []
     for _ in range(30):
-        errors = weak_errors(
-            student, "1x2x2", ["1x4x4"], inputs["hidden_states"], torch.full((4,), 0.8), inputs["encoder_hidden_states"]
-        )
+        errors = weak_errors(student, student._flex[0], ["1x4x4"], state_of(inputs, [0.8] * 4))
         loss = distillation_loss(errors)
         loss.backward()
         optimizer.step()

@@ -12,11 +12,12 @@ import torch
 import yaml
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from conftest import sample, write_clip
+from conftest import sample, tiny_pipeline, tiny_transformer, write_clip
 from diffusers import WanPipeline
 from safetensors.torch import load_file
 
 import flexivid
+from flexivid.__main__ import main as flexivid_command
 from flexivid.training.config import Config
 from flexivid.training.distill import DistillObjective, build_student
 from flexivid.training.forecast import check_model, forecast
@@ -105,16 +106,36 @@ def test_what_would_fail_after_hours_is_refused_at_once(tmp_path, settings, more
         check_model(Config(**{**settings, **more}, output=tmp_path / "out"))
 
 
-def test_models_that_an_adapter_could_not_be_used_on_are_refused(tmp_path, settings):
-    path = tmp_path / "base/model_index.json"
-    index = json.loads(path.read_text())
-    for change, message in (
-        ({"transformer_2": ["diffusers", "WanTransformer3DModel"]}, "two transformers"),
-        ({"expand_timesteps": True}, "timestep per token"),
-    ):
-        path.write_text(json.dumps(index | change))
-        with pytest.raises(ValueError, match=message):
-            check_model(Config(**settings, output=tmp_path / "out"))
+def test_two_transformers_are_trained_one_at_a_time(tmp_path, settings, folder):
+    pipe = tiny_pipeline()
+    pipe.register_modules(transformer_2=tiny_transformer(seed=7))
+    pipe.register_to_config(boundary_ratio=0.875)
+    pipe.save_pretrained(tmp_path / "base")
+    del settings["data"]
+    clips = dict(folder=str(folder), cache=str(tmp_path / "cache"), buckets=["5x16x32"], fps=10, max_sequence_length=16)
+    adapters = []
+    for component in ("transformer", "transformer_2"):
+        path, output = write(tmp_path, component, settings, clips=clips, component=component, steps=2)
+        run(ONE, path)
+        adapters.append(str(output / "result"))
+    pipe.set_progress_bar_config(disable=True)
+    with pytest.raises(ValueError, match="none for transformer_2"):
+        flexivid.enable(pipe, adapter=adapters[0], budget=0.6)
+    assert flexivid_command(["merge", *adapters, "--output", str(tmp_path / "both")]) == 0
+    flexivid.enable(pipe, adapter=tmp_path / "both", budget=0.6)
+    assert sample(pipe).isfinite().all() and flexivid.summary(pipe).ratio <= 0.6
+    with pytest.raises(ValueError, match="that there can be no clips.prompts"):
+        more = {"clips": {**clips, "prompts": str(tmp_path / "p.txt"), "folder": None}}
+        check_model(Config(**settings | more, output=tmp_path / "out"))
+
+
+def test_merging_what_does_not_belong_together(tmp_path, settings, capsys):
+    path, output = write(tmp_path, "one", settings, steps=2)
+    run(ONE, path)
+    same = [str(output / "result")] * 2
+    assert flexivid_command(["merge", *same, "--output", str(tmp_path / "both")]) == 2
+    assert "both have weights for transformer" in capsys.readouterr().err
+    assert not (tmp_path / "both").exists()
 
 
 def test_a_base_in_half_precision_trains_and_samples(tmp_path, settings, folder):
@@ -215,12 +236,14 @@ def test_on_policy_states_are_those_of_the_students_own_run(tmp_path, settings):
     )
     objective = DistillObjective(config, Accelerator(cpu=True))
     noised = objective.errors_by_sigma(2)
-    x_t, sigma, text = objective.roll_outs.batch(0, 64, torch.Generator().manual_seed(0))
-    assert set(sigma.tolist()) == {float(s) for s in objective.pipeline.scheduler.sigmas[1:-1]}
-    assert x_t.shape[0] == text.shape[0] == 64
+    x_t, timestep, conditions = objective.roll_outs.batch(0, 64, torch.Generator().manual_seed(0))
+    sigma = timestep / 1000
+    assert sorted(set(sigma.tolist())) == pytest.approx(sorted(objective.pipeline.scheduler.sigmas[1:-1].tolist()))
+    assert x_t.shape[0] == conditions["encoder_hidden_states"].shape[0] == 64
     # The states are those of a run of this pipeline from the same noise.
     generator = step_generator(config.seed + 1, 0)
-    x_0, captions = objective.data.batch(2, generator)
+    x_0, conditions = objective.data.batch(2, generator)
+    captions = conditions["encoder_hidden_states"]
     noise = torch.randn(x_0.shape, generator=generator)
     flexivid_states = []
     objective.pipeline(

@@ -155,6 +155,11 @@ class Config(Section):
     base: Path | None = Field(
         None, description="what is started from: a VAE (`vae` trains its decoder on), a VAE or pipeline, a teacher"
     )
+    component: Literal["transformer", "transformer_2"] = Field(
+        "transformer",
+        description="of a base with two of them, such as Wan2.2-A14B, which is trained: that of high noise levels or "
+        "transformer_2, that of low ones; `python -m flexivid merge` joins the adapters of both",
+    )
     seed: int = Field(0, description="of data order, noise and noise levels, at any number of processes")
     steps: Positive = Field(1000, description="optimiser steps")
     batch_size: Positive = Field(32, description="clips a step, over all processes")

@@ -7,29 +7,38 @@ so that the powerful mode stays exact.
 import torch
 from accelerate import Accelerator
 from accelerate.utils.memory import clear_device_cache
-from diffusers import WanPipeline
+from diffusers import DiffusionPipeline
 from diffusers.training_utils import cast_training_params
 from huggingface_hub import HfApi
 
 from flexivid.adapter import AdapterConfig, load_adapter, read_config, save_adapter, transformer_shape
+from flexivid.family import Family
 from flexivid.flexible import FlexTransformer
 from flexivid.lora import add_lora
 from flexivid.session import Session
+from flexivid.stock_pipelines import call_arguments
 from flexivid.training.clips import Bucket
 from flexivid.training.config import Config, DistillConfig
-from flexivid.training.latents import build_cache
+from flexivid.training.latents import build_cache, encoders_of
 from flexivid.training.loop import clips_per_part, configure_speed, global_batch_slice, step_generator
-from flexivid.training.pretrain import sample_and_judge, shift_sigma
+from flexivid.training.noise import NoiseLevels, State, on_rows
+from flexivid.training.pretrain import sample_and_judge
 from flexivid.training.report import SIGMAS, draw_errors, write_card
 from flexivid.training.rollouts import RollOuts
 from flexivid.training.shapes_data import ShapesData
 from flexivid.video import write_picture
 
 
-def uniform_steps_sigma(u: torch.Tensor, sigma_range: tuple[float, float], shift: float) -> torch.Tensor:
-    """Noise levels as a sampler visits them: evenly spaced before the shift, within `sigma_range` after it."""
-    low, high = (shift_sigma(torch.tensor(bound), 1 / shift) for bound in sigma_range)
-    return shift_sigma(low + (high - low) * u, shift)
+def predict(transformer: torch.nn.Module, family: Family, x_t, timestep, conditions: dict) -> torch.Tensor:
+    """One forward: x_t (B, C, T, H, W) -> the network's output, (B, C, T, H, W) float32."""
+    tables = {name: tuple(t.to(x_t.device) for t in v) for name, v in conditions.items() if _is_tables(v)}
+    call = conditions | tables | family.arguments_for(x_t) | {"timestep": timestep}
+    output = transformer(**call, return_dict=False)[0]
+    return family.latents(call | {"hidden_states": output}).float()
+
+
+def _is_tables(value) -> bool:
+    return isinstance(value, tuple) and all(torch.is_tensor(part) for part in value)
 
 
 class Student(torch.nn.Module):
@@ -40,17 +49,17 @@ class Student(torch.nn.Module):
         self.transformer, self.weak_modes = flex.transformer, flex.weak_modes.requires_grad_(True)
         self._flex = [flex]  # in a list: it is no submodule
 
-    def forward(self, patch_sizes: list[str], x_t, timestep, text) -> list[torch.Tensor]:
-        """The prediction at each of the patch sizes."""
+    def forward(self, patch_sizes: list[str], x_t, timestep, conditions: dict) -> list[torch.Tensor]:
+        """The network's output at each of the patch sizes."""
         flex, predictions = self._flex[0], []
         flex.corrections.clear()  # what a sampling run in between has left
         for patch_size in patch_sizes:
             flex.policy = flex.fixed_policy(patch_size)
-            predictions.append(self.transformer(x_t, timestep, text, return_dict=False)[0].float())
+            predictions.append(predict(self.transformer, flex.family, x_t, timestep, conditions))
         return predictions
 
 
-def build_student(transformer: torch.nn.Module, settings: DistillConfig) -> Student:
+def build_student(transformer: torch.nn.Module, settings: DistillConfig, component: str = "transformer") -> Student:
     """Freezes the transformer and attaches trainable weak modes and LoRA, from the stock weights or an adapter.
 
     Raises ValueError if that adapter is one of other modes, another rank or parametrisation, or of another model.
@@ -66,7 +75,7 @@ def build_student(transformer: torch.nn.Module, settings: DistillConfig) -> Stud
             f"{key} {getattr(config, key)} != {value}" for key, value in asked.items() if getattr(config, key) != value
         ]:
             raise ValueError(f"cannot go on from {settings.adapter}: {', '.join(differing)}")
-        load_adapter(settings.adapter, config, {"transformer": flex})
+        load_adapter(settings.adapter, config, {component: flex})
     for name, parameter in transformer.named_parameters():
         parameter.requires_grad_("lora_" in name)
     student = Student(flex)
@@ -75,16 +84,15 @@ def build_student(transformer: torch.nn.Module, settings: DistillConfig) -> Stud
     return student
 
 
-def weak_errors(student: torch.nn.Module, powerful: str, patch_sizes: list[str], x_t, sigma, text) -> torch.Tensor:
-    """sigma (v_powerful - v_weak) = x0_weak - x0_powerful, (modes, B, C, T, H, W); gradients reach the weak part only.
-
-    x_t: (B, C, T, H, W); sigma: (B,); text: (B, length, dim).
-    """
-    timestep = sigma * 1000
+def weak_errors(student: torch.nn.Module, flex: FlexTransformer, patch_sizes: list[str], state: State) -> torch.Tensor:
+    """x0_weak - x0_powerful, (modes, B, C, T, H, W); gradients reach the weak part only."""
+    arguments = (state.x_t, state.timestep, state.conditions)
     with torch.no_grad():
-        (v_powerful,) = student([powerful], x_t, timestep, text)
-    v_weak = torch.stack(student(patch_sizes, x_t, timestep, text))
-    return sigma.view(-1, 1, 1, 1, 1) * (v_powerful - v_weak)
+        (powerful,) = student([flex.powerful], *arguments)
+    weak = student(patch_sizes, *arguments)
+    # x0 is affine in the output, so that at x = 0 a difference of outputs becomes the difference of x0.
+    zero = torch.zeros_like(powerful)
+    return torch.stack([state.x0_of(flex.family, output - powerful, zero) for output in weak])
 
 
 def distillation_loss(errors: torch.Tensor) -> torch.Tensor:
@@ -107,18 +115,34 @@ def corrected_distillation_loss(
     return left.square().mean() + anchor * errors.square().mean()
 
 
+def load_base(config: Config) -> DiffusionPipeline:
+    """The pipeline of a config's base, the transformer that is trained as its only one."""
+    dtype = getattr(torch, config.base_dtype)
+    dtypes = {"default": torch.float32, "transformer": dtype, "transformer_2": dtype, "text_encoder": dtype}
+    index = DiffusionPipeline.load_config(str(config.base))
+    others = [name for name in ("transformer", "transformer_2") if name != config.component]
+    without = {name: None for name in others if index.get(name, [None])[0] is not None}
+    pipe = DiffusionPipeline.from_pretrained(str(config.base), dtype=dtypes, **without)
+    if without:
+        # As if it were trained for every noise level: the other transformer has no part in this.
+        pipe.register_modules(transformer=getattr(pipe, config.component), transformer_2=None)
+        pipe.register_to_config(boundary_ratio=None)
+    return pipe
+
+
 class DistillObjective:
     def __init__(self, config: Config, accelerator: Accelerator):
         self.config, self.accelerator = config, accelerator
         if config.base_dtype == "bfloat16" and accelerator.mixed_precision != "bf16":
             raise ValueError("base_dtype bfloat16 needs `accelerate launch --mixed_precision bf16`")
-        dtype = getattr(torch, config.base_dtype)
-        dtypes = {"default": torch.float32, "transformer": dtype, "text_encoder": dtype}
-        self.pipeline = WanPipeline.from_pretrained(str(config.base), dtype=dtypes)
+        self.pipeline = load_base(config)
         torch.manual_seed(config.seed)
         # Before the data, which may take minutes: an adapter that does not fit is refused at once.
         self.model = self.build_model()
         self.flex = self.model._flex[0]
+        table = getattr(self.pipeline.scheduler, "alphas_cumprod", None)
+        self.flex.alphas_cumprod = table
+        self.levels = NoiseLevels(self.flex.family, config.flow_shift, table)
         configure_speed(self.pipeline.transformer, config)
         self.drawn: tuple[int, tuple] | None = None
         if config.clips is not None:
@@ -130,70 +154,78 @@ class DistillObjective:
         self.roll_outs = RollOuts(self.pipeline, self.flex, self.data, config, accelerator)
 
     def build_model(self) -> Student:
-        return build_student(self.pipeline.transformer, self.config.distill)
+        return build_student(self.pipeline.transformer, self.config.distill, self.config.component)
 
     def draw(self, step: int):
-        """All that is random in a step, for the whole batch: (patch sizes, tensors)."""
+        """All that is random in a step, for the whole batch: (patch sizes, tensors and conditions)."""
         config, settings, generator = self.config, self.config.distill, step_generator(self.config.seed, step)
         weights = torch.tensor(settings.mode_weights or [1.0] * len(settings.modes))
         drawn = torch.multinomial(weights, settings.modes_per_step, generator=generator).tolist()
         patch_sizes = [settings.modes[i] for i in drawn]
         if settings.on_policy and torch.rand(1, generator=generator).item() < settings.on_policy:
             return patch_sizes, self.roll_outs.batch(step, config.batch_size, generator)
-        x_0, text = self.data.batch(config.batch_size, generator)
+        x_0, conditions = self.data.batch(config.batch_size, generator)
         noise = torch.randn(x_0.shape, generator=generator)
         u = torch.rand(config.batch_size, generator=generator)
         u_before = u + settings.correction_gap * torch.rand(config.batch_size, generator=generator)
-        return patch_sizes, (x_0, text, noise, u, u_before)
+        return patch_sizes, (x_0, conditions, noise, u, u_before)
 
     def part(self, step: int, micro_batch: int):
         """What `draw` gives, but of its tensors the rows that this process computes now, on its device."""
         if self.drawn is None or self.drawn[0] != step:  # the micro-batches of a step share it
             self.drawn = step, self.draw(step)
-        chosen, tensors = self.drawn[1]
+        chosen, values = self.drawn[1]
         rows = global_batch_slice(self.accelerator, self.config, self.config.batch_size, micro_batch)
-        return chosen, tuple(tensor[rows].to(self.accelerator.device) for tensor in tensors)
+
+        def here(tensor: torch.Tensor) -> torch.Tensor:
+            return tensor[rows].to(self.accelerator.device)
+
+        return chosen, tuple(on_rows(v, here) if isinstance(v, dict) else here(v) for v in values)
 
     def loss(self, model, step, micro_batch):
-        config, settings = self.config, self.config.distill
-        patch_sizes, tensors = self.part(step, micro_batch)
-        if len(tensors) == 3:  # states of the student's own runs come with their noise level
-            x_t, sigma, text = tensors
-            return distillation_loss(weak_errors(model, self.flex.powerful, patch_sizes, x_t, sigma, text))
-        x_0, text, noise, u, u_before = tensors
-        noise_levels = [u] if settings.correction_gap == 0 else [u, u_before.clamp(max=1)]
-        sigma = uniform_steps_sigma(torch.cat(noise_levels), settings.sigma_range, config.flow_shift)
-        x_0, text, noise = (torch.cat([tensor] * len(noise_levels)) for tensor in (x_0, text, noise))
-        level = sigma.view(-1, 1, 1, 1, 1)
-        x_t = (1 - level) * x_0 + level * noise
-        errors = weak_errors(model, self.flex.powerful, patch_sizes, x_t, sigma, text)
+        settings = self.config.distill
+        patch_sizes, values = self.part(step, micro_batch)
+        if len(values) == 3:  # states of the student's own runs come with their noise level
+            x_t, timestep, conditions = values
+            state = State(x_t, timestep, *self.levels.alpha_s(timestep), conditions)
+            return distillation_loss(weak_errors(model, self.flex, patch_sizes, state))
+        x_0, conditions, noise, u, u_before = values
         if settings.correction_gap == 0:
-            return distillation_loss(errors)
-        now, before = errors.chunk(2, dim=1)
+            state = self.levels.state(x_0, noise, self.levels.drawn(u, settings.sigma_range), conditions)
+            return distillation_loss(weak_errors(model, self.flex, patch_sizes, state))
+        twice = on_rows(conditions, lambda tensor: torch.cat([tensor] * 2))
+        timestep = self.levels.drawn(torch.cat([u, u_before.clamp(max=1)]), settings.sigma_range)
+        state = self.levels.state(torch.cat([x_0] * 2), torch.cat([noise] * 2), timestep, twice)
+        now, before = weak_errors(model, self.flex, patch_sizes, state).chunk(2, dim=1)
         # The first steps of a run come before its first powerful one, and are not corrected.
         return corrected_distillation_loss(now, before, u_before <= 1, settings.anchor)
 
-    def errors(self, patch_sizes: list[str], x_t, sigma, text) -> torch.Tensor:
+    def errors(self, patch_sizes: list[str], state: State) -> torch.Tensor:
         """x0_weak - x0_powerful at some patch sizes, (modes, B, C, T, H, W)."""
-        return weak_errors(self.model, self.flex.powerful, patch_sizes, x_t, sigma, text)
+        return weak_errors(self.model, self.flex, patch_sizes, state)
 
     @torch.no_grad()
     def errors_by_sigma(self, clips: int = 8) -> dict[str, list[float]]:
         """|| x0_weak - x0_powerful ||^2 of every mode over SIGMAS, on the same clips and noise every time."""
         generator, device = torch.Generator().manual_seed(2**31), self.accelerator.device
-        x_0, text = self.data.batch(clips, generator)
+        x_0, conditions = self.data.batch(clips, generator)
         noise = torch.randn(x_0.shape, generator=generator)
         # As many at once as in training: more may not fit.
         size = clips_per_part(self.config, self.config.batch_size, self.accelerator.num_processes)
-        parts = list(zip(x_0.split(size), text.split(size), noise.split(size), strict=True))
         modes = list(self.flex.weak_modes)
         errors = {patch_size: [] for patch_size in modes}
         for level in SIGMAS:
             total = torch.zeros(len(modes))
-            for x_0, text, noise in parts:
-                x_t = ((1 - level) * x_0 + level * noise).to(device)
+            for start in range(0, clips, size):
+
+                def here(tensor: torch.Tensor, rows=slice(start, start + size)) -> torch.Tensor:
+                    return tensor[rows].to(device)
+
+                part = here(x_0)
+                timestep = self.levels.at(level, len(part)).to(device)
+                state = self.levels.state(part, here(noise), timestep, on_rows(conditions, here))
                 with self.accelerator.autocast():
-                    found = self.errors(modes, x_t, torch.full((len(x_t),), level, device=device), text.to(device))
+                    found = self.errors(modes, state)
                 total += found.square().flatten(2).mean(2).sum(1).cpu()
             for patch_size, error in zip(modes, (total / clips).tolist(), strict=True):
                 errors[patch_size].append(error)
@@ -215,23 +247,24 @@ class DistillObjective:
         """A row of frames for every validation prompt and budget."""
         settings, bucket = self.config.validation, Bucket.parse(self.config.clips.buckets[0])
         self.pipeline.to(self.accelerator.device)
+        call = call_arguments(
+            self.pipeline,
+            frames=bucket.frames,
+            height=bucket.height,
+            width=bucket.width,
+            steps=settings.steps,
+            guidance_scale=settings.guidance_scale,
+            text_length=self.config.clips.max_sequence_length,
+        )
         rows = {}
         for prompt in settings.prompts:
             for budget in settings.budgets:
                 Session(self.pipeline, {"transformer": self.flex}, budget=budget, schedule=None)
+                generator = torch.Generator().manual_seed(0)
                 with self.accelerator.autocast():
-                    frames = self.pipeline(
-                        prompt,
-                        num_frames=bucket.frames,
-                        height=bucket.height,
-                        width=bucket.width,
-                        num_inference_steps=settings.steps,
-                        guidance_scale=settings.guidance_scale,
-                        max_sequence_length=self.config.clips.max_sequence_length,
-                        generator=torch.Generator().manual_seed(0),
-                    ).frames[0]
+                    frames = self.pipeline(prompt=prompt, **call, generator=generator, output_type="np").frames[0]
                 rows[f"{budget:g}: {prompt}"] = (frames * 255).round().astype("uint8")
-        for part in (self.pipeline.vae, self.pipeline.text_encoder):
+        for part in encoders_of(self.pipeline).values():
             part.to("cpu")
         clear_device_cache()
         if rows:
@@ -253,7 +286,7 @@ class DistillObjective:
             patch_sizes=settings.modes,
             parametrisation=settings.parametrisation,
             lora_rank=settings.rank if config.objective == "distill" else 0,
-            components=["transformer"],
+            components=[config.component],
             base_model=base_model or str(config.base),
             transformer_class=type(self.flex.transformer).__name__,
             transformer_shape=transformer_shape(self.flex),
@@ -262,7 +295,7 @@ class DistillObjective:
             ),
             training=facts,
         )
-        save_adapter(folder, adapter, {"transformer": self.flex})
+        save_adapter(folder, adapter, {config.component: self.flex})
         write_card(folder, adapter, config, self.errors_by_sigma())
         if config.push_to_hub is not None:
             api = HfApi()

@@ -1,56 +1,77 @@
 """What a distillation will cost, known before a GPU is rented: counted on the meta device, without loading weights."""
 
 import math
+import warnings
 
 import torch
-from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
+from diffusers import DiffusionPipeline, UniPCMultistepScheduler
 from torch.autograd.graph import saved_tensors_hooks
 
+from flexivid.families import family_of
+from flexivid.family import patch_size_of
 from flexivid.flops import FlopCounter, flop_counter_mode
+from flexivid.parametrisation import FLOWS
 from flexivid.schedules import least_budget, parse_patch_size, schedule_for_budget
+from flexivid.stock_pipelines import pipeline_class, without_weights
 from flexivid.training.clips import Bucket
 from flexivid.training.config import Config
 from flexivid.training.distill import Student, build_student, distillation_loss, weak_errors
 from flexivid.training.latents import check_buckets, clips_of
 from flexivid.training.loop import clips_per_part
+from flexivid.training.noise import State, on_rows
 
 GIB = 2**30
 
 
-def _student(config: Config) -> tuple[Student, int]:
+def _base(config: Config) -> DiffusionPipeline:
+    """The pipeline on the meta device, the transformer that is trained as its only one."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of copies between tensors that have no data
+        pipe = without_weights(config.base, pipeline_class(config.base, with_image=False))
+    pipe.register_modules(transformer=getattr(pipe, config.component))
+    return pipe
+
+
+def _student(config: Config, pipe: DiffusionPipeline) -> tuple[Student, int]:
     """The student on the meta device, and the number of its frozen parameters."""
+    transformer = pipe.transformer
+    base_count = _count(transformer.parameters())
     with torch.device("meta"):
-        transformer = WanTransformer3DModel.from_config(_component(config, WanTransformer3DModel, "transformer"))
-        base_count = _count(transformer.parameters())
         student = build_student(transformer, config.distill.model_copy(update={"adapter": None}))
-        if config.gradient_checkpointing:
-            transformer.enable_gradient_checkpointing()
+    if config.gradient_checkpointing:
+        transformer.enable_gradient_checkpointing()
+    student._flex[0].alphas_cumprod = torch.linspace(1, 0, 1000)  # any will do: values cost nothing
     return student, base_count
 
 
-def _component(config: Config, cls, name: str) -> dict:
-    return cls.load_config(str(config.base), subfolder=name)
-
-
-def _inputs(config: Config, transformer, clips: int, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
-    """(x_t, sigma, text) of `clips` clips on the meta device, of the largest bucket."""
+def _call(config: Config, pipe: DiffusionPipeline, clips: int, dtype: torch.dtype) -> dict:
+    """Arguments of a forward of `clips` clips of the largest bucket, on the meta device."""
     if config.clips is None:
         bucket, length = Bucket(config.data.frames, config.data.size, config.data.size), max(config.data.text_lengths)
     else:
         bucket = max((Bucket.parse(text) for text in config.clips.buckets), key=lambda b: b.frames * b.height * b.width)
         length = config.clips.max_sequence_length
-    vae = _component(config, AutoencoderKLWan, "vae")
-    frames = (bucket.frames - 1) // vae["scale_factor_temporal"] + 1
-    space = (side // vae["scale_factor_spatial"] for side in (bucket.height, bucket.width))
-    x_t = torch.empty(clips, transformer.config.in_channels, frames, *space, dtype=dtype, device="meta")
-    text = torch.empty(clips, length, transformer.config.text_dim, dtype=dtype, device="meta")
-    return x_t, torch.empty(clips, device="meta"), text
+    family = family_of(pipe.transformer)
+    stride, shrink = (getattr(pipe, name) for name in family.vae_factors)
+    size = ((bucket.frames - 1) // stride + 1, bucket.height // shrink, bucket.width // shrink)
+
+    def repeated(tensor: torch.Tensor) -> torch.Tensor:
+        kind = dtype if tensor.is_floating_point() and tensor.ndim > 1 else tensor.dtype
+        return torch.empty(clips, *tensor.shape[1:], dtype=kind, device="meta")
+
+    return on_rows(family.example(pipe.transformer.config, size, length), repeated)
 
 
-def _costs(student: Student, inputs: tuple[torch.Tensor, ...]) -> dict[str, int]:
+def _state(pipe: DiffusionPipeline, call: dict) -> State:
+    family = family_of(pipe.transformer)
+    conditions = {name: value for name, value in call.items() if name not in ("hidden_states", "timestep")}
+    level = torch.empty(len(call["timestep"]), device="meta")
+    return State(family.latents(call), call["timestep"], level, level, conditions)
+
+
+def _costs(student: Student, call: dict) -> dict[str, int]:
     """FLOPs of one forward of one clip, by patch size."""
     flex = student._flex[0]
-    call = {"hidden_states": inputs[0], "timestep": inputs[1], "encoder_hidden_states": inputs[2]}
     counter = FlopCounter(flex)
     return {patch_size: counter.count(patch_size, call) for patch_size in flex.patch_sizes}
 
@@ -61,32 +82,44 @@ def check_model(config: Config) -> None:
     That is a model that adapters cannot be used on, data that is not there or does not fit it, and budgets that the
     modes cannot reach.
     """
-    index = WanPipeline.load_config(str(config.base))
-    if index.get("transformer_2", [None])[0] is not None:
-        raise ValueError(f"{config.base} has two transformers; adapters for both at once cannot be trained yet")
-    if index.get("expand_timesteps"):
-        raise ValueError(f"{config.base} has a timestep per token, which is not supported yet")
-    transformer = _component(config, WanTransformer3DModel, "transformer")
-    vae = _component(config, AutoencoderKLWan, "vae")
-    if transformer["in_channels"] != vae["z_dim"]:
+    pipe = _base(config)
+    family, transformer = family_of(pipe.transformer), pipe.transformer.config
+    if family.lora_targets is None and config.objective == "distill":
+        raise ValueError(f"{family.transformer_class} of diffusers takes no LoRA; the objective `shared` needs none")
+    if config.clips is None and family.name != "wan":
+        raise ValueError("the rendered world is for the embedded model; give clips.folder or clips.prompts")
+    index = DiffusionPipeline.load_config(str(config.base))
+    two = index.get("transformer_2", [None])[0] is not None
+    if two and config.clips is not None and (config.clips.prompts or config.validation.prompts):
         raise ValueError(
-            f"{config.base} takes {transformer['in_channels']} channels and its VAE has {vae['z_dim']}: it has "
+            f"{config.base} has two transformers, of which one is trained at a time: it cannot sample, so that there "
+            f"can be no clips.prompts and no validation.prompts"
+        )
+    if config.component == "transformer_2" and not two:
+        raise ValueError(f"{config.base} has one transformer: component must be transformer")
+    latent_channels = pipe.vae.config.get("z_dim") or pipe.vae.config["latent_channels"]
+    if transformer["in_channels"] != latent_channels:
+        raise ValueError(
+            f"{config.base} takes {transformer['in_channels']} channels and its VAE has {latent_channels}: it has "
             f"conditions beside the text, which cannot be trained yet"
         )
-    scheduler = _component(config, UniPCMultistepScheduler, "scheduler")
+    if config.distill.on_policy and (family.guidance != "separate" or two):
+        raise ValueError(f"on_policy is for pipelines such as Wan's, with one transformer; {config.base} is none")
+    scheduler = UniPCMultistepScheduler.load_config(str(config.base), subfolder="scheduler")
+    # Others shift by the size of the clip, or are no flow matching.
     shift = scheduler.get("flow_shift", scheduler.get("shift", config.flow_shift))
-    if shift != config.flow_shift:
+    if family.prediction in FLOWS and not scheduler.get("use_dynamic_shifting") and shift != config.flow_shift:
         raise ValueError(f"flow_shift is {config.flow_shift}, and the scheduler of {config.base} has {shift}")
     if config.clips is not None:
         clips_of(config.clips)
-        side = vae["scale_factor_spatial"] * transformer["patch_size"][-1]
-        check_buckets(config.clips, vae["scale_factor_temporal"], side)
+        stride, shrink = (getattr(pipe, name) for name in family.vae_factors)
+        check_buckets(config.clips, stride, shrink * patch_size_of(transformer)[-1])
     budgets = list(config.validation.budgets) if config.clips is not None and config.validation.prompts else []
     if config.distill.on_policy:
         budgets.append(config.distill.on_policy_budget)
     if budgets:
-        student, _ = _student(config)
-        costs = _costs(student, _inputs(config, student.transformer, 1, torch.float32))
+        student, _ = _student(config, pipe)
+        costs = _costs(student, _call(config, pipe, 1, torch.float32))
         for budget in budgets:
             schedule_for_budget(costs, config.validation.steps, budget, 2)
 
@@ -95,7 +128,7 @@ def _count(parameters) -> int:
     return sum(parameter.numel() for parameter in parameters)
 
 
-def _saved_bytes(student: Student, patch_size: str, inputs: tuple[torch.Tensor, ...]) -> int:
+def _saved_bytes(student: Student, patch_size: str, state: State) -> int:
     """Bytes of the activations that one forward keeps for its backward."""
     kept: dict[int, int] = {}
     weights = {parameter.untyped_storage()._cdata for parameter in student.parameters()}
@@ -111,7 +144,7 @@ def _saved_bytes(student: Student, patch_size: str, inputs: tuple[torch.Tensor, 
         return tensor
 
     with saved_tensors_hooks(keep, lambda tensor: tensor):
-        outputs = student([patch_size], inputs[0], inputs[1] * 1000, inputs[2])
+        outputs = student([patch_size], state.x_t, state.timestep, state.conditions)
     del outputs
     return sum(kept.values())
 
@@ -124,7 +157,8 @@ def forecast(config: Config, processes: int, mixed_precision: bool) -> str:
     """
     clips = clips_per_part(config, config.batch_size, processes)
     settings, dtype = config.distill, torch.bfloat16 if mixed_precision else torch.float32
-    student, base_count = _student(config)
+    pipe = _base(config)
+    student, base_count = _student(config, pipe)
     flex = student._flex[0]
     trained = {
         "LoRA": _count(p for name, p in student.named_parameters() if "lora_" in name),
@@ -133,25 +167,26 @@ def forecast(config: Config, processes: int, mixed_precision: bool) -> str:
         "patch-size embeddings": _count(mode.patch_size_embedding for mode in flex.weak_modes.values()),
     }
     student.to(dtype)  # activations of one precision; autocast does not reach the meta device
-    inputs = _inputs(config, student.transformer, clips, dtype)
-    costs = _costs(student, inputs)
+    call = _call(config, pipe, clips, dtype)
+    state, costs = _state(pipe, call), _costs(student, call)
+    text = call["encoder_hidden_states"]
     lines = [
         f"{config.base}: {base_count / 1e9:.3f} B parameters, frozen, in {config.base_dtype}",
         f"trained: {sum(trained.values()) / 1e6:.2f} M ("
         + ", ".join(f"{name} {count / 1e6:.2f} M" for name, count in trained.items())
         + f"), {len(settings.modes)} modes",
         f"a step: {config.batch_size} clips, {processes} processes x {config.micro_batches} micro-batches x {clips}, "
-        f"latents {'x'.join(map(str, inputs[0].shape[1:]))}, text {inputs[2].shape[1]}",
+        f"latents {'x'.join(map(str, state.x_t.shape[1:]))}, text {text.shape[1]}",
         "",
         f"{'patch size':12}{'tokens':>9}{'TFLOP a forward':>18}{'of powerful':>13}{'kept for backward, GiB':>25}",
     ]
     saved = {}
     for patch_size in flex.patch_sizes:
-        sides = zip(inputs[0].shape[2:], parse_patch_size(patch_size), strict=True)
+        sides = zip(state.x_t.shape[2:], parse_patch_size(patch_size), strict=True)
         tokens = math.prod(-(-length // patch) for length, patch in sides)
         kept = ""
         if patch_size != flex.powerful:
-            saved[patch_size] = _saved_bytes(student, patch_size, inputs)
+            saved[patch_size] = _saved_bytes(student, patch_size, state)
             kept = f"{saved[patch_size] / GIB:.2f}"
         share = costs[patch_size] / costs[flex.powerful]
         lines.append(f"{patch_size:12}{tokens:>9}{costs[patch_size] / 1e12:>18.4g}{share:>13.3f}{kept:>25}")
@@ -161,7 +196,7 @@ def forecast(config: Config, processes: int, mixed_precision: bool) -> str:
     flops_of_modes = []
     for patch_size in settings.modes:
         with flop_counter_mode() as counter:
-            distillation_loss(weak_errors(student, flex.powerful, [patch_size], *inputs)).backward()
+            distillation_loss(weak_errors(student, flex, [patch_size], state)).backward()
         flops_of_modes.append(counter.get_total_flops() - teacher)
     pairs = zip(weights_of_modes, flops_of_modes, strict=True)
     mean_of_modes = sum(weight * flops for weight, flops in pairs) / sum(weights_of_modes)

@@ -1,5 +1,6 @@
-"""Latents and text embeddings of training clips, computed once and kept: shards of safetensors that survive a kill.
+"""Latents and conditions of training clips, computed once and kept: shards of safetensors that survive a kill.
 
+Conditions are text embeddings and whatever else the model's pipeline gives to its transformer (`conditions.py`).
 What is encoded is a folder of captioned clips, or, with no data at all, the teacher's own samples for a list of
 prompts. A shard remembers what it was made from: the encoders, the sizes, the captions, and a checksum of every file.
 It is made again when any of these has changed.
@@ -15,14 +16,18 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.utils.memory import clear_device_cache
-from diffusers import WanPipeline
+from diffusers import DiffusionPipeline
 from safetensors import safe_open
 from safetensors.torch import save_file
 from tqdm import tqdm
 
+from flexivid.families import family_of
+from flexivid.family import patch_size_of
+from flexivid.stock_pipelines import call_arguments
 from flexivid.training.clips import BrokenClip, Bucket, CaptionedClip, find_clips, load_clip
+from flexivid.training.conditions import conditions_of
 from flexivid.training.config import ClipsConfig
-from flexivid.training.embedded import encode
+from flexivid.training.noise import on_rows
 from flexivid.training.shapes_data import fingerprint
 
 SHARD = 32  # clips a file: what a kill loses at most
@@ -54,10 +59,10 @@ class Source:
 
 
 class LatentCache:
-    """Random access to (latents, text embeddings) of clips.
+    """Random access to (latents, conditions) of clips.
 
     folder: where the shards lie; every process makes its share of them. made_with: whatever else latents depend on.
-    encode_text: caption -> (length, dim).
+    encode_text: caption -> arguments of the transformer, tensors of one clip and whatever is the same for all.
     """
 
     def __init__(
@@ -66,7 +71,7 @@ class LatentCache:
         clips: list[CaptionedClip],
         made_with: dict,
         encode_clip: Encode,
-        encode_text: Callable[[str], torch.Tensor],
+        encode_text: Callable[[str], dict],
         config: ClipsConfig,
         accelerator: Accelerator,
     ):
@@ -94,7 +99,7 @@ class LatentCache:
                         count = shard.get_slice(name).get_shape()[0]
                         bucket = name.removesuffix(".latents")
                         self.places.setdefault(bucket, []).extend((path, row) for row in range(count))
-        self.empty = encode_text("")
+        self.empty = {bucket: encode_text("", Bucket.parse(bucket)) for bucket in self.places}
         if not self.places:
             raise ValueError(f"none of the {len(clips)} clips can be used:\n{self.report()}")
 
@@ -102,29 +107,45 @@ class LatentCache:
         """A line per clip that was skipped, with the reason."""
         return "\n".join(f"  {path}: {reason}" for path, reason in self.broken)
 
-    def batch(self, count: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        """Latents (count, C, T, H, W) of one bucket, which is drawn by its share of the clips; text (count, L, dim)."""
+    def batch(self, count: int, generator: torch.Generator) -> tuple[torch.Tensor, dict]:
+        """Latents (count, C, T, H, W) of one bucket, which is drawn by its share of the clips, and their conditions.
+
+        Conditions that differ from clip to clip have a row each; tables and sizes are those of the bucket.
+        """
         names = sorted(self.places)
         shares = torch.tensor([float(len(self.places[name])) for name in names])
         bucket = names[torch.multinomial(shares, 1, generator=generator).item()]
-        places = self.places[bucket]
+        places, empty = self.places[bucket], self.empty[bucket]
         picks = torch.randint(len(places), (count,), generator=generator).tolist()
         dropped = torch.rand(count, generator=generator) < self.config.drop_caption
-        latents, texts = [], []
+        latents, rows = [], {name: [] for name, value in empty.items() if torch.is_tensor(value)}
         for pick, without in zip(picks, dropped.tolist(), strict=True):
             path, row = places[pick]
             with safe_open(path, "pt") as shard:
                 latents.append(shard.get_slice(f"{bucket}.latents")[row])
-                length = int(shard.get_slice(f"{bucket}.text_lengths")[row])
-                texts.append(self.empty if without else shard.get_slice(f"{bucket}.text")[row, :length])
-        padded = torch.zeros(count, self.config.max_sequence_length, texts[0].shape[-1])
-        for row, text in enumerate(texts):
-            padded[row, : len(text)] = text.float()
-        return torch.stack(latents).float(), padded
+                for name, values in rows.items():
+                    values.append(empty[name] if without else shard.get_slice(f"{bucket}.{name}")[row])
+        conditions = {name: torch.stack([_filled(v, empty[name]) for v in values]) for name, values in rows.items()}
+        return torch.stack(latents).float(), empty | conditions
 
     def empty_text(self, length: int) -> torch.Tensor:
         """The embedding of the empty caption, (1, length, dim)."""
-        return torch.nn.functional.pad(self.empty[None].float(), (0, 0, 0, length - len(self.empty)))
+        return next(iter(self.empty.values()))["encoder_hidden_states"][None, :length].float()
+
+
+def _filled(value: torch.Tensor, full: torch.Tensor) -> torch.Tensor:
+    """A condition as long as `full`, in float32 if it is a float: rows of zeros at the end are not stored."""
+    if not value.is_floating_point() or value.shape == full.shape:
+        return value.float() if value.is_floating_point() else value
+    return torch.nn.functional.pad(value.float(), (0, 0, 0, len(full) - len(value)))
+
+
+def _without_zeros(value: torch.Tensor) -> torch.Tensor:
+    """(length, dim) without the rows of zeros at the end; anything else as it is."""
+    if value.ndim != 2 or not value.is_floating_point():
+        return value
+    used = value.abs().sum(-1).nonzero()
+    return value[: int(used.max()) + 1 if len(used) else 1].half()
 
 
 def _is_made_from(path: Path, clips: list[CaptionedClip], made_with: dict) -> bool:
@@ -141,7 +162,7 @@ def _is_made_from(path: Path, clips: list[CaptionedClip], made_with: dict) -> bo
 
 def _write_shard(path: Path, start: int, clips: list[CaptionedClip], made_with: dict, encode_clip, encode_text) -> None:
     """Encodes some clips into one file, grouped by bucket; a clip that is broken is left out and noted."""
-    groups: dict[str, list[tuple[torch.Tensor, torch.Tensor]]] = {}
+    groups: dict[str, list[tuple[torch.Tensor, dict]]] = {}
     broken = []
     # Before the clips are read: one that is still being copied is then seen to have changed.
     sources = [list(vars(Source.of(clip.path)).values()) for clip in clips]
@@ -151,13 +172,17 @@ def _write_shard(path: Path, start: int, clips: list[CaptionedClip], made_with: 
         except BrokenClip as error:
             broken.append([str(clip.path), str(error)])
             continue
-        groups.setdefault(str(bucket), []).append((latents.half().cpu(), encode_text(clip.caption).half().cpu()))
+        groups.setdefault(str(bucket), []).append((latents.half().cpu(), encode_text(clip.caption, bucket)))
     tensors = {}
     for bucket, rows in groups.items():
-        latents, texts = zip(*rows, strict=True)
+        latents, conditions = zip(*rows, strict=True)
         tensors[f"{bucket}.latents"] = torch.stack(latents)
-        tensors[f"{bucket}.text"] = torch.nn.utils.rnn.pad_sequence(texts, batch_first=True)
-        tensors[f"{bucket}.text_lengths"] = torch.tensor([len(text) for text in texts])
+        for name, value in conditions[0].items():
+            if torch.is_tensor(value):
+                values = [_without_zeros(condition[name]) for condition in conditions]
+                equal = len({value.shape for value in values}) == 1
+                stacked = torch.stack(values) if equal else torch.nn.utils.rnn.pad_sequence(values, batch_first=True)
+                tensors[f"{bucket}.{name}"] = stacked
     metadata = {
         "made_with": made_with,
         "clips": [[str(clip.path), clip.caption] for clip in clips],
@@ -193,58 +218,81 @@ def check_buckets(config: ClipsConfig, temporal_factor: int, side: int) -> None:
             )
 
 
-def build_cache(config: ClipsConfig, pipe: WanPipeline, accelerator: Accelerator) -> LatentCache:
-    """Encodes `config.folder`, or samples the teacher for `config.prompts`, with the pipeline's VAE and text encoder.
+def encoders_of(pipe: DiffusionPipeline) -> dict[str, torch.nn.Module]:
+    """The VAE and the text encoders, which training needs only once."""
+    named = {name: part for name, part in pipe.components.items() if name.startswith(("vae", "text_encoder"))}
+    return {name: part for name, part in named.items() if isinstance(part, torch.nn.Module)}
 
-    Both are on the accelerator's device meanwhile, and on the CPU afterwards. Raises ValueError if the folder or the
+
+def statistics_of(vae: torch.nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
+    """(mean, standard deviation) by which pipelines normalise latents, each (1, C or 1, 1, 1, 1)."""
+
+    def found(name: str, otherwise: float) -> torch.Tensor:
+        value = getattr(vae, name, None)  # LTX keeps them as buffers
+        value = vae.config.get(name) if value is None else value
+        return torch.as_tensor(otherwise if value is None else value, dtype=torch.float32).view(1, -1, 1, 1, 1)
+
+    return found("latents_mean", 0.0), found("latents_std", 1.0) / (vae.config.get("scaling_factor") or 1.0)
+
+
+def encode_frames(vae: torch.nn.Module, frames: torch.Tensor) -> torch.Tensor:
+    """Clips (B, 3, T, H, W) in [-1, 1] -> latents as the pipeline's transformer sees them, (B, C, T', H', W')."""
+    mean, std = (value.to(frames) for value in statistics_of(vae))
+    return (vae.encode(frames).latent_dist.mode() - mean) / std
+
+
+def build_cache(config: ClipsConfig, pipe: DiffusionPipeline, accelerator: Accelerator) -> LatentCache:
+    """Encodes `config.folder`, or samples the teacher for `config.prompts`, with the pipeline's own parts.
+
+    They are on the accelerator's device meanwhile, and on the CPU afterwards. Raises ValueError if the folder or the
     file is not what it should be, or no clip can be used.
     """
     device, clips = accelerator.device, clips_of(config)
     buckets = [Bucket.parse(text) for text in config.buckets]
-    pipe.vae.to(device)
-    pipe.text_encoder.to(device)
+    encoders, family = encoders_of(pipe), family_of(pipe.transformer)
+    for part in encoders.values():
+        part.to(device)
+    of_vae = [pipe.vae.encoder, *filter(None, [getattr(pipe.vae, "quant_conv", None)])]
     made_with = {
-        "vae": [fingerprint(part) for part in (pipe.vae.encoder, pipe.vae.quant_conv)],
-        "latents": [list(pipe.vae.config.latents_mean), list(pipe.vae.config.latents_std)],
-        "text_encoder": fingerprint(pipe.text_encoder),
+        "vae": [fingerprint(part) for part in of_vae],
+        "latents": [value.flatten().tolist() for value in statistics_of(pipe.vae)],
+        **{name: fingerprint(part) for name, part in encoders.items() if name != "vae"},
         "buckets": config.buckets,
         "fps": config.fps,
         "max_sequence_length": config.max_sequence_length,
     }
 
-    @torch.no_grad()
-    def encode_text(caption: str) -> torch.Tensor:
-        embeddings, _ = pipe.encode_prompt(
-            caption, do_classifier_free_guidance=False, max_sequence_length=config.max_sequence_length, device=device
-        )
-        length = int(embeddings[0].abs().sum(-1).nonzero().max()) + 1  # behind the text there are zeros
-        return embeddings[0, :length].cpu()
+    def encode_text(caption: str, bucket: Bucket) -> dict:
+        conditions = conditions_of(pipe, caption, bucket, config.max_sequence_length)
+        return on_rows(conditions, lambda tensor: tensor[0].cpu())
 
+    @torch.no_grad()
     def encode_file(number: int, clip: CaptionedClip) -> tuple[Bucket, torch.Tensor]:
         bucket, frames = load_clip(clip.path, buckets, config.fps)
-        return bucket, encode(pipe.vae, frames[None].to(device, pipe.vae.dtype))[0]
+        return bucket, encode_frames(pipe.vae, frames[None].to(device, pipe.vae.dtype))[0]
 
+    @torch.no_grad()
     def sample_teacher(number: int, clip: CaptionedClip) -> tuple[Bucket, torch.Tensor]:
         bucket = buckets[number % len(buckets)]
-        latents = pipe(
-            clip.caption,
-            num_frames=bucket.frames,
+        call = call_arguments(
+            pipe,
+            frames=bucket.frames,
             height=bucket.height,
             width=bucket.width,
-            num_inference_steps=config.teacher_steps,
+            steps=config.teacher_steps,
             guidance_scale=config.teacher_guidance,
-            max_sequence_length=config.max_sequence_length,
-            generator=torch.Generator().manual_seed(number),
-            output_type="latent",
-        ).frames
-        return bucket, latents[0]
+            text_length=config.max_sequence_length,
+        )
+        generator = torch.Generator().manual_seed(number)
+        latents = pipe(prompt=clip.caption, **call, generator=generator, output_type="latent").frames
+        return bucket, family.latents({"hidden_states": latents, **sizes_of(pipe, bucket)})[0]
 
     encode_clip = encode_file
+    pipe.set_progress_bar_config(disable=True)
     if config.folder is not None:
         accelerator.print(f"{len(clips)} clips in {config.folder}, {config.fps:g} frames a second, {config.buckets}")
     else:
         encode_clip = sample_teacher
-        pipe.set_progress_bar_config(disable=True)
         pipe.transformer.to(device)
         made_with |= {
             "teacher": fingerprint(pipe.transformer),
@@ -257,7 +305,16 @@ def build_cache(config: ClipsConfig, pipe: WanPipeline, accelerator: Accelerator
     cache = LatentCache(config.cache / name, clips, made_with, encode_clip, encode_text, config, accelerator)
     if cache.broken:
         accelerator.print(f"{len(cache.broken)} of {len(clips)} clips are skipped:\n{cache.report()}")
-    for part in (pipe.vae, pipe.text_encoder):
+    for part in encoders.values():
         part.to("cpu")
     clear_device_cache()
     return cache
+
+
+def sizes_of(pipe: DiffusionPipeline, bucket: Bucket) -> dict[str, int]:
+    """The arguments of `forward` that name the token grid, for pipelines that pack latents by themselves."""
+    family = family_of(pipe.transformer)
+    stride, shrink = (getattr(pipe, name) for name in family.vae_factors)
+    size = ((bucket.frames - 1) // stride + 1, bucket.height // shrink, bucket.width // shrink)
+    grid = [n // p for n, p in zip(size, patch_size_of(pipe.transformer.config), strict=True)]
+    return {argument: dict(zip("thw", grid, strict=True))[axis] for axis, argument in family.sizes}

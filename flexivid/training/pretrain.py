@@ -19,12 +19,8 @@ from flexivid.training.embedded import (
     tile_clips,
 )
 from flexivid.training.loop import configure_speed, global_batch_slice, step_generator
+from flexivid.training.noise import shift_sigma
 from flexivid.training.shapes_data import ShapesData
-
-
-def shift_sigma(sigma: torch.Tensor, shift: float) -> torch.Tensor:
-    """Moves noise levels towards 1, as `flow_shift` does in sampling (Esser et al. 2024, arXiv 2403.03206, eq. 23)."""
-    return shift * sigma / (1 + (shift - 1) * sigma)
 
 
 @torch.no_grad()
@@ -70,11 +66,12 @@ class PretrainObjective:
         config, generator = self.config, step_generator(self.config.seed, step)
         images = step < config.transformer.image_steps
         count = config.transformer.image_batch if images else config.batch_size
-        x_0, text = self.data.batch(count, generator, images)
+        x_0, conditions = self.data.batch(count, generator, images)
         noise = torch.randn(x_0.shape, generator=generator)
         sigma = shift_sigma(torch.sigmoid(torch.randn(count, generator=generator)), config.flow_shift)
         part = global_batch_slice(self.accelerator, config, count, micro_batch)
         device = self.accelerator.device
+        text = conditions["encoder_hidden_states"]
         x_0, text, noise, sigma = (tensor[part].to(device) for tensor in (x_0, text, noise, sigma))
         level = sigma.view(-1, 1, 1, 1, 1)
         # Flow matching (Lipman et al. 2023): x_t on the straight line from data to noise, the velocity is its slope.

@@ -15,7 +15,7 @@ from flexivid.training.loop import step_generator
 
 
 class RollOuts:
-    """A pool of (x_t, sigma, text), sampled anew every `on_policy_every` steps: every state of one batch's run.
+    """A pool of (x_t, timestep, text), sampled anew every `on_policy_every` steps: every state of one batch's run.
 
     data: as in `DistillObjective`. Every process samples the same pool, from the same weights.
     """
@@ -25,19 +25,21 @@ class RollOuts:
         self.block = None
 
     def batch(self, step: int, count: int, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
-        """(x_t (count, C, T, H, W), sigma (count,), text (count, L, D)), drawn from the pool of this step."""
+        """(x_t (count, C, T, H, W), timestep (count,), conditions), drawn from the pool of this step."""
         block = step // self.config.distill.on_policy_every
         if block != self.block:
             self.pool = self._sample(block)
             self.block = block
         picks = torch.randint(len(self.pool[1]), (count,), generator=generator)
-        return tuple(values[picks] for values in self.pool)
+        x_t, timestep, text = (values[picks] for values in self.pool)
+        return x_t, timestep, {"encoder_hidden_states": text}
 
     @torch.no_grad()
     def _sample(self, block: int) -> tuple[torch.Tensor, ...]:
         config, settings, pipe, device = self.config, self.config.distill, self.pipe, self.accelerator.device
         generator = step_generator(config.seed + 1, block)
-        x_0, text = self.data.batch(settings.on_policy_clips, generator)
+        x_0, conditions = self.data.batch(settings.on_policy_clips, generator)
+        text = conditions["encoder_hidden_states"]
         noise = torch.randn(x_0.shape, generator=generator)
         empty = self.data.empty_text(text.shape[1]).expand_as(text)
         Session(pipe, {"transformer": self.flex}, budget=settings.on_policy_budget, schedule=None)
@@ -63,5 +65,5 @@ class RollOuts:
                 output_type="latent",
             )
         del states[-1], sigmas[-1]  # the clip itself, without noise
-        repeats = torch.tensor(sigmas).repeat_interleave(len(text))
-        return torch.cat(states), repeats, text.repeat(len(states), 1, 1)
+        timesteps = (torch.tensor(sigmas) * self.flex.family.time_scale).repeat_interleave(len(text))
+        return torch.cat(states), timesteps, text.repeat(len(states), 1, 1)

@@ -71,8 +71,8 @@ class ShapesData:
             os.replace(f"{path}.partial", path)
         return load_file(path)
 
-    def batch(self, count: int, generator: torch.Generator, images: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
-        """Latents (count, C, T, H, W), T = 1 for `images`, and text embeddings (count, length, dim).
+    def batch(self, count: int, generator: torch.Generator, images: bool = False) -> tuple[torch.Tensor, dict]:
+        """Latents (count, C, T, H, W), T = 1 for `images`, and {"encoder_hidden_states": (count, length, dim)}.
 
         A clip's first latent frame is the latent of its first image, because the VAE is causal.
         """
@@ -83,7 +83,8 @@ class ShapesData:
         lengths, shares = zip(*self.config.text_lengths.items(), strict=True)
         length = lengths[torch.multinomial(torch.tensor(shares), 1, generator=generator).item()]
         embeddings = self.text_embeddings[captions]
-        return latents.float(), torch.nn.functional.pad(embeddings, (0, 0, 0, length - embeddings.shape[1]))
+        text = torch.nn.functional.pad(embeddings, (0, 0, 0, length - embeddings.shape[1]))
+        return latents.float(), {"encoder_hidden_states": text}
 
     def empty_text(self, length: int) -> torch.Tensor:
         """The embedding of the empty caption, (1, length, dim)."""

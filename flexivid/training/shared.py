@@ -10,8 +10,9 @@ import copy
 import torch
 
 from flexivid.flexible import FlexTransformer
-from flexivid.training.distill import DistillObjective, Student, uniform_steps_sigma
+from flexivid.training.distill import DistillObjective, Student, predict
 from flexivid.training.loop import step_generator
+from flexivid.training.noise import State
 
 
 class SharedObjective(DistillObjective):
@@ -24,31 +25,30 @@ class SharedObjective(DistillObjective):
         config, generator = self.config, step_generator(self.config.seed, step)
         patch_sizes = [self.flex.powerful, *config.distill.modes]
         patch_size = patch_sizes[torch.randint(len(patch_sizes), (1,), generator=generator).item()]
-        x_0, text = self.data.batch(config.batch_size, generator)
+        x_0, conditions = self.data.batch(config.batch_size, generator)
         noise = torch.randn(x_0.shape, generator=generator)
-        return patch_size, (x_0, text, noise, torch.rand(config.batch_size, generator=generator))
+        return patch_size, (x_0, conditions, noise, torch.rand(config.batch_size, generator=generator))
 
-    def predict_original(self, x_t, sigma, text) -> torch.Tensor:
+    def predict_original(self, state: State) -> torch.Tensor:
         with torch.no_grad(), self.accelerator.autocast():
-            return self.original(x_t, sigma * 1000, text, return_dict=False)[0].float()
+            return predict(self.original, self.flex.family, state.x_t, state.timestep, state.conditions)
 
     def loss(self, model, step, micro_batch):
         """|| x0 - x0_true ||^2 + w || x0 - x0_original ||^2 at the patch size of this step."""
-        config = self.config
-        patch_size, (x_0, text, noise, u) = self.part(step, micro_batch)
-        sigma = uniform_steps_sigma(u, config.distill.sigma_range, config.flow_shift)
-        level = sigma.view(-1, 1, 1, 1, 1)
-        x_t = (1 - level) * x_0 + level * noise
-        v_original = self.predict_original(x_t, sigma, text)
-        (v,) = model([patch_size], x_t, sigma * 1000, text)
-        # A difference of velocities is sigma times one of x0.
-        matching = (level * (v - (noise - x_0))).square().mean()
-        return matching + config.distill.teacher_weight * (level * (v - v_original)).square().mean()
+        settings, family = self.config.distill, self.flex.family
+        patch_size, (x_0, conditions, noise, u) = self.part(step, micro_batch)
+        state = self.levels.state(x_0, noise, self.levels.drawn(u, settings.sigma_range), conditions)
+        original = self.predict_original(state)
+        (output,) = model([patch_size], state.x_t, state.timestep, conditions)
+        matching = (state.x0_of(family, output) - x_0).square().mean()
+        distance = state.x0_of(family, output - original, torch.zeros_like(output))
+        return matching + settings.teacher_weight * distance.square().mean()
 
-    def errors(self, patch_sizes, x_t, sigma, text):
-        v_original = self.predict_original(x_t, sigma, text)
-        v_weak = torch.stack(self.model(patch_sizes, x_t, sigma * 1000, text))
-        return sigma.view(-1, 1, 1, 1, 1) * (v_original - v_weak)
+    def errors(self, patch_sizes, state):
+        original, family = self.predict_original(state), self.flex.family
+        outputs = self.model(patch_sizes, state.x_t, state.timestep, state.conditions)
+        zero = torch.zeros_like(original)
+        return torch.stack([state.x0_of(family, output - original, zero) for output in outputs])
 
     def save(self, folder):
         super().save(folder / "adapter", base_model=str(folder / "model"))

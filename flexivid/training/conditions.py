@@ -1,0 +1,49 @@
+"""What a transformer is given beside latents and timestep, as its stock pipeline makes it from a prompt.
+
+Nothing here knows a family: the pipeline is called, and stopped when it comes to its transformer.
+"""
+
+import inspect
+
+import torch
+from diffusers import DiffusionPipeline
+
+from flexivid.families import family_of
+from flexivid.stock_pipelines import call_arguments
+from flexivid.training.clips import Bucket
+
+NOT_CONDITIONS = ("hidden_states", "timestep", "return_dict", "attention_kwargs")
+
+
+class _AtTheTransformer(Exception):
+    pass
+
+
+@torch.no_grad()
+def conditions_of(pipe: DiffusionPipeline, prompt: str, bucket: Bucket, text_length: int) -> dict:
+    """The other arguments of the first forward of a call, for one clip without classifier-free guidance.
+
+    Tensors have a row a clip; tables of a size come as tuples, its axes as numbers.
+    """
+    transformer = pipe.transformer
+    family, signature = family_of(transformer), inspect.signature(type(transformer).forward)
+    unguided = {} if family.guidance == "embedded" else {"guidance_scale": 1.0}
+    sizes = {"frames": bucket.frames, "height": bucket.height, "width": bucket.width, "text_length": text_length}
+    seen = {}
+
+    def stop(*args, **kwargs):
+        seen.update(signature.bind(transformer, *args, **kwargs).arguments)
+        raise _AtTheTransformer
+
+    hooked = vars(transformer).get("forward")
+    transformer.forward = stop
+    try:
+        pipe(prompt=prompt, **call_arguments(pipe, steps=4, **sizes, **unguided), output_type="latent")
+    except _AtTheTransformer:
+        pass
+    finally:
+        del transformer.forward
+        if hooked is not None:
+            transformer.forward = hooked
+    del seen["self"]
+    return {name: value for name, value in seen.items() if name not in NOT_CONDITIONS and value is not None}
