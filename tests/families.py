@@ -6,6 +6,7 @@ from diffusers import (
     AutoencoderKL,
     AutoencoderKLCogVideoX,
     AutoencoderKLLTXVideo,
+    AutoencoderKLMochi,
     CogVideoXDDIMScheduler,
     CogVideoXImageToVideoPipeline,
     CogVideoXPipeline,
@@ -131,7 +132,7 @@ TINY = {
             "attention_head_dim": 8,
             "num_layers": 2,
             "pooled_projection_dim": 16,
-            "in_channels": CHANNELS,
+            "in_channels": 12,  # which its pipeline counts on
             "text_embed_dim": TEXT,
             "time_embed_dim": 8,
             "max_sequence_length": 7,
@@ -379,3 +380,30 @@ def tiny_image_pipeline(name: str, text_length: int = 7):
         call |= _embeds(mask=False)
     pipe.set_progress_bar_config(disable=True)
     return pipe, call
+
+
+TRAINABLE = ("wan2.2-ti2v", "ltx", "cogvideox-5b", "mochi")
+
+
+def tiny_trainable_pipeline(name: str):
+    """A stock text-to-video pipeline with tiny text encoder and VAE, which can be saved and trained on clips."""
+    if name == "mochi":
+        torch.manual_seed(3)
+        vae = AutoencoderKLMochi(
+            encoder_block_out_channels=(32, 32, 32, 32),
+            decoder_block_out_channels=(32, 32, 32, 32),
+            layers_per_block=(1,) * 5,
+        ).eval()
+        pipe = tiny_pipeline(name)[0]
+    elif name == "cogvideox-5b":
+        vae, pipe = tiny_image_pipeline("cogvideox-i2v")[0].vae, tiny_pipeline(name)[0]
+    elif name == "ltx":
+        vae, pipe = tiny_image_pipeline("ltx-i2v")[0].vae, tiny_pipeline(name)[0]
+    else:
+        pipe = WanPipeline.from_pipe(tiny_image_pipeline(name)[0])
+        vae = pipe.vae
+    return with_text(type(pipe)(**{**pipe.components, "vae": vae}, **_settings(pipe)))
+
+
+def _settings(pipe) -> dict:
+    return {"expand_timesteps": True} if isinstance(pipe, WanPipeline) else {}
