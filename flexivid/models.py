@@ -22,15 +22,15 @@ FEATURES = ("text-to-video", "image-to-video", "cache", "compile", "offload", "u
 # offload: enable_model_cpu_offload.
 SUPPORT = {
     "wan": ("yes", "yes", "yes", "yes", "yes", "yes", "yes"),
-    "skyreels-v2": ("yes", "untested", "-", "yes", "yes", "yes", "no"),
-    "ltx": ("yes", "yes", "yes", "yes", "yes", "yes", "no"),
-    "cogvideox": ("yes", "yes", "yes", "-", "yes", "yes", "no"),
-    "hunyuan-video": ("yes", "untested", "yes", "yes", "yes", "yes", "no"),
-    "mochi": ("yes", "-", "yes", "-", "yes", "yes", "no"),
-    "sana-video": ("yes", "untested", "-", "-", "yes", "yes", "no"),
-    "latte": ("yes", "-", "-", "-", "yes", "-", "no"),
-    "dit": ("images", "-", "-", "-", "yes", "-", "no"),
-    "pixart": ("images", "-", "-", "-", "yes", "-", "no"),
+    "skyreels-v2": ("yes", "untested", "-", "yes", "yes", "yes", "untested"),
+    "ltx": ("yes", "yes", "yes", "yes", "yes", "yes", "yes"),
+    "cogvideox": ("yes", "yes", "yes", "-", "yes", "yes", "yes"),
+    "hunyuan-video": ("yes", "untested", "yes", "yes", "yes", "yes", "untested"),
+    "mochi": ("yes", "-", "yes", "-", "yes", "yes", "yes"),
+    "sana-video": ("yes", "untested", "-", "-", "yes", "yes", "untested"),
+    "latte": ("yes", "-", "-", "-", "yes", "-", "-"),
+    "dit": ("images", "-", "-", "-", "yes", "-", "-"),
+    "pixart": ("images", "-", "-", "-", "yes", "-", "-"),
 }
 LEFT_OUT = {
     "HunyuanVideo image-to-video with replaced tokens": "the first frame is clean, and its timestep does not say so",

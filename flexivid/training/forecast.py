@@ -143,7 +143,7 @@ def _saved_bytes(student: Student, patch_size: str, state: State) -> int:
             kept[storage._cdata] = storage.nbytes()
         return tensor
 
-    with saved_tensors_hooks(keep, lambda tensor: tensor):
+    with student._flex[0].family.counting(), saved_tensors_hooks(keep, lambda tensor: tensor):
         outputs = student([patch_size], state.x_t, state.timestep, state.conditions)
     del outputs
     return sum(kept.values())
@@ -195,7 +195,7 @@ def forecast(config: Config, processes: int, mixed_precision: bool) -> str:
     teacher, weights_of_modes = costs[flex.powerful] * clips, settings.mode_weights or [1.0] * len(settings.modes)
     flops_of_modes = []
     for patch_size in settings.modes:
-        with flop_counter_mode() as counter:
+        with flex.family.counting(), flop_counter_mode() as counter:
             distillation_loss(weak_errors(student, flex, [patch_size], state)).backward()
         flops_of_modes.append(counter.get_total_flops() - teacher)
     pairs = zip(weights_of_modes, flops_of_modes, strict=True)
