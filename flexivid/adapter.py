@@ -194,6 +194,7 @@ def merge_adapters(sources: list[Path], output: Path) -> None:
     """
     configs = [read_config(source) for source in sources]
     shared = ("patch_sizes", "parametrisation", "lora_rank", "transformer_class", "transformer_shape")
+    shared += ("base_model", "max_sequence_length")
     first = configs[0]
     for source, config in zip(sources[1:], configs[1:], strict=True):
         if differing := [name for name in shared if getattr(config, name) != getattr(first, name)]:

@@ -206,13 +206,7 @@ def plan(
     if flex is None:
         raise ValueError("nothing to plan: enable the pipeline first")
     family, config = flex.family, flex.transformer.config
-    time, space = family.vae_factors
-    if space is None:
-        raise ValueError(f"a plan for {family.name} is not possible: its pipeline does not tell the sizes of latents")
-    stride, shrink = getattr(pipe, time) if time else 1, getattr(pipe, space)
-    patch_frames = flex.base_patch[0]
-    latent_frames = math.ceil(((frames - 1) // stride + 1) / patch_frames) * patch_frames  # CogVideoX-1.5 pads to it
-    latents = (latent_frames, height // shrink, width // shrink)
+    latents = family.latent_size(pipe, frames, height, width)
     call = family.example(config, latents, text_length)
     if pipe.config.get("expand_timesteps"):
         call["timestep"] = torch.empty(1, math.prod(n // p for n, p in zip(latents, flex.base_patch, strict=True)))

@@ -70,8 +70,15 @@ SKYREELS_V2 = replace(WAN, name="skyreels-v2", transformer_class="SkyReelsV2Tran
 # LTX-Video (arXiv 2501.00103)
 
 
-def _ltx_rope(module, stock, folding: Folding, packed, frames, height, width, *rest) -> Tables:
-    return centred_tables(stock(packed, *folding.grid, *rest), folding, token_axis=1)
+def _ltx_rope(module, stock, folding: Folding, packed, frames, height, width, scale, coordinates) -> Tables:
+    """Half of the frequencies turn by more than half a circle a token: positions are averaged, not angles."""
+    bases = torch.tensor([module.base_num_frames, module.base_height, module.base_width], device=packed.device)
+    if coordinates is None:
+        grid = module._prepare_video_coords(len(packed), *folding.grid, scale, packed.device)
+        coordinates = (grid * bases).transpose(1, 2)
+    by_axis = coordinates.permute(2, 0, 1).unflatten(0, folding.grid)
+    centres = middle(by_axis, folding.token_sources).flatten(0, 2).permute(1, 2, 0)
+    return stock(packed, video_coords=centres)
 
 
 def _ltx_example(config, size, length):
@@ -106,10 +113,10 @@ def _cogvideox_embedding(module, stock, folding: Folding, text, latents) -> torc
     before = {flag: getattr(module, flag) for flag in flags}
     if not any(before.values()):
         return stock(text, latents)
-    if before["use_learned_positional_embeddings"]:
+    frames = (folding.size[0] - 1) * module.temporal_compression_ratio + 1
+    if before["use_learned_positional_embeddings"] and frames == module.sample_frames:
         table = module.pos_embedding
     else:
-        frames = (folding.size[0] - 1) * module.temporal_compression_ratio + 1
         table = module._get_positional_embeddings(folding.size[1], folding.size[2], frames, device=latents.device)
     try:
         for flag in flags:

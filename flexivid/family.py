@@ -1,11 +1,13 @@
 """What flexivid has to know of a family of video DiTs: the fields of one row of the table in `families.py`."""
 
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from diffusers import DiffusionPipeline
 from diffusers.configuration_utils import FrozenDict
 from einops import rearrange
 
@@ -62,10 +64,31 @@ class Family:
     temporal: bool = True
     fixed_out_channels: bool = False
 
+    @property
+    def makes_images(self) -> bool:
+        return ("t", 1) in self.sizes
+
     def latents(self, call: dict) -> torch.Tensor:
         """The latents of a call, (B, C, T, H, W)."""
         sizes = {axis: call.get(argument, argument) for axis, argument in self.sizes}
         return rearrange(call["hidden_states"], f"{self.layout} -> b c t h w", **sizes)
+
+    def latent_size(self, pipe: DiffusionPipeline, frames: int, height: int, width: int) -> Size3:
+        """(T, H, W) of the latents that a pipeline makes for a clip in pixels, padded to whole patches in time.
+
+        Raises ValueError if the pipeline does not tell the factors of its VAE.
+        """
+        stride, shrink = self.compression(pipe)
+        patch_frames = patch_size_of(pipe.transformer.config)[0]  # CogVideoX-1.5 pads to them
+        latent_frames = math.ceil(((frames - 1) // stride + 1) / patch_frames) * patch_frames
+        return latent_frames, height // shrink, width // shrink
+
+    def compression(self, pipe: DiffusionPipeline) -> tuple[int, int]:
+        """Frames a latent frame, and pixels a latent pixel. Raises ValueError if the pipeline does not tell."""
+        time, space = self.vae_factors
+        if space is None:
+            raise ValueError(f"the sizes of {self.name}'s latents are unknown: its pipeline does not tell them")
+        return getattr(pipe, time) if time else 1, getattr(pipe, space)
 
     def packed(self, latents: torch.Tensor) -> torch.Tensor:
         """(B, C, T, H, W) -> as the transformer takes and gives them."""

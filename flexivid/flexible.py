@@ -169,6 +169,11 @@ class FlexTransformer:
         if level.ndim < 2:
             return level.expand(len(latents)).view(-1, 1, 1, 1, 1)
         grid = [length // patch for length, patch in zip(latents.shape[2:], self.base_patch, strict=True)]
+        if level.shape[1] != math.prod(grid):
+            raise ValueError(
+                f"{level.shape[1]} timesteps for a clip of {'x'.join(map(str, grid))} tokens: one, or one a token; "
+                f"diffusion forcing, one a frame, is not supported"
+            )
         level = level.view(-1, 1, *grid)
         for axis, patch in enumerate(self.base_patch):
             level = level.repeat_interleave(patch, axis + 2)

@@ -100,7 +100,7 @@ def add_lora(flex: "FlexTransformer", rank: int) -> None:
     """
     transformer = flex.transformer
     if flex.family.lora_targets is None:
-        raise ValueError(f"{type(transformer).__name__} of diffusers takes no LoRA; the objective `shared` needs none")
+        raise ValueError(f"{type(transformer).__name__} of diffusers takes no LoRA")
     layers = [layer for layer in transformer.modules() if isinstance(layer, BaseTunerLayer)]
     if any(layer.merged for layer in layers):
         raise ValueError("a LoRA is fused into this model: call unload_lora_weights() after fuse_lora(), then enable")

@@ -34,6 +34,7 @@ SUPPORT = {
 }
 LEFT_OUT = {
     "HunyuanVideo image-to-video with replaced tokens": "the first frame is clean, and its timestep does not say so",
+    "SkyReels-V2 by diffusion forcing": "its pipelines give a timestep to each frame",
     "Wan-VACE": "embeds its control video by a second embedder, which would have to be folded too",
     "HunyuanVideo-1.5": "its pipeline calls the transformer through a guider, with contexts of its own",
     "Allegro": "its pipeline passes tables and grids of one size in one argument",

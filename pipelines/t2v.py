@@ -175,9 +175,16 @@ def enable(pipe: DiffusionPipeline, arguments: argparse.Namespace) -> None:
 
 def plan(pipe: DiffusionPipeline, arguments: argparse.Namespace) -> None:
     """Raises ValueError for sizes, modes, adapters, schedules and budgets that cannot work with this pipeline."""
-    enable(pipe, arguments)
     family = family_of(pipe.transformer)
-    stride, shrink = (getattr(pipe, name) for name in family.vae_factors)
+    if family.makes_images:
+        raise ValueError(f"{type(pipe).__name__} makes images, and this script videos")
+    clean_frame = family.name == "ltx" or pipe.config.get("expand_timesteps")
+    if arguments.image and not clean_frame:
+        latent_channels = pipe.vae.config.get("z_dim") or pipe.vae.config["latent_channels"]
+        if pipe.transformer.config["in_channels"] == latent_channels:
+            raise ValueError("this model was trained on text alone: it has no channels for an --image")
+    enable(pipe, arguments)
+    stride, shrink = family.compression(pipe)
     patch_size = patch_size_of(pipe.transformer.config)
     for name, patch in (("height", patch_size[1]), ("width", patch_size[2])):
         unit, value = patch * shrink, getattr(arguments, name)
@@ -231,7 +238,9 @@ def run(arguments: argparse.Namespace) -> None:
     if not os.access(folder, os.W_OK):
         raise PermissionError(f"the output folder {folder} is not writable")
     began = time.perf_counter()
-    pipe = pipeline.from_pretrained(model, dtype={"default": dtype, "vae": torch.float32})
+    # Wan's pipelines cast what they give to their VAE, others do not.
+    precise = {"vae": torch.float32} if family_of(empty.transformer).name == "wan" else {}
+    pipe = pipeline.from_pretrained(model, dtype={"default": dtype, **precise})
     pipe.to(arguments.device)
     load_seconds = round(time.perf_counter() - began, 3)
 

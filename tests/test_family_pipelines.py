@@ -168,7 +168,7 @@ def test_a_plan_is_what_the_call_runs(name):
     pipe, call = tiny_pipeline(name)
     flexivid.enable(pipe, budget=0.6)
     if name == "dit":
-        with pytest.raises(ValueError, match="does not tell the sizes of latents"):
+        with pytest.raises(ValueError, match="its pipeline does not tell them"):
             flexivid.plan(pipe, 1, 96, 96, STEPS, text_length=7)
         return
     frames = next((call[key] for key in ("num_frames", "frames", "video_length") if key in call), 1)

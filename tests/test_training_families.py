@@ -112,6 +112,8 @@ def test_every_config_trains_a_tiny_model_of_its_class(tmp_path, folder, acceler
     config = load_config(CONFIGS / file)
     if config.flow_shift != 3.0 and name.startswith("wan"):
         pipe.scheduler.register_to_config(flow_shift=config.flow_shift)
+    if name == "ltx":
+        pipe.scheduler.register_to_config(use_dynamic_shifting=True)
     pipe.save_pretrained(tmp_path / "base")
     clips = config.clips.model_copy(
         update={"folder": folder, "cache": tmp_path / "cache", "buckets": [BUCKET.get(name, "9x64x96")], "fps": 10.0}

@@ -52,8 +52,7 @@ def _call(config: Config, pipe: DiffusionPipeline, clips: int, dtype: torch.dtyp
         bucket = max((Bucket.parse(text) for text in config.clips.buckets), key=lambda b: b.frames * b.height * b.width)
         length = config.clips.max_sequence_length
     family = family_of(pipe.transformer)
-    stride, shrink = (getattr(pipe, name) for name in family.vae_factors)
-    size = ((bucket.frames - 1) // stride + 1, bucket.height // shrink, bucket.width // shrink)
+    size = family.latent_size(pipe, bucket.frames, bucket.height, bucket.width)
 
     def repeated(tensor: torch.Tensor) -> torch.Tensor:
         kind = dtype if tensor.is_floating_point() and tensor.ndim > 1 else tensor.dtype
@@ -84,8 +83,8 @@ def check_model(config: Config) -> None:
     """
     pipe = _base(config)
     family, transformer = family_of(pipe.transformer), pipe.transformer.config
-    if family.lora_targets is None and config.objective == "distill":
-        raise ValueError(f"{family.transformer_class} of diffusers takes no LoRA; the objective `shared` needs none")
+    if family.lora_targets is None:
+        raise ValueError(f"{family.transformer_class} of diffusers takes no LoRA, and cannot be trained yet")
     if config.clips is None and family.name != "wan":
         raise ValueError("the rendered world is for the embedded model; give clips.folder or clips.prompts")
     index = DiffusionPipeline.load_config(str(config.base))
@@ -95,6 +94,8 @@ def check_model(config: Config) -> None:
             f"{config.base} has two transformers, of which one is trained at a time: it cannot sample, so that there "
             f"can be no clips.prompts and no validation.prompts"
         )
+    if two and config.objective == "shared":
+        raise ValueError(f"{config.base} has two transformers, which the objective shared cannot keep together yet")
     if config.component == "transformer_2" and not two:
         raise ValueError(f"{config.base} has one transformer: component must be transformer")
     latent_channels = pipe.vae.config.get("z_dim") or pipe.vae.config["latent_channels"]
@@ -112,7 +113,13 @@ def check_model(config: Config) -> None:
         raise ValueError(f"flow_shift is {config.flow_shift}, and the scheduler of {config.base} has {shift}")
     if config.clips is not None:
         clips_of(config.clips)
-        stride, shrink = (getattr(pipe, name) for name in family.vae_factors)
+        stride, shrink = family.compression(pipe)
+        for bucket in map(Bucket.parse, config.clips.buckets):
+            if ((bucket.frames - 1) // stride + 1) % patch_size_of(transformer)[0]:
+                raise ValueError(
+                    f"the bucket {bucket} has an odd number of latent frames, and {config.base} joins two: "
+                    f"give it {stride} frames more"
+                )
         check_buckets(config.clips, stride, shrink * patch_size_of(transformer)[-1])
     budgets = list(config.validation.budgets) if config.clips is not None and config.validation.prompts else []
     if config.distill.on_policy:

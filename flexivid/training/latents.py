@@ -228,8 +228,8 @@ def statistics_of(vae: torch.nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
     """(mean, standard deviation) by which pipelines normalise latents, each (1, C or 1, 1, 1, 1)."""
 
     def found(name: str, otherwise: float) -> torch.Tensor:
-        value = getattr(vae, name, None)  # LTX keeps them as buffers
-        value = vae.config.get(name) if value is None else value
+        value = vae.config.get(name)
+        value = getattr(vae, name, None) if value is None else value  # LTX keeps them as buffers
         return torch.as_tensor(otherwise if value is None else value, dtype=torch.float32).view(1, -1, 1, 1, 1)
 
     return found("latents_mean", 0.0), found("latents_std", 1.0) / (vae.config.get("scaling_factor") or 1.0)
@@ -314,7 +314,6 @@ def build_cache(config: ClipsConfig, pipe: DiffusionPipeline, accelerator: Accel
 def sizes_of(pipe: DiffusionPipeline, bucket: Bucket) -> dict[str, int]:
     """The arguments of `forward` that name the token grid, for pipelines that pack latents by themselves."""
     family = family_of(pipe.transformer)
-    stride, shrink = (getattr(pipe, name) for name in family.vae_factors)
-    size = ((bucket.frames - 1) // stride + 1, bucket.height // shrink, bucket.width // shrink)
+    size = family.latent_size(pipe, bucket.frames, bucket.height, bucket.width)
     grid = [n // p for n, p in zip(size, patch_size_of(pipe.transformer.config), strict=True)]
     return {argument: dict(zip("thw", grid, strict=True))[axis] for axis, argument in family.sizes}
