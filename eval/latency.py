@@ -15,7 +15,6 @@ import argparse
 import gc
 import statistics
 import sys
-import time
 from collections import defaultdict
 from pathlib import Path
 
@@ -28,18 +27,13 @@ from transformers import UMT5Config, UMT5EncoderModel
 import flexivid
 from flexivid.flexible import compile_blocks
 from flexivid.shapes.embedded import MODEL
+from flexivid.stock_pipelines import now
 from sweep.architectures import ARCHITECTURES, TEXT_ENCODER, Architecture, build_pipeline, random_weights
 from sweep.sampling import write_json
 from sweep.settings import device_name, exit_status
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
-
-
-def now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter()
 
 
 @torch.no_grad()

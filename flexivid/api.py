@@ -15,6 +15,7 @@ from flexivid.adapter import load_adapter, locate_adapter, read_config
 from flexivid.families import family_of
 from flexivid.family import patch_size_of
 from flexivid.flexible import FlexTransformer
+from flexivid.folding import token_grid
 from flexivid.lora import HOOK_NAME, remove_lora
 from flexivid.parametrisation import PARAMETRISATIONS
 from flexivid.schedules import (
@@ -209,7 +210,7 @@ def plan(
     latents = family.latent_size(pipe, frames, height, width)
     call = family.example(config, latents, text_length)
     if pipe.config.get("expand_timesteps"):
-        call["timestep"] = torch.empty(1, math.prod(n // p for n, p in zip(latents, flex.base_patch, strict=True)))
+        call["timestep"] = torch.empty(1, math.prod(token_grid(latents, flex.base_patch)))
     return _session(flex).plan(call, steps, 2 if guided and family.guidance == "separate" else 1)
 
 

@@ -3,6 +3,7 @@
 What is really different in a family, such as where its positions come from, is a small function above its row.
 """
 
+import math
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,8 +15,11 @@ from diffusers.models.embeddings import PatchEmbed, get_2d_sincos_pos_embed
 from diffusers.models.transformers.transformer_mochi import MochiRoPE
 
 from flexivid.family import Family, Tables, centred_tables, patch_size_of
-from flexivid.folding import Folding, Size3
+from flexivid.folding import Folding, Size3, token_grid
 from flexivid.positions import middle
+
+# What most classes call the modules that LoRA adapts.
+ATTENTION_AND_FEED_FORWARD = r"transformer_blocks\.\d+\.(attn1\.(to_q|to_k|to_v|to_out\.0)|ff\.net\.(0\.proj|2))"
 
 
 def _of_latents(token_axis: int) -> Callable:
@@ -61,7 +65,6 @@ WAN = Family(
     prediction="flow",
     guidance="separate",
     lora_targets=r"blocks\.\d+\.(attn1\.(to_q|to_k|to_v|to_out\.0)|ffn\.net\.(0\.proj|2))",
-    vae_factors=("vae_scale_factor_temporal", "vae_scale_factor_spatial"),
     example=_wan_example,
 )
 SKYREELS_V2 = replace(WAN, name="skyreels-v2", transformer_class="SkyReelsV2Transformer3DModel")  # arXiv 2504.13074
@@ -96,11 +99,12 @@ LTX = Family(
     centred=_ltx_rope,
     prediction="flow",
     guidance="batched",
-    lora_targets=r"transformer_blocks\.\d+\.(attn1\.(to_q|to_k|to_v|to_out\.0)|ff\.net\.(0\.proj|2))",
+    lora_targets=ATTENTION_AND_FEED_FORWARD,
     vae_factors=("vae_temporal_compression_ratio", "vae_spatial_compression_ratio"),
     example=_ltx_example,
     layout="b (t h w) c",
     sizes=(("t", "num_frames"), ("h", "height"), ("w", "width")),
+    image_by_timestep=True,
 )
 
 
@@ -134,9 +138,7 @@ def _cogvideox_embedding(module, stock, folding: Folding, text, latents) -> torc
 def _cogvideox_example(config, size, length):
     call = _tensors(config, size, length, "text_embed_dim")
     if config["use_rotary_positional_embeddings"]:
-        tokens = 1
-        for pixels, patch in zip(size, patch_size_of(config), strict=True):
-            tokens *= pixels // patch
+        tokens = math.prod(token_grid(size, patch_size_of(config)))
         call["image_rotary_emb"] = (torch.empty(tokens, config["attention_head_dim"], device="meta"),) * 2
     return call | COGVIDEOX.arguments_for(call["hidden_states"])
 
@@ -151,8 +153,7 @@ COGVIDEOX = Family(
     centred=_cogvideox_embedding,
     prediction="v_prediction",
     guidance="batched",
-    lora_targets=r"transformer_blocks\.\d+\.(attn1\.(to_q|to_k|to_v|to_out\.0)|ff\.net\.(0\.proj|2))",
-    vae_factors=("vae_scale_factor_temporal", "vae_scale_factor_spatial"),
+    lora_targets=ATTENTION_AND_FEED_FORWARD,
     example=_cogvideox_example,
     layout="b t c h w",
     rope_argument="image_rotary_emb",
@@ -184,7 +185,6 @@ HUNYUAN_VIDEO = Family(
         r"transformer_blocks\.\d+\.(attn\.(to_q|to_k|to_v|to_out\.0)|ff\.net\.(0\.proj|2))|"
         r"single_transformer_blocks\.\d+\.(attn\.(to_q|to_k|to_v)|proj_mlp|proj_out)"
     ),
-    vae_factors=("vae_scale_factor_temporal", "vae_scale_factor_spatial"),
     example=_hunyuan_example,
 )
 
@@ -223,7 +223,7 @@ MOCHI = Family(
     centred=_mochi_rope,
     prediction="reversed_flow",
     guidance="batched",
-    lora_targets=r"transformer_blocks\.\d+\.(attn1\.(to_q|to_k|to_v|to_out\.0)|ff\.net\.(0\.proj|2))",
+    lora_targets=ATTENTION_AND_FEED_FORWARD,
     vae_factors=("vae_temporal_scale_factor", "vae_spatial_scale_factor"),
     example=lambda config, size, length: _tensors(config, size, length, "text_embed_dim", mask=True),
     counting=_mochi_on_meta,
@@ -244,7 +244,6 @@ SANA_VIDEO = Family(
     prediction="flow",
     guidance="batched",
     lora_targets=r"transformer_blocks\.\d+\.attn1\.(to_q|to_k|to_v|to_out\.0)",  # the feed-forward is a convolution
-    vae_factors=("vae_scale_factor_temporal", "vae_scale_factor_spatial"),
     example=lambda config, size, length: _tensors(config, size, length, "caption_channels", mask=True),
 )
 

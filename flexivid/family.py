@@ -40,7 +40,8 @@ class Family:
     example: (config, latent size (T, H, W), text length) -> the arguments of one forward of one clip, for counting.
     counting: a context in which the forward runs on the meta device.
     temporal: patches may be larger in time too. fixed_out_channels: the forward cuts its output into
-        `self.out_channels`, which has to be that of a weak head while one runs.
+        `self.out_channels`, which has to be that of a weak head while one runs. image_by_timestep: image-to-video
+        gives the first frame as clean tokens, not as channels.
     """
 
     name: str
@@ -53,8 +54,8 @@ class Family:
     prediction: Prediction
     guidance: Literal["separate", "batched", "embedded"]
     lora_targets: str | None
-    vae_factors: tuple[str | None, str | None]
     example: Callable[[FrozenDict, Size3, int], dict]
+    vae_factors: tuple[str | None, str | None] = ("vae_scale_factor_temporal", "vae_scale_factor_spatial")
     layout: str = "b c t h w"
     sizes: tuple[tuple[str, str | int], ...] = ()
     rope_argument: str | None = None
@@ -63,6 +64,7 @@ class Family:
     counting: Callable[[], AbstractContextManager] = nullcontext
     temporal: bool = True
     fixed_out_channels: bool = False
+    image_by_timestep: bool = False
 
     @property
     def makes_images(self) -> bool:

@@ -18,7 +18,7 @@ from torch import nn
 
 from flexivid.families import family_of
 from flexivid.family import centred_tables, patch_size_of
-from flexivid.folding import Folding, folding_for
+from flexivid.folding import Folding, folding_for, token_grid
 from flexivid.lora import HOOK_NAME, LoraSwitch
 from flexivid.modes import WeakMode
 from flexivid.parametrisation import FLOWS, noise_level, normaliser, output_for_x0, predicted_x0, timestep_at
@@ -168,7 +168,7 @@ class FlexTransformer:
         """(), (B,) or (B, tokens) -> (B, 1, 1, 1, 1) or (B, 1, T, H, W)."""
         if level.ndim < 2:
             return level.expand(len(latents)).view(-1, 1, 1, 1, 1)
-        grid = [length // patch for length, patch in zip(latents.shape[2:], self.base_patch, strict=True)]
+        grid = token_grid(latents.shape[2:], self.base_patch)
         if level.shape[1] != math.prod(grid):
             raise ValueError(
                 f"{level.shape[1]} timesteps for a clip of {'x'.join(map(str, grid))} tokens: one, or one a token; "

@@ -16,6 +16,11 @@ from einops import rearrange
 Size3 = tuple[int, int, int]
 
 
+def token_grid(size: Size3, patch_size: Size3) -> Size3:
+    """Tokens per axis of latents of `size` (T, H, W)."""
+    return tuple(length // patch for length, patch in zip(size, patch_size, strict=True))
+
+
 def block_sources(length: int, multiple: int, unit: int = 1, causal: bool = False) -> torch.Tensor:
     """Which positions of an axis each block covers, padding being copies of the edges.
 
@@ -79,7 +84,7 @@ class Folding:
     @property
     def grid(self) -> Size3:
         """Tokens of the base grid per axis."""
-        return tuple(length // patch for length, patch in zip(self.size, self.patch_size, strict=True))
+        return token_grid(self.size, self.patch_size)
 
     @property
     def token_sources(self) -> tuple[torch.Tensor, ...]:

@@ -54,6 +54,11 @@ def without_weights(model: str | Path, pipeline: type[DiffusionPipeline]) -> Dif
     return pipeline(**settings)
 
 
+def latent_channels_of(vae: torch.nn.Module) -> int:
+    """Channels of a VAE's latents, which its class names in its own way."""
+    return vae.config.get("z_dim") or vae.config["latent_channels"]
+
+
 def call_arguments(pipe: DiffusionPipeline, **values) -> dict:
     """Arguments of a call in the pipeline's own words, without those that it does not take."""
     parameters = inspect.signature(pipe.__call__).parameters
@@ -97,7 +102,8 @@ def timed(target, method: str, seconds: dict[str, float], name: str, device: str
         delattr(target, method)
 
 
-def now(device: str) -> float:
-    if device.startswith("cuda"):
+def now(device: str | torch.device) -> float:
+    """Seconds by the clock, once all that was asked of the device is done."""
+    if torch.device(device).type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter()

@@ -36,6 +36,7 @@ from flexivid.shapes.embedded import ADAPTER, MODEL, SAMPLING
 from flexivid.stock_pipelines import (
     ARGUMENTS,
     call_arguments,
+    latent_channels_of,
     now,
     pipeline_class,
     timed,
@@ -52,7 +53,6 @@ EMBEDDED = {
     "guidance_scale": SAMPLING["guidance_scale"],
     "fps": 8,
     "merge_lora": True,
-    "text_length": SAMPLING["max_sequence_length"],
 }
 PACKAGES = ("torch", "diffusers", "transformers", "peft")
 DEFAULT_PROMPT = "a striped red circle moving right on a black background"
@@ -178,11 +178,9 @@ def plan(pipe: DiffusionPipeline, arguments: argparse.Namespace) -> None:
     family = family_of(pipe.transformer)
     if family.makes_images:
         raise ValueError(f"{type(pipe).__name__} makes images, and this script videos")
-    clean_frame = family.name == "ltx" or pipe.config.get("expand_timesteps")
-    if arguments.image and not clean_frame:
-        latent_channels = pipe.vae.config.get("z_dim") or pipe.vae.config["latent_channels"]
-        if pipe.transformer.config["in_channels"] == latent_channels:
-            raise ValueError("this model was trained on text alone: it has no channels for an --image")
+    takes_image = family.image_by_timestep or pipe.config.get("expand_timesteps")
+    if arguments.image and not takes_image and pipe.transformer.config["in_channels"] == latent_channels_of(pipe.vae):
+        raise ValueError("this model was trained on text alone: it has no channels for an --image")
     enable(pipe, arguments)
     stride, shrink = family.compression(pipe)
     patch_size = patch_size_of(pipe.transformer.config)
@@ -231,6 +229,8 @@ def run(arguments: argparse.Namespace) -> None:
         empty = without_weights(model, pipeline)
         if arguments.adapter:
             fill(arguments, {"text_length": read_config(locate_adapter(arguments.adapter)).max_sequence_length})
+        if not arguments.model:
+            fill(arguments, {"text_length": SAMPLING["max_sequence_length"]})
         fill(arguments, usual_arguments(empty) | {"fps": 16, "merge_lora": False})
         plan(empty, arguments)
     folder = arguments.output.parent

@@ -44,6 +44,8 @@ from flexivid.families import family_of
 from flexivid.family import patch_size_of
 from flexivid.flexible import FlexTransformer
 from flexivid.lora import add_lora
+from flexivid.models import weak_patch_sizes
+from flexivid.resize import resize_matrix
 from flexivid.training.embedded import build_tokenizer
 
 CHANNELS, TEXT = 4, 16
@@ -221,9 +223,26 @@ def add_lora_if_possible(flex: FlexTransformer) -> int:
 
 
 def coarse_patch_sizes(transformer) -> list[str]:
-    t, h, w = patch_size_of(transformer.config)
-    space, time, both = f"{t}x{2 * h}x{2 * w}", f"{2 * t}x{h}x{w}", f"{2 * t}x{2 * h}x{2 * w}"
-    return [space, time, both] if family_of(transformer).temporal else [space, f"{t}x{4 * h}x{4 * w}"]
+    return weak_patch_sizes(patch_size_of(transformer.config), family_of(transformer).temporal)
+
+
+def randomise_adapter(flex: FlexTransformer, scale: float = 0.05) -> None:
+    """An adapter that does something, so that being idle can be told from being absent."""
+    torch.manual_seed(5)
+    with torch.no_grad():
+        for p in flex.weak_modes.parameters():
+            p.add_(scale * torch.randn_like(p))
+        for name, p in flex.transformer.named_parameters():
+            if "lora_B.flexivid" in name:
+                p.copy_(scale * torch.randn_like(p))
+
+
+def upsampled(latents: torch.Tensor, base_patch, coarse_patch) -> torch.Tensor:
+    """R on every base patch: (B, C, T, H, W) -> (B, C, T m_t, H m_h, W m_w)."""
+    (p_t, p_h, p_w), matrix = base_patch, resize_matrix(base_patch, coarse_patch).float()
+    patches = latents.unfold(2, p_t, p_t).unfold(3, p_h, p_h).unfold(4, p_w, p_w).flatten(5)
+    large = (patches @ matrix.T).unflatten(-1, coarse_patch)
+    return large.permute(0, 1, 2, 5, 3, 6, 4, 7).flatten(6).flatten(4, 5).flatten(2, 3)
 
 
 STEPS = 8

@@ -134,7 +134,7 @@ class TestLatents:
         text = conditions["encoder_hidden_states"]
         assert x_0.shape[0] == 6 and text.shape[:2] == (6, 16)
         bucket, frames = load_clip(folder / "b.mp4", [Bucket(5, 16, 32)], 10.0)
-        expected = latents.encode_frames(pipe.vae, frames[None])
+        expected = latents.encode(pipe.vae, frames[None])
         captions = ["a striped blue square growing", "a red circle"]
         embeddings = pipe.encode_prompt(captions, do_classifier_free_guidance=False, max_sequence_length=16)[0]
         found = 0

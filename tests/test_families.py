@@ -5,7 +5,17 @@ import math
 
 import pytest
 import torch
-from families import TINY, add_lora_if_possible, attach, coarse_patch_sizes, grid_for, inputs, tiny
+from families import (
+    TINY,
+    add_lora_if_possible,
+    attach,
+    coarse_patch_sizes,
+    grid_for,
+    inputs,
+    randomise_adapter,
+    tiny,
+    upsampled,
+)
 from test_family_pipelines import check_clock
 
 from flexivid import families as families_module
@@ -19,7 +29,6 @@ from flexivid.folding import folding_for
 from flexivid.lora import add_lora, remove_lora
 from flexivid.modes import WeakMode
 from flexivid.parametrisation import noise_level, output_for_x0
-from flexivid.resize import resize_matrix
 from flexivid.schedules import multiple_of, parse_patch_size
 from flexivid.session import Session
 
@@ -38,16 +47,6 @@ def odd_size(transformer) -> tuple[int, int, int]:
     return grid_for(transformer, 5, 3)
 
 
-def randomise(flex: FlexTransformer, scale: float = 0.05) -> None:
-    torch.manual_seed(5)
-    with torch.no_grad():
-        for parameter in flex.weak_modes.parameters():
-            parameter.add_(scale * torch.randn_like(parameter))
-        for name, parameter in flex.transformer.named_parameters():
-            if "lora_B.flexivid" in name:
-                parameter.copy_(scale * torch.randn_like(parameter))
-
-
 def test_every_row_is_tested():
     assert {type(tiny(name)).__name__ for name in TINY} == {family.transformer_class for family in FAMILIES}
 
@@ -60,7 +59,7 @@ def test_stock_forward_is_untouched_and_weak_ones_keep_shapes(name, parametrisat
     stock, keys = run(transformer, call), list(transformer.state_dict())
     flex = attach(transformer, coarse_patch_sizes(transformer), parametrisation)
     add_lora_if_possible(flex)
-    randomise(flex)
+    randomise_adapter(flex)
     assert torch.equal(run(transformer, call), stock)
     for patch_size in flex.weak_modes:
         flex.policy = flex.fixed_policy(patch_size)
@@ -72,14 +71,6 @@ def test_stock_forward_is_untouched_and_weak_ones_keep_shapes(name, parametrisat
     remove_lora(flex)
     assert torch.equal(run(transformer, call), stock)
     assert list(transformer.state_dict()) == keys
-
-
-def upsampled(latents: torch.Tensor, base_patch, coarse_patch) -> torch.Tensor:
-    """R on every base patch: (B, C, T, H, W) -> (B, C, T m_t, H m_h, W m_w)."""
-    (p_t, p_h, p_w), matrix = base_patch, resize_matrix(base_patch, coarse_patch).float()
-    patches = latents.unfold(2, p_t, p_t).unfold(3, p_h, p_h).unfold(4, p_w, p_w).flatten(5)
-    large = (patches @ matrix.T).unflatten(-1, coarse_patch)
-    return large.permute(0, 1, 2, 5, 3, 6, 4, 7).flatten(6).flatten(4, 5).flatten(2, 3)
 
 
 def at_coarse_positions(transformer, flex: FlexTransformer, folding, small: dict, large: dict) -> dict:
@@ -260,7 +251,7 @@ def test_gradients_arrive_in_what_is_trained_and_nowhere_else(name):
     lora = [parameter for key, parameter in transformer.named_parameters() if "lora_" in key]
     for parameter in lora:
         parameter.requires_grad_(True)
-    randomise(flex)
+    randomise_adapter(flex)
     flex.policy = flex.fixed_policy(patch_size)
     call = inputs(transformer, odd_size(transformer))
     transformer(**call, return_dict=False)[0].square().mean().backward()
@@ -279,7 +270,7 @@ def test_adapters_come_back_as_they_were_saved(name, tmp_path):
     modes = coarse_patch_sizes(transformer)[:2]
     flex = attach(transformer, modes)
     rank = add_lora_if_possible(flex)
-    randomise(flex)
+    randomise_adapter(flex)
     call = inputs(transformer, odd_size(transformer))
     for parameters in (flex.weak_modes.parameters(), (p for k, p in transformer.named_parameters() if "lora_" in k)):
         for parameter in parameters:

@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 from conftest import forward_inputs, tiny_transformer
+from families import randomise_adapter, upsampled
 from peft import LoraConfig
 
 import flexivid
@@ -14,7 +15,6 @@ from flexivid.flexible import Choice, FlexTransformer
 from flexivid.flops import FlopCounter, flop_counter_mode
 from flexivid.folding import folding_for
 from flexivid.lora import add_lora, remove_lora
-from flexivid.resize import resize_matrix
 
 WEAK = ["1x4x4", "2x2x2", "2x4x4"]
 
@@ -22,17 +22,6 @@ WEAK = ["1x4x4", "2x2x2", "2x4x4"]
 def run(transformer, **inputs):
     with torch.no_grad():
         return transformer(**inputs, return_dict=False)[0]
-
-
-def randomise_adapter(flex: FlexTransformer, scale: float = 0.05) -> None:
-    """An adapter that does something, so that being idle can be told from being absent."""
-    torch.manual_seed(5)
-    with torch.no_grad():
-        for p in flex.weak_modes.parameters():
-            p.add_(scale * torch.randn_like(p))
-        for name, p in flex.transformer.named_parameters():
-            if "lora_B.flexivid" in name:
-                p.copy_(scale * torch.randn_like(p))
 
 
 def attach(transformer, parametrisation="snr", patch_sizes=WEAK, rank=4) -> FlexTransformer:
@@ -98,15 +87,7 @@ def test_direct_coarse_pass_over_upsampled_latents_is_the_base_pass_at_coarse_po
     small = forward_inputs(1, 3, 4, 6)
     x = small["hidden_states"]
     coarse_patch = tuple(m * p for m, p in zip(mode.multiple, (1, 2, 2), strict=True))
-    matrix = resize_matrix((1, 2, 2), coarse_patch).float()
-
-    def upsample_patches(latents):
-        """R on every base patch: (1, C, T, H, W) -> (1, C, T m_t, H m_h, W m_w)."""
-        patches = latents.unfold(2, 1, 1).unfold(3, 2, 2).unfold(4, 2, 2).flatten(5)
-        large = (patches @ matrix.T).unflatten(-1, coarse_patch)
-        return large.permute(0, 1, 2, 5, 3, 6, 4, 7).flatten(6).flatten(4, 5).flatten(2, 3)
-
-    large = upsample_patches(x)
+    large = upsampled(x, (1, 2, 2), coarse_patch)
     # Not causal here: every base frame became m_t frames, none of which stands alone.
     object.__setattr__(flex, "family", _not_causal(flex.family))
     flex.policy = flex.fixed_policy(patch_size)
@@ -117,7 +98,7 @@ def test_direct_coarse_pass_over_upsampled_latents_is_the_base_pass_at_coarse_po
     tables = transformer.rope(folding.fold(large))
     flex.remove()
     transformer.rope.forward = lambda hidden_states: tables
-    assert torch.allclose(coarse, upsample_patches(run(transformer, **small)), atol=1e-4)
+    assert torch.allclose(coarse, upsampled(run(transformer, **small), (1, 2, 2), coarse_patch), atol=1e-4)
 
 
 def _not_causal(family):

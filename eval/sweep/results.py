@@ -113,6 +113,6 @@ def _view(means: list[float], higher_is_better: bool) -> tuple[float, float]:
     """The range of an axis on which most arms can be told apart: without the worst sixth, if that lies far off."""
     ordered = sorted(means, reverse=higher_is_better)
     best, worst = ordered[0], ordered[int(len(ordered) * 5 / 6)] if len(ordered) > 6 else ordered[-1]
-    span = abs(best - worst) or abs(best) or 1.0
-    edges = sorted((best + (best - worst or span) * 0.15, worst - (best - worst or span) * 0.25))
-    return edges[0], edges[1]
+    span = best - worst or abs(best) or 1.0
+    low, high = sorted((best + 0.15 * span, worst - 0.25 * span))
+    return low, high

@@ -19,6 +19,12 @@ class _AtTheTransformer(Exception):
     pass
 
 
+def clip_arguments(pipe: DiffusionPipeline, bucket: Bucket, text_length: int, **more) -> dict:
+    """Arguments of a call for a clip of a bucket's size; `more` by the names of `stock_pipelines.ARGUMENTS`."""
+    sizes = {"frames": bucket.frames, "height": bucket.height, "width": bucket.width}
+    return call_arguments(pipe, **sizes, text_length=text_length, **more)
+
+
 @torch.no_grad()
 def conditions_of(pipe: DiffusionPipeline, prompt: str, bucket: Bucket, text_length: int) -> dict:
     """The other arguments of the first forward of a call, for one clip without classifier-free guidance.
@@ -28,7 +34,6 @@ def conditions_of(pipe: DiffusionPipeline, prompt: str, bucket: Bucket, text_len
     transformer = pipe.transformer
     family, signature = family_of(transformer), inspect.signature(type(transformer).forward)
     unguided = {} if family.guidance == "embedded" else {"guidance_scale": 1.0}
-    sizes = {"frames": bucket.frames, "height": bucket.height, "width": bucket.width, "text_length": text_length}
     seen = {}
 
     def stop(*args, **kwargs):
@@ -38,7 +43,7 @@ def conditions_of(pipe: DiffusionPipeline, prompt: str, bucket: Bucket, text_len
     hooked = vars(transformer).get("forward")
     transformer.forward = stop
     try:
-        pipe(prompt=prompt, **call_arguments(pipe, steps=4, **sizes, **unguided), output_type="latent")
+        pipe(prompt=prompt, **clip_arguments(pipe, bucket, text_length, steps=4, **unguided), output_type="latent")
     except _AtTheTransformer:
         pass
     finally:

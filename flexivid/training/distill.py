@@ -16,8 +16,8 @@ from flexivid.family import Family
 from flexivid.flexible import FlexTransformer
 from flexivid.lora import add_lora
 from flexivid.session import Session
-from flexivid.stock_pipelines import call_arguments
 from flexivid.training.clips import Bucket
+from flexivid.training.conditions import clip_arguments
 from flexivid.training.config import Config, DistillConfig
 from flexivid.training.latents import build_cache, encoders_of
 from flexivid.training.loop import clips_per_part, configure_speed, global_batch_slice, step_generator
@@ -31,14 +31,9 @@ from flexivid.video import write_picture
 
 def predict(transformer: torch.nn.Module, family: Family, x_t, timestep, conditions: dict) -> torch.Tensor:
     """One forward: x_t (B, C, T, H, W) -> the network's output, (B, C, T, H, W) float32."""
-    tables = {name: tuple(t.to(x_t.device) for t in v) for name, v in conditions.items() if _is_tables(v)}
-    call = conditions | tables | family.arguments_for(x_t) | {"timestep": timestep}
+    call = conditions | family.arguments_for(x_t) | {"timestep": timestep}
     output = transformer(**call, return_dict=False)[0]
     return family.latents(call | {"hidden_states": output}).float()
-
-
-def _is_tables(value) -> bool:
-    return isinstance(value, tuple) and all(torch.is_tensor(part) for part in value)
 
 
 class Student(torch.nn.Module):
@@ -90,9 +85,7 @@ def weak_errors(student: torch.nn.Module, flex: FlexTransformer, patch_sizes: li
     with torch.no_grad():
         (powerful,) = student([flex.powerful], *arguments)
     weak = student(patch_sizes, *arguments)
-    # x0 is affine in the output, so that at x = 0 a difference of outputs becomes the difference of x0.
-    zero = torch.zeros_like(powerful)
-    return torch.stack([state.x0_of(flex.family, output - powerful, zero) for output in weak])
+    return torch.stack([state.x0_difference(flex.family, output - powerful) for output in weak])
 
 
 def distillation_loss(errors: torch.Tensor) -> torch.Tensor:
@@ -247,15 +240,8 @@ class DistillObjective:
         """A row of frames for every validation prompt and budget."""
         settings, bucket = self.config.validation, Bucket.parse(self.config.clips.buckets[0])
         self.pipeline.to(self.accelerator.device)
-        call = call_arguments(
-            self.pipeline,
-            frames=bucket.frames,
-            height=bucket.height,
-            width=bucket.width,
-            steps=settings.steps,
-            guidance_scale=settings.guidance_scale,
-            text_length=self.config.clips.max_sequence_length,
-        )
+        sampling = {"steps": settings.steps, "guidance_scale": settings.guidance_scale}
+        call = clip_arguments(self.pipeline, bucket, self.config.clips.max_sequence_length, **sampling)
         rows = {}
         for prompt in settings.prompts:
             for budget in settings.budgets:

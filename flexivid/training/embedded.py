@@ -90,15 +90,20 @@ def build_pipeline(vae, transformer, tokenizer, text_encoder, flow_shift: float)
     )
 
 
-def latent_statistics(vae: AutoencoderKLWan) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and standard deviation of the VAE's latents, each (1, C, 1, 1, 1)."""
-    shape = (1, -1, 1, 1, 1)
-    return torch.tensor(vae.config.latents_mean).view(shape), torch.tensor(vae.config.latents_std).view(shape)
+def latent_statistics(vae: torch.nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
+    """(mean, standard deviation) by which pipelines normalise a VAE's latents, each (1, C or 1, 1, 1, 1)."""
+
+    def found(name: str, otherwise: float) -> torch.Tensor:
+        value = vae.config.get(name)
+        value = getattr(vae, name, None) if value is None else value  # LTX keeps them as buffers
+        return torch.as_tensor(otherwise if value is None else value, dtype=torch.float32).view(1, -1, 1, 1, 1)
+
+    return found("latents_mean", 0.0), found("latents_std", 1.0) / (vae.config.get("scaling_factor") or 1.0)
 
 
 @torch.no_grad()
-def encode(vae: AutoencoderKLWan, clips: torch.Tensor) -> torch.Tensor:
-    """Clips (B, 3, T, H, W) in [-1, 1] -> normalised latents (B, C, 1 + (T - 1) / 4, H / 4, W / 4)."""
+def encode(vae: torch.nn.Module, clips: torch.Tensor) -> torch.Tensor:
+    """Clips (B, 3, T, H, W) in [-1, 1] -> latents as the pipeline's transformer sees them, (B, C, T', H', W')."""
     mean, std = (statistic.to(clips) for statistic in latent_statistics(vae))
     return (vae.encode(clips).latent_dist.mode() - mean) / std
 

@@ -12,7 +12,7 @@ from flexivid.family import patch_size_of
 from flexivid.flops import FlopCounter, flop_counter_mode
 from flexivid.parametrisation import FLOWS
 from flexivid.schedules import least_budget, parse_patch_size, schedule_for_budget
-from flexivid.stock_pipelines import pipeline_class, without_weights
+from flexivid.stock_pipelines import latent_channels_of, pipeline_class, without_weights
 from flexivid.training.clips import Bucket
 from flexivid.training.config import Config
 from flexivid.training.distill import Student, build_student, distillation_loss, weak_errors
@@ -98,8 +98,7 @@ def check_model(config: Config) -> None:
         raise ValueError(f"{config.base} has two transformers, which the objective shared cannot keep together yet")
     if config.component == "transformer_2" and not two:
         raise ValueError(f"{config.base} has one transformer: component must be transformer")
-    latent_channels = pipe.vae.config.get("z_dim") or pipe.vae.config["latent_channels"]
-    if transformer["in_channels"] != latent_channels:
+    if transformer["in_channels"] != (latent_channels := latent_channels_of(pipe.vae)):
         raise ValueError(
             f"{config.base} takes {transformer['in_channels']} channels and its VAE has {latent_channels}: it has "
             f"conditions beside the text, which cannot be trained yet"
@@ -114,13 +113,8 @@ def check_model(config: Config) -> None:
     if config.clips is not None:
         clips_of(config.clips)
         stride, shrink = family.compression(pipe)
-        for bucket in map(Bucket.parse, config.clips.buckets):
-            if ((bucket.frames - 1) // stride + 1) % patch_size_of(transformer)[0]:
-                raise ValueError(
-                    f"the bucket {bucket} has an odd number of latent frames, and {config.base} joins two: "
-                    f"give it {stride} frames more"
-                )
-        check_buckets(config.clips, stride, shrink * patch_size_of(transformer)[-1])
+        patch_frames, _, patch_width = patch_size_of(transformer)
+        check_buckets(config.clips, stride, shrink * patch_width, patch_frames)
     budgets = list(config.validation.budgets) if config.clips is not None and config.validation.prompts else []
     if config.distill.on_policy:
         budgets.append(config.distill.on_policy_budget)

@@ -22,11 +22,10 @@ from safetensors.torch import save_file
 from tqdm import tqdm
 
 from flexivid.families import family_of
-from flexivid.family import patch_size_of
-from flexivid.stock_pipelines import call_arguments
 from flexivid.training.clips import BrokenClip, Bucket, CaptionedClip, find_clips, load_clip
-from flexivid.training.conditions import conditions_of
+from flexivid.training.conditions import clip_arguments, conditions_of
 from flexivid.training.config import ClipsConfig
+from flexivid.training.embedded import encode, latent_statistics
 from flexivid.training.noise import on_rows
 from flexivid.training.shapes_data import fingerprint
 
@@ -135,9 +134,9 @@ class LatentCache:
 
 def _filled(value: torch.Tensor, full: torch.Tensor) -> torch.Tensor:
     """A condition as long as `full`, in float32 if it is a float: rows of zeros at the end are not stored."""
-    if not value.is_floating_point() or value.shape == full.shape:
-        return value.float() if value.is_floating_point() else value
-    return torch.nn.functional.pad(value.float(), (0, 0, 0, len(full) - len(value)))
+    value = value.float() if value.is_floating_point() else value
+    missing = len(full) - len(value) if full.ndim == 2 else 0
+    return torch.nn.functional.pad(value, (0, 0, 0, missing)) if missing else value
 
 
 def _without_zeros(value: torch.Tensor) -> torch.Tensor:
@@ -208,13 +207,18 @@ def clips_of(config: ClipsConfig) -> list[CaptionedClip]:
     return [CaptionedClip(Path(f"sample-{number}"), prompt) for number, prompt in enumerate(prompts)]
 
 
-def check_buckets(config: ClipsConfig, temporal_factor: int, side: int) -> None:
-    """Raises ValueError for a size that the model cannot have. side: pixels of a token."""
+def check_buckets(config: ClipsConfig, temporal_factor: int, side: int, patch_frames: int = 1) -> None:
+    """Raises ValueError for a size that the model cannot have. side: pixels of a token; patch_frames: p_t."""
     for bucket in map(Bucket.parse, config.buckets):
         if (bucket.frames - 1) % temporal_factor or bucket.height % side or bucket.width % side:
             raise ValueError(
                 f"the bucket {bucket} does not fit the model: 1 + a multiple of {temporal_factor} frames, sides that "
                 f"are multiples of {side}"
+            )
+        if ((bucket.frames - 1) // temporal_factor + 1) % patch_frames:
+            raise ValueError(
+                f"the bucket {bucket} does not fit the model, which joins {patch_frames} latent frames: give it "
+                f"{temporal_factor} frames more"
             )
 
 
@@ -222,23 +226,6 @@ def encoders_of(pipe: DiffusionPipeline) -> dict[str, torch.nn.Module]:
     """The VAE and the text encoders, which training needs only once."""
     named = {name: part for name, part in pipe.components.items() if name.startswith(("vae", "text_encoder"))}
     return {name: part for name, part in named.items() if isinstance(part, torch.nn.Module)}
-
-
-def statistics_of(vae: torch.nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
-    """(mean, standard deviation) by which pipelines normalise latents, each (1, C or 1, 1, 1, 1)."""
-
-    def found(name: str, otherwise: float) -> torch.Tensor:
-        value = vae.config.get(name)
-        value = getattr(vae, name, None) if value is None else value  # LTX keeps them as buffers
-        return torch.as_tensor(otherwise if value is None else value, dtype=torch.float32).view(1, -1, 1, 1, 1)
-
-    return found("latents_mean", 0.0), found("latents_std", 1.0) / (vae.config.get("scaling_factor") or 1.0)
-
-
-def encode_frames(vae: torch.nn.Module, frames: torch.Tensor) -> torch.Tensor:
-    """Clips (B, 3, T, H, W) in [-1, 1] -> latents as the pipeline's transformer sees them, (B, C, T', H', W')."""
-    mean, std = (value.to(frames) for value in statistics_of(vae))
-    return (vae.encode(frames).latent_dist.mode() - mean) / std
 
 
 def build_cache(config: ClipsConfig, pipe: DiffusionPipeline, accelerator: Accelerator) -> LatentCache:
@@ -255,7 +242,7 @@ def build_cache(config: ClipsConfig, pipe: DiffusionPipeline, accelerator: Accel
     of_vae = [pipe.vae.encoder, *filter(None, [getattr(pipe.vae, "quant_conv", None)])]
     made_with = {
         "vae": [fingerprint(part) for part in of_vae],
-        "latents": [value.flatten().tolist() for value in statistics_of(pipe.vae)],
+        "latents": [value.flatten().tolist() for value in latent_statistics(pipe.vae)],
         **{name: fingerprint(part) for name, part in encoders.items() if name != "vae"},
         "buckets": config.buckets,
         "fps": config.fps,
@@ -266,26 +253,20 @@ def build_cache(config: ClipsConfig, pipe: DiffusionPipeline, accelerator: Accel
         conditions = conditions_of(pipe, caption, bucket, config.max_sequence_length)
         return on_rows(conditions, lambda tensor: tensor[0].cpu())
 
-    @torch.no_grad()
     def encode_file(number: int, clip: CaptionedClip) -> tuple[Bucket, torch.Tensor]:
         bucket, frames = load_clip(clip.path, buckets, config.fps)
-        return bucket, encode_frames(pipe.vae, frames[None].to(device, pipe.vae.dtype))[0]
+        return bucket, encode(pipe.vae, frames[None].to(device, pipe.vae.dtype))[0]
 
     @torch.no_grad()
     def sample_teacher(number: int, clip: CaptionedClip) -> tuple[Bucket, torch.Tensor]:
         bucket = buckets[number % len(buckets)]
-        call = call_arguments(
-            pipe,
-            frames=bucket.frames,
-            height=bucket.height,
-            width=bucket.width,
-            steps=config.teacher_steps,
-            guidance_scale=config.teacher_guidance,
-            text_length=config.max_sequence_length,
-        )
+        settings = {"steps": config.teacher_steps, "guidance_scale": config.teacher_guidance}
+        call = clip_arguments(pipe, bucket, config.max_sequence_length, **settings)
         generator = torch.Generator().manual_seed(number)
         latents = pipe(prompt=clip.caption, **call, generator=generator, output_type="latent").frames
-        return bucket, family.latents({"hidden_states": latents, **sizes_of(pipe, bucket)})[0]
+        size = family.latent_size(pipe, bucket.frames, bucket.height, bucket.width)
+        named = family.arguments_for(torch.empty(1, 1, *size, device="meta"))
+        return bucket, family.latents(named | {"hidden_states": latents})[0]
 
     encode_clip = encode_file
     pipe.set_progress_bar_config(disable=True)
@@ -309,11 +290,3 @@ def build_cache(config: ClipsConfig, pipe: DiffusionPipeline, accelerator: Accel
         part.to("cpu")
     clear_device_cache()
     return cache
-
-
-def sizes_of(pipe: DiffusionPipeline, bucket: Bucket) -> dict[str, int]:
-    """The arguments of `forward` that name the token grid, for pipelines that pack latents by themselves."""
-    family = family_of(pipe.transformer)
-    size = family.latent_size(pipe, bucket.frames, bucket.height, bucket.width)
-    grid = [n // p for n, p in zip(size, patch_size_of(pipe.transformer.config), strict=True)]
-    return {argument: dict(zip("thw", grid, strict=True))[axis] for axis, argument in family.sizes}

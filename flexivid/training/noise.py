@@ -33,10 +33,18 @@ class State:
     s: torch.Tensor
     conditions: dict
 
-    def x0_of(self, family: Family, output: torch.Tensor, x: torch.Tensor | None = None) -> torch.Tensor:
-        """x0 that an output (B, C, T, H, W) stands for at `x`, by default x_t; at 0, of a difference of outputs."""
+    def x0_of(self, family: Family, output: torch.Tensor) -> torch.Tensor:
+        """x0 that an output (B, C, T, H, W) stands for."""
+        return self._x0_at(family, self.x_t, output)
+
+    def x0_difference(self, family: Family, difference: torch.Tensor) -> torch.Tensor:
+        """By how much x0 differs where outputs differ by `difference`, (B, C, T, H, W)."""
+        # x0 is affine in the output, so that at x = 0 a difference of outputs becomes the difference of x0.
+        return self._x0_at(family, torch.zeros_like(difference), difference)
+
+    def _x0_at(self, family: Family, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
         alpha, s = (level.view(-1, 1, 1, 1, 1) for level in (self.alpha, self.s))
-        return predicted_x0(family.prediction, self.x_t if x is None else x, output, alpha, s)
+        return predicted_x0(family.prediction, x, output, alpha, s)
 
 
 class NoiseLevels:
@@ -51,17 +59,18 @@ class NoiseLevels:
         In VP models sigma_range is that of the training timesteps, as shares of them.
         """
         if self.family.prediction in FLOWS:
-            sigma = uniform_steps_sigma(u, sigma_range, self.flow_shift)
-            return timestep_at(self.family.prediction, 1 - sigma, sigma, self.family.time_scale, None)
+            return self._timestep(uniform_steps_sigma(u, sigma_range, self.flow_shift))
         low, high = sigma_range
-        return (low + (high - low) * u) * (len(self.alphas_cumprod) - 1)
+        return self._timestep(low + (high - low) * u)
 
     def at(self, level: float, count: int) -> torch.Tensor:
         """`count` times the timestep of one noise level, in VP models of one share of the timesteps."""
+        return self._timestep(torch.full((count,), level))
+
+    def _timestep(self, level: torch.Tensor) -> torch.Tensor:
         if self.family.prediction in FLOWS:
-            sigma = torch.full((count,), level)
-            return timestep_at(self.family.prediction, 1 - sigma, sigma, self.family.time_scale, None)
-        return torch.full((count,), level * (len(self.alphas_cumprod) - 1))
+            return timestep_at(self.family.prediction, 1 - level, level, self.family.time_scale, None)
+        return level * (len(self.alphas_cumprod) - 1)
 
     def alpha_s(self, timestep: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         table = self.alphas_cumprod

@@ -41,14 +41,13 @@ class SharedObjective(DistillObjective):
         original = self.predict_original(state)
         (output,) = model([patch_size], state.x_t, state.timestep, conditions)
         matching = (state.x0_of(family, output) - x_0).square().mean()
-        distance = state.x0_of(family, output - original, torch.zeros_like(output))
+        distance = state.x0_difference(family, output - original)
         return matching + settings.teacher_weight * distance.square().mean()
 
     def errors(self, patch_sizes, state):
         original, family = self.predict_original(state), self.flex.family
         outputs = self.model(patch_sizes, state.x_t, state.timestep, state.conditions)
-        zero = torch.zeros_like(original)
-        return torch.stack([state.x0_of(family, output - original, zero) for output in outputs])
+        return torch.stack([state.x0_difference(family, output - original) for output in outputs])
 
     def save(self, folder):
         super().save(folder / "adapter", base_model=str(folder / "model"))
