@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from flexivid.shapes.embedded import MODEL
 from flexivid.shapes.world import parse_caption
+from flexivid.stock_pipelines import load, pipeline_class, set_guidance_scale
 from sweep.arms import Arm, all_arms, reachable, tuned
 from sweep.report import write_report
 from sweep.results import assemble, write_csv, write_pareto
@@ -45,20 +46,18 @@ from sweep.vbench import availability, score_arms
 
 PROBE_CLIPS = 2  # that caches are tuned on
 PACKAGES = ("flexivid", "torch", "diffusers", "transformers", "peft")
-# Frames a second of the files: the embedded world's own, and Wan's.
-FPS = {"shapes": 8, "real": 16}
 
 
 def print_plan(arguments, pipe, arms: list[Arm], clips: list[Clip], call: dict) -> None:
     """What a sweep would do and cost, from two real steps of one batch."""
     batch = clips[: arguments.batch]
-    short = {**call, "num_inference_steps": 2}
+    short = {**call, "steps": 2}
     flops = sample(pipe, batch, short, count_flops=True, latents=True)[1].flops
     began = time.perf_counter()
     sample(pipe, batch, short, count_flops=False, latents=True)
-    seconds = (time.perf_counter() - began) / 2 * call["num_inference_steps"] / len(batch)
-    full = flops / 2 * call["num_inference_steps"] / len(batch)
-    print(f"{len(arms)} arms x {len(clips)} clips of {call['num_frames']}x{call['height']}x{call['width']}")
+    seconds = (time.perf_counter() - began) / 2 * call["steps"] / len(batch)
+    full = flops / 2 * call["steps"] / len(batch)
+    print(f"{len(arms)} arms x {len(clips)} clips of {call['frames']}x{call['height']}x{call['width']}")
     print(f"{'arm':28}{'TFLOP':>12}{'about minutes':>16}")
     for arm in arms:
         tflop, minutes = (arm.budget * cost * len(clips) for cost in (full / 1e12, seconds / 60))
@@ -76,10 +75,11 @@ def print_dimensions(names: list[str], cache) -> None:
             print(f"  {name:24}{missing or 'can be scored'}")
 
 
-def load_pipeline(arguments: argparse.Namespace, device: torch.device) -> DiffusionPipeline:
+def load_pipeline(arguments: argparse.Namespace, call: dict, device: torch.device) -> DiffusionPipeline:
     dtype = getattr(torch, arguments.dtype)
     if arguments.model:
-        pipe = DiffusionPipeline.from_pretrained(arguments.model, dtype={"default": dtype, "vae": torch.float32})
+        pipe = load(arguments.model, pipeline_class(arguments.model, with_image=False), dtype)
+        set_guidance_scale(pipe, call["guidance_scale"])
     else:
         pipe = WanPipeline.from_pretrained(MODEL, dtype={"default": torch.float32, "transformer": dtype})
     pipe.set_progress_bar_config(disable=True)
@@ -101,8 +101,8 @@ def run(arguments: argparse.Namespace) -> None:
     check_identity(folder / "sweep.json", identity)
     if arguments.dimensions and state.is_main_process:
         print_dimensions(arguments.dimensions, arguments.vbench_cache)
-    pipe = load_pipeline(arguments, state.device)
-    steps = call["num_inference_steps"]
+    pipe = load_pipeline(arguments, call, state.device)
+    steps = call["steps"]
     adapters = (arguments.adapter, arguments.direct_adapter)
     arms = all_arms(arguments.methods, arguments.budgets, steps, *adapters, arguments.modes, arguments.schedules)
     arms = reachable(arms, pipe, call, state.print)
@@ -126,7 +126,7 @@ def run(arguments: argparse.Namespace) -> None:
     tuning = json.loads((folder / "tuning.json").read_text())
     arms = tuned(arms, tuning, state.print)
 
-    sampler = Sampler(pipe, clips, folder, call, arguments.batch, FPS["shapes" if shapes else "real"])
+    sampler = Sampler(pipe, clips, folder, call, arguments.batch)
     numbers = list(range(len(sampler.batches)))[state.process_index :: state.num_processes]
     missing = sum(not sampler.record(arm, number).exists() for arm in arms for number in numbers)
     with tqdm(total=missing, desc="batches", disable=not state.is_main_process) as progress:

@@ -67,7 +67,9 @@ WAN = Family(
     lora_targets=r"blocks\.\d+\.(attn1\.(to_q|to_k|to_v|to_out\.0)|ffn\.net\.(0\.proj|2))",
     example=_wan_example,
 )
-SKYREELS_V2 = replace(WAN, name="skyreels-v2", transformer_class="SkyReelsV2Transformer3DModel")  # arXiv 2504.13074
+SKYREELS_V2 = replace(  # arXiv 2504.13074
+    WAN, name="skyreels-v2", transformer_class="SkyReelsV2Transformer3DModel", fps=24
+)
 
 
 # LTX-Video (arXiv 2501.00103)
@@ -102,6 +104,7 @@ LTX = Family(
     lora_targets=ATTENTION_AND_FEED_FORWARD,
     vae_factors=("vae_temporal_compression_ratio", "vae_spatial_compression_ratio"),
     example=_ltx_example,
+    fps=25,
     layout="b (t h w) c",
     sizes=(("t", "num_frames"), ("h", "height"), ("w", "width")),
     image_by_timestep=True,
@@ -155,6 +158,7 @@ COGVIDEOX = Family(
     guidance="batched",
     lora_targets=ATTENTION_AND_FEED_FORWARD,
     example=_cogvideox_example,
+    fps=8,
     layout="b t c h w",
     rope_argument="image_rotary_emb",
 )
@@ -186,6 +190,7 @@ HUNYUAN_VIDEO = Family(
         r"single_transformer_blocks\.\d+\.(attn\.(to_q|to_k|to_v)|proj_mlp|proj_out)"
     ),
     example=_hunyuan_example,
+    fps=24,
 )
 
 
@@ -226,6 +231,7 @@ MOCHI = Family(
     lora_targets=ATTENTION_AND_FEED_FORWARD,
     vae_factors=("vae_temporal_scale_factor", "vae_spatial_scale_factor"),
     example=lambda config, size, length: _tensors(config, size, length, "text_embed_dim", mask=True),
+    fps=30,
     counting=_mochi_on_meta,
 )
 
@@ -280,6 +286,7 @@ LATTE = Family(
     lora_targets=None,
     vae_factors=(None, "vae_scale_factor"),
     example=lambda config, size, length: _tensors(config, size, length, "caption_channels"),
+    fps=8,
     causal=False,
     temporal=False,  # its learned table of frames has one length
     fixed_out_channels=True,

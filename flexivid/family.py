@@ -37,6 +37,7 @@ class Family:
     lora_targets: regular expression of the modules that LoRA adapts: self-attention and feed-forward, not
         cross-attention (the paper's best). None where diffusers' class takes no adapters.
     vae_factors: attributes of the pipeline with the compression of its VAE in time and in space, None if it has none.
+    fps: frames a second of what its published models make.
     example: (config, latent size (T, H, W), text length) -> the arguments of one forward of one clip, for counting.
     counting: a context in which the forward runs on the meta device.
     temporal: patches may be larger in time too. fixed_out_channels: the forward cuts its output into
@@ -56,6 +57,7 @@ class Family:
     lora_targets: str | None
     example: Callable[[FrozenDict, Size3, int], dict]
     vae_factors: tuple[str | None, str | None] = ("vae_scale_factor_temporal", "vae_scale_factor_spatial")
+    fps: int = 16
     layout: str = "b c t h w"
     sizes: tuple[tuple[str, str | int], ...] = ()
     rope_argument: str | None = None

@@ -19,7 +19,7 @@ from flexivid.schedules import format_patch_size, least_budget
 FEATURES = ("text-to-video", "image-to-video", "cache", "compile", "offload", "user LoRA", "train")
 # By family, in the order of FEATURES. `yes` is what a test does on a small random pipeline of the real classes, `-`
 # what diffusers 0.42 does not do itself. cache: FirstBlockCache; compile: compile_repeated_blocks(fullgraph=True);
-# offload: enable_model_cpu_offload.
+# offload: enable_model_cpu_offload and enable_group_offload.
 SUPPORT = {
     "wan": ("yes", "yes", "yes", "yes", "yes", "yes", "yes"),
     "skyreels-v2": ("yes", "untested", "-", "yes", "yes", "yes", "untested"),
@@ -48,11 +48,11 @@ LEFT_OUT = {
 
 @dataclass(frozen=True)
 class Published:
-    """A model that people have: its transformer's configuration, and the size of its usual latents (T, H, W)."""
+    """A model that people have: its transformer's configuration, its usual size in pixels and in latents (T, H, W)."""
 
     name: str
     transformer_class: str
-    usual: str
+    pixels: Size3
     latents: Size3
     text_length: int
     config: dict = field(default_factory=dict)
@@ -62,17 +62,17 @@ PUBLISHED = (
     Published(
         "Wan2.1-T2V-1.3B",
         "WanTransformer3DModel",
-        "480x832, 81 frames",
+        (81, 480, 832),
         (21, 60, 104),
         512,
         {"num_attention_heads": 12, "ffn_dim": 8960, "num_layers": 30},
     ),
-    Published("Wan2.1-T2V-14B, Wan2.2-A14B", "WanTransformer3DModel", "480x832, 81 frames", (21, 60, 104), 512),
-    Published("Wan2.1-T2V-14B, Wan2.2-A14B", "WanTransformer3DModel", "720x1280, 81 frames", (21, 90, 160), 512),
+    Published("Wan2.1-T2V-14B, Wan2.2-A14B", "WanTransformer3DModel", (81, 480, 832), (21, 60, 104), 512),
+    Published("Wan2.1-T2V-14B, Wan2.2-A14B", "WanTransformer3DModel", (81, 720, 1280), (21, 90, 160), 512),
     Published(
         "Wan2.1-I2V-14B",
         "WanTransformer3DModel",
-        "480x832, 81 frames",
+        (81, 480, 832),
         (21, 60, 104),
         512,
         {"in_channels": 36, "image_dim": 1280, "added_kv_proj_dim": 5120},
@@ -80,7 +80,7 @@ PUBLISHED = (
     Published(
         "Wan2.2-TI2V-5B",
         "WanTransformer3DModel",
-        "704x1280, 121 frames",
+        (121, 704, 1280),
         (31, 44, 80),
         512,
         {"in_channels": 48, "out_channels": 48, "num_attention_heads": 24, "ffn_dim": 14336, "num_layers": 30},
@@ -88,17 +88,17 @@ PUBLISHED = (
     Published(
         "SkyReels-V2-14B",
         "SkyReelsV2Transformer3DModel",
-        "544x960, 97 frames",
+        (97, 544, 960),
         (25, 68, 120),
         512,
         {"num_attention_heads": 40, "ffn_dim": 13824, "num_layers": 40},
     ),
-    Published("LTX-Video 2B", "LTXVideoTransformer3DModel", "512x704, 161 frames", (21, 16, 22), 128),
-    Published("CogVideoX-2B", "CogVideoXTransformer3DModel", "480x720, 49 frames", (13, 60, 90), 226),
+    Published("LTX-Video 2B", "LTXVideoTransformer3DModel", (161, 512, 704), (21, 16, 22), 128),
+    Published("CogVideoX-2B", "CogVideoXTransformer3DModel", (49, 480, 720), (13, 60, 90), 226),
     Published(
         "CogVideoX-5B",
         "CogVideoXTransformer3DModel",
-        "480x720, 49 frames",
+        (49, 480, 720),
         (13, 60, 90),
         226,
         {"num_attention_heads": 48, "num_layers": 42, "use_rotary_positional_embeddings": True},
@@ -106,7 +106,7 @@ PUBLISHED = (
     Published(
         "CogVideoX1.5-5B",
         "CogVideoXTransformer3DModel",
-        "768x1360, 81 frames",
+        (81, 768, 1360),
         (22, 96, 170),
         226,
         {
@@ -117,13 +117,13 @@ PUBLISHED = (
             "patch_bias": False,
         },
     ),
-    Published("HunyuanVideo", "HunyuanVideoTransformer3DModel", "720x1280, 129 frames", (33, 90, 160), 256),
-    Published("Mochi 1", "MochiTransformer3DModel", "480x848, 163 frames", (28, 60, 106), 256),
-    Published("Sana-Video 2B", "SanaVideoTransformer3DModel", "480x832, 81 frames", (21, 60, 104), 300),
+    Published("HunyuanVideo", "HunyuanVideoTransformer3DModel", (129, 720, 1280), (33, 90, 160), 256),
+    Published("Mochi 1", "MochiTransformer3DModel", (163, 480, 848), (28, 60, 106), 256),
+    Published("Sana-Video 2B", "SanaVideoTransformer3DModel", (81, 480, 832), (21, 60, 104), 300),
     Published(
         "Latte-1",
         "LatteTransformer3DModel",
-        "512x512, 16 frames",
+        (16, 512, 512),
         (16, 64, 64),
         120,
         {
@@ -141,11 +141,11 @@ PUBLISHED = (
             "video_length": 16,
         },
     ),
-    Published("DiT-XL/2", "DiTTransformer2DModel", "256x256", (1, 32, 32), 0, {"out_channels": 8}),
+    Published("DiT-XL/2", "DiTTransformer2DModel", (1, 256, 256), (1, 32, 32), 0, {"out_channels": 8}),
     Published(
         "PixArt-Σ XL",
         "PixArtTransformer2DModel",
-        "1024x1024",
+        (1, 1024, 1024),
         (1, 128, 128),
         300,
         {"sample_size": 128, "caption_channels": 4096, "use_additional_conditions": False},
@@ -192,9 +192,12 @@ def cost_line(model: Published) -> str:
     shares = [f"{name} {costs[name] / costs[powerful]:.3f}" for name in weak]
     if len(shares) == 2:
         shares.insert(1, "")
-    latents = "x".join(map(str, model.latents))
+    (frames, *sides), (latent_frames, *latent_sides) = model.pixels, model.latents
+    in_time = round((frames - 1) / (latent_frames - 1)) if latent_frames > 1 else 1
+    in_space = (side // latent for side, latent in zip(sides, latent_sides, strict=True))
+    sizes = ("x".join(map(str, size)) for size in (model.pixels, (in_time, *in_space), model.latents))
     return (
-        f"| {model.name} | {model.usual} | {latents}, {powerful} | {costs[powerful] / 1e12:.4g} | "
+        f"| {model.name} | {' | '.join(sizes)} | {powerful} | {costs[powerful] / 1e12:.4g} | "
         f"{' | '.join(shares)} | {least_budget(costs):.3f} |"
     )
 
@@ -206,16 +209,20 @@ HEAD = """\
 One row of [flexivid/families.py](../flexivid/families.py) a family. `yes` is tested on a small random pipeline of the
 real classes of diffusers, never on published weights: none could be loaded where this was built. A dash is what
 diffusers 0.42 does not do itself. Cache is FirstBlockCache, compile is compile_repeated_blocks(fullgraph=True), offload
-is enable_model_cpu_offload. Without `modes=` a family runs the patch size that is twice as large in space.
+is enable_model_cpu_offload and enable_group_offload. What the tests do: [test_families](../tests/test_families.py) on
+transformers, [test_family_pipelines](../tests/test_family_pipelines.py) and
+[test_family_features](../tests/test_family_features.py) on pipelines,
+[test_training_families](../tests/test_training_families.py) on training.
 """
 COSTS = """
 ## What patch sizes cost
 
 FLOPs of one forward of one clip, counted from the models' public configurations, with padded text and flexivid's heads.
-The last column is the least budget that these weak patch sizes can reach.
+All sizes are frames x height x width, that of the VAE how much it compresses. Twice as large in space is the weak patch
+size that runs if `enable` is given none; the last column is the least budget that these weak patch sizes can reach.
 
-| model | usual size | latents | TFLOP | twice as large in space | in time | in both, or 4x in space | least budget |
-|---|---|---|---|---|---|---|---|"""
+| model | pixels | VAE | latents | patch | TFLOP | twice as large in space | in time | both, or 4x in space | least |
+|---|---|---|---|---|---|---|---|---|---|"""
 
 
 def page() -> Iterator[str]:

@@ -12,6 +12,9 @@ from flexivid.flops import FlopCounter
 from flexivid.parametrisation import FLOWS
 from flexivid.schedules import Schedule, explicit_schedule, parse_patch_size, schedule_for_budget
 
+# What pipelines call the context of the unconditional branch: the second name is that of diffusers' guiders.
+UNCONDITIONAL = ("uncond", "pred_uncond")
+
 
 @dataclass
 class Summary:
@@ -110,13 +113,23 @@ class Session:
             else:
                 step = 0 if scheduler.step_index is None else scheduler.step_index - self._begin
         if context is not None:
-            return step, int(context.name == "uncond"), steps
+            return step, int(context.name in UNCONDITIONAL), steps
         # No context: the pipeline calls the conditional branch first, the unconditional one second.
         return step, int(branches == 2 and self._position == (step, 0)), steps
 
     def _branches(self) -> int:
         """Guidance branches that a schedule tells apart: calls of the transformer in a step."""
-        return 2 if self.family.guidance == "separate" and self.pipe.do_classifier_free_guidance else 1
+        if self.family.guidance != "separate":
+            return 1
+        guider = getattr(self.pipe, "guider", None)
+        if guider is None:
+            return 2 if self.pipe.do_classifier_free_guidance else 1
+        if not set(guider._input_predictions) <= {"pred_cond", "pred_uncond"}:
+            raise ValueError(
+                f"{type(guider).__name__} calls the transformer for {', '.join(guider._input_predictions)}; flexivid "
+                f"knows guiders of a conditional and an unconditional prediction, such as ClassifierFreeGuidance"
+            )
+        return guider.num_conditions
 
     def choose(self, flex: FlexTransformer, call: dict, context: CacheContext | None) -> Choice:
         cache = getattr(flex.transformer, "_cache_config", None)

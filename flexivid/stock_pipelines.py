@@ -10,6 +10,8 @@ import diffusers
 import torch
 from diffusers import DiffusionPipeline
 
+from flexivid.families import family_of
+
 # What pipelines call an argument of ours.
 ARGUMENTS = {
     "frames": ("num_frames", "frames", "video_length"),
@@ -18,6 +20,7 @@ ARGUMENTS = {
     "steps": ("num_inference_steps",),
     "guidance_scale": ("guidance_scale",),
     "text_length": ("max_sequence_length",),
+    "fps": ("frame_rate",),
 }
 
 
@@ -36,12 +39,12 @@ def pipeline_class(model: str | Path, with_image: bool) -> type[DiffusionPipelin
 
 
 def without_weights(model: str | Path, pipeline: type[DiffusionPipeline]) -> DiffusionPipeline:
-    """The pipeline from the configs of its transformers and its VAE alone, on the meta device."""
+    """The pipeline from the configs of its transformers, its VAE and its guider alone, on the meta device."""
     index = DiffusionPipeline.load_config(str(model))
     settings = {}
     for name, parameter in inspect.signature(pipeline.__init__).parameters.items():
         value = index.get(name)
-        if isinstance(value, list) and name.split("_")[0] in ("transformer", "vae") and value[1] is not None:
+        if isinstance(value, list) and name.split("_")[0] in ("transformer", "vae", "guider") and value[1] is not None:
             component = getattr(diffusers, value[1])
             config = component.load_config(str(model), subfolder=name)
             with torch.device("meta"):
@@ -52,6 +55,19 @@ def without_weights(model: str | Path, pipeline: type[DiffusionPipeline]) -> Dif
             settings[name] = value
     settings.pop("self")
     return pipeline(**settings)
+
+
+def load(model: str | Path, pipeline: type[DiffusionPipeline], dtype: torch.dtype) -> DiffusionPipeline:
+    """The pipeline with its weights in `dtype`, but its VAE in float32 where it casts what it gives to that: Wan's."""
+    is_wan = DiffusionPipeline.load_config(str(model))["transformer"][1] == "WanTransformer3DModel"
+    precise = {"vae": torch.float32} if is_wan else {}
+    return pipeline.from_pretrained(model, dtype={"default": dtype, **precise})
+
+
+def set_guidance_scale(pipe: DiffusionPipeline, scale: float) -> None:
+    """For pipelines that take it not as an argument of a call but from their guider."""
+    if getattr(pipe, "guider", None) is not None:
+        pipe.register_modules(guider=pipe.guider.new(guidance_scale=scale))
 
 
 def latent_channels_of(vae: torch.nn.Module) -> int:
@@ -69,7 +85,9 @@ def call_arguments(pipe: DiffusionPipeline, **values) -> dict:
 def usual_arguments(pipe: DiffusionPipeline) -> dict:
     """What a pipeline does when it is not told, by the names of ARGUMENTS."""
     parameters = inspect.signature(pipe.__call__).parameters
-    values = {"text_length": 1}
+    values = {"text_length": 1, "fps": family_of(pipe.transformer).fps}
+    if (guider := getattr(pipe, "guider", None)) is not None:
+        values["guidance_scale"] = guider.guidance_scale
     for ours, theirs in ARGUMENTS.items():
         given = [parameters[name].default for name in theirs if name in parameters]
         if given and given[0] is not None:

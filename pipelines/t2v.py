@@ -32,28 +32,21 @@ from flexivid.adapter import locate_adapter, read_config
 from flexivid.families import family_of
 from flexivid.family import patch_size_of
 from flexivid.schedules import check_budget, parse_patch_size, read_schedule
-from flexivid.shapes.embedded import ADAPTER, MODEL, SAMPLING
+from flexivid.shapes.embedded import ADAPTER, MODEL, USUAL
 from flexivid.stock_pipelines import (
     ARGUMENTS,
     call_arguments,
     latent_channels_of,
+    load,
     now,
     pipeline_class,
+    set_guidance_scale,
     timed,
     usual_arguments,
     without_weights,
 )
 from flexivid.video import write_mp4, write_picture, write_side_by_side
 
-EMBEDDED = {
-    "frames": SAMPLING["num_frames"],
-    "height": SAMPLING["height"],
-    "width": SAMPLING["width"],
-    "steps": SAMPLING["num_inference_steps"],
-    "guidance_scale": SAMPLING["guidance_scale"],
-    "fps": 8,
-    "merge_lora": True,
-}
 PACKAGES = ("torch", "diffusers", "transformers", "peft")
 DEFAULT_PROMPT = "a striped red circle moving right on a black background"
 
@@ -78,7 +71,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--frames", type=int)
     add("--height", type=int)
     add("--width", type=int)
-    add("--fps", type=int)
+    add("--fps", type=int, help="frames a second; the usual ones of the model's family")
     add("--image", help="file or address of the first frame, for a model that continues images")
     add("--seed", type=int, default=0)
     add("--dtype", choices=["float32", "bfloat16", "float16"], help="float32 on a CPU, else bfloat16")
@@ -87,8 +80,6 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--output", type=Path, default=Path("outputs/clip.mp4"))
     arguments = parser.parse_args(argv)
     arguments.text_length = None
-    if not arguments.model:
-        fill(arguments, EMBEDDED)
     return arguments
 
 
@@ -230,17 +221,16 @@ def run(arguments: argparse.Namespace) -> None:
         if arguments.adapter:
             fill(arguments, {"text_length": read_config(locate_adapter(arguments.adapter)).max_sequence_length})
         if not arguments.model:
-            fill(arguments, {"text_length": SAMPLING["max_sequence_length"]})
-        fill(arguments, usual_arguments(empty) | {"fps": 16, "merge_lora": False})
+            fill(arguments, USUAL | {"merge_lora": True})
+        fill(arguments, usual_arguments(empty) | {"merge_lora": False})
         plan(empty, arguments)
     folder = arguments.output.parent
     folder.mkdir(parents=True, exist_ok=True)
     if not os.access(folder, os.W_OK):
         raise PermissionError(f"the output folder {folder} is not writable")
     began = time.perf_counter()
-    # Wan's pipelines cast what they give to their VAE, others do not.
-    precise = {"vae": torch.float32} if family_of(empty.transformer).name == "wan" else {}
-    pipe = pipeline.from_pretrained(model, dtype={"default": dtype, **precise})
+    pipe = load(model, pipeline, dtype)
+    set_guidance_scale(pipe, arguments.guidance_scale)
     pipe.to(arguments.device)
     load_seconds = round(time.perf_counter() - began, 3)
 

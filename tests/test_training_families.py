@@ -17,7 +17,7 @@ from flexivid.schedules import spatially_doubled
 from flexivid.stock_pipelines import call_arguments
 from flexivid.training.clips import Bucket
 from flexivid.training.conditions import conditions_of
-from flexivid.training.config import Config, load_config
+from flexivid.training.config import ClipsConfig, Config, load_config
 from flexivid.training.distill import DistillObjective, predict
 from flexivid.training.forecast import check_model
 from flexivid.training.loop import train
@@ -90,19 +90,22 @@ def test_conditions_are_what_the_pipeline_passes(name):
     pipe = tiny_trainable_pipeline(name)
     pipe.set_progress_bar_config(disable=True)
     frames, height, width = map(int, BUCKET.get(name, "9x64x96").split("x"))
-    conditions = conditions_of(pipe, "a red circle", Bucket(frames, height, width), 16)
+    config = ClipsConfig(folder=".", max_sequence_length=16, fps=12)
+    conditions = conditions_of(pipe, "a red circle", Bucket(frames, height, width), config)
     seen = []
 
     def keep(module, args, kwargs, output):
         seen.append((kwargs, output[0]))
 
     pipe.transformer.register_forward_hook(keep, with_kwargs=True)
-    call = call_arguments(pipe, frames=frames, height=height, width=width, steps=4, text_length=16, guidance_scale=1.0)
-    pipe(prompt="a red circle", **call, output_type="latent")
+    sizes = {"frames": frames, "height": height, "width": width, "text_length": 16, "fps": 12}
+    pipe(prompt="a red circle", **call_arguments(pipe, **sizes, steps=4, guidance_scale=1.0), output_type="latent")
     (kwargs, output), family = seen[0], family_of(pipe.transformer)
     with torch.no_grad():
         again = predict(pipe.transformer, family, family.latents(kwargs), kwargs["timestep"], conditions)
     assert torch.equal(again, family.latents(kwargs | {"hidden_states": output}))
+    if name == "ltx":  # whose positions are in seconds
+        assert conditions["rope_interpolation_scale"][0] == pipe.vae_temporal_compression_ratio / 12
 
 
 @pytest.mark.parametrize("file", STANDS_IN)

@@ -60,8 +60,8 @@ class Arm:
     def plan(self, pipe: DiffusionPipeline, call: dict) -> None:
         """Counts and plans ahead of a run, inside of `on`. Raises BudgetError for a budget that cannot be met."""
         if self.flexivid is not None:
-            sizes = (call[name] for name in ("num_frames", "height", "width"))
-            flexivid.plan(pipe, *sizes, self.steps, call["max_sequence_length"], call["guidance_scale"] > 1)
+            sizes = (call[name] for name in ("frames", "height", "width"))
+            flexivid.plan(pipe, *sizes, self.steps, call["text_length"], call["guidance_scale"] > 1)
 
 
 def all_arms(

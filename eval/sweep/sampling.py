@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from flexivid.api import COMPONENTS
 from flexivid.flops import flop_counter_mode
+from flexivid.stock_pipelines import call_arguments
 from flexivid.video import enlarge, write_mp4
 
 LONGEST_PROMPT = 230  # bytes: a file name may have 255, and is written under a longer one first
@@ -106,14 +107,14 @@ class Meter:
 def sample(
     pipe: DiffusionPipeline, clips: list[Clip], call: dict, count_flops: bool, latents: bool = False
 ) -> tuple[list[np.ndarray] | None, Meter]:
-    """One batch with the pipeline as it is. call: further arguments of the pipeline.
+    """One batch with the pipeline as it is. call: further arguments, by the names of `stock_pipelines.ARGUMENTS`.
 
     Returns the clips, (T, H, W, 3) uint8 each, or None if the latents will do, and the meter of the transformers.
     """
     with Meter(pipe, count_flops) as meter:
         frames = pipe(
             [clip.prompt for clip in clips],
-            **call,
+            **call_arguments(pipe, **call),
             generator=[torch.Generator().manual_seed(clip.seed) for clip in clips],
             output_type="latent" if latents else "np",
         ).frames
@@ -122,14 +123,13 @@ def sample(
 
 @dataclass(frozen=True)
 class Sampler:
-    """Writes the clips of one sweep below `folder`. call: arguments of the pipeline beside prompts and noise."""
+    """Writes the clips of one sweep below `folder`. call: as `sample` takes it."""
 
     pipe: DiffusionPipeline
     clips: list[Clip]
     folder: Path
     call: dict
     batch_size: int
-    fps: int
 
     @property
     def batches(self) -> list[list[Clip]]:
@@ -147,7 +147,7 @@ class Sampler:
         missing = [number for number in numbers if not self.record(arm, number).exists()]
         if not missing:
             return
-        call = {**self.call, "num_inference_steps": arm.steps}
+        call = {**self.call, "steps": arm.steps}
         folder = self.folder / "videos" / arm.name
         folder.mkdir(parents=True, exist_ok=True)
         with arm.on(self.pipe):
@@ -157,7 +157,7 @@ class Sampler:
                 counted = number == 0 or arm.cache is not None
                 videos, meter = sample(self.pipe, clips, call, count_flops=counted)
                 for clip, frames in zip(clips, videos, strict=True):
-                    write_mp4(enlarge(frames, LEAST_HEIGHT), folder / clip.file_name, self.fps)
+                    write_mp4(enlarge(frames, LEAST_HEIGHT), folder / clip.file_name, self.call["fps"])
                 write_json({"flops": meter.flops if counted else None, "clips": len(clips)}, self.record(arm, number))
                 progress.update()
 
@@ -173,7 +173,7 @@ class Sampler:
         cuda = self.pipe.transformer.device.type == "cuda"
         for index in tqdm(range(rounds), desc="timing", unit="round"):
             for arm in tqdm(arms, desc=f"round {index + 1}", leave=False):
-                call = {**self.call, "num_inference_steps": arm.steps}
+                call = {**self.call, "steps": arm.steps}
                 with arm.on(self.pipe):
                     arm.plan(self.pipe, self.call)
                     if cuda and index == 0:  # kernels are loaded when they are first needed

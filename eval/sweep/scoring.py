@@ -45,7 +45,7 @@ class Scorer:
         return self._rendered(RENDERED_CLIPS, seed=0)
 
     def _rendered(self, count: int, seed: int) -> np.ndarray:
-        sizes = (self.sampler.call[name] for name in ("num_frames", "height"))
+        sizes = (self.sampler.call[name] for name in ("frames", "height"))
         return features_of_rendered(list(self.scenes.values()), count, self.features, *sizes, seed)
 
     def floor(self, videos_per_prompt: int) -> dict[str, float] | None:

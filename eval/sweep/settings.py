@@ -12,8 +12,9 @@ import torch
 from diffusers.utils import logging
 
 from flexivid.schedules import read_schedule
-from flexivid.shapes.embedded import ADAPTER, MODEL, SAMPLING
+from flexivid.shapes.embedded import ADAPTER, MODEL, USUAL
 from flexivid.shapes.prompts import load_prompts
+from flexivid.stock_pipelines import pipeline_class, usual_arguments, without_weights
 from sweep.arms import METHODS
 from sweep.rivals import CACHES
 from sweep.sampling import Clip
@@ -21,15 +22,6 @@ from sweep.vbench import DIMENSIONS, standard_prompts
 
 # The methods that use --adapter.
 ADAPTED = ("adapter", "weak-first", "adapter-half-steps", "adapter-fbcache", "calibrated")
-# What Wan users usually ask for.
-REAL_SAMPLING = {
-    "num_frames": 81,
-    "height": 480,
-    "width": 832,
-    "num_inference_steps": 50,
-    "guidance_scale": 5.0,
-    "max_sequence_length": 512,
-}
 
 
 def parse_arguments(description: str, argv: list[str]) -> argparse.Namespace:
@@ -126,13 +118,13 @@ def read_prompts(arguments: argparse.Namespace) -> list[str]:
 
 
 def pipeline_call(arguments: argparse.Namespace) -> dict:
-    """The arguments of the pipeline, the same for every arm but for the steps."""
-    call = dict(SAMPLING if arguments.prompts == "shapes" else REAL_SAMPLING)
-    named = {"num_frames": "frames", "num_inference_steps": "steps"}
-    for key in call.keys() - {"max_sequence_length"}:
-        given = getattr(arguments, named.get(key, key))
-        call[key] = call[key] if given is None else given
-    return call
+    """How clips are sampled, by the names of `stock_pipelines.ARGUMENTS`; the same for every arm but for the steps."""
+    if arguments.model is None or arguments.prompts == "shapes":
+        call = dict(USUAL)
+    else:
+        call = usual_arguments(without_weights(arguments.model, pipeline_class(arguments.model, with_image=False)))
+    given = {name: getattr(arguments, name, None) for name in call}
+    return call | {name: value for name, value in given.items() if value is not None}
 
 
 def exit_status(run: Callable, arguments: argparse.Namespace) -> int:

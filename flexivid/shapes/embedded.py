@@ -15,3 +15,13 @@ SAMPLING = {
     "guidance_scale": 4.0,
     "max_sequence_length": 32,
 }
+# The same by the names of `stock_pipelines.ARGUMENTS`.
+USUAL = {
+    "frames": SAMPLING["num_frames"],
+    "height": SAMPLING["height"],
+    "width": SAMPLING["width"],
+    "steps": SAMPLING["num_inference_steps"],
+    "guidance_scale": SAMPLING["guidance_scale"],
+    "text_length": SAMPLING["max_sequence_length"],
+    "fps": 8,
+}

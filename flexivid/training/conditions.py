@@ -11,6 +11,7 @@ from diffusers import DiffusionPipeline
 from flexivid.families import family_of
 from flexivid.stock_pipelines import call_arguments
 from flexivid.training.clips import Bucket
+from flexivid.training.config import ClipsConfig
 
 NOT_CONDITIONS = ("hidden_states", "timestep", "return_dict", "attention_kwargs")
 
@@ -19,14 +20,14 @@ class _AtTheTransformer(Exception):
     pass
 
 
-def clip_arguments(pipe: DiffusionPipeline, bucket: Bucket, text_length: int, **more) -> dict:
+def clip_arguments(pipe: DiffusionPipeline, bucket: Bucket, config: ClipsConfig, **more) -> dict:
     """Arguments of a call for a clip of a bucket's size; `more` by the names of `stock_pipelines.ARGUMENTS`."""
-    sizes = {"frames": bucket.frames, "height": bucket.height, "width": bucket.width}
-    return call_arguments(pipe, **sizes, text_length=text_length, **more)
+    sizes = {"frames": bucket.frames, "height": bucket.height, "width": bucket.width, "fps": config.fps}
+    return call_arguments(pipe, **sizes, text_length=config.max_sequence_length, **more)
 
 
 @torch.no_grad()
-def conditions_of(pipe: DiffusionPipeline, prompt: str, bucket: Bucket, text_length: int) -> dict:
+def conditions_of(pipe: DiffusionPipeline, prompt: str, bucket: Bucket, config: ClipsConfig) -> dict:
     """The other arguments of the first forward of a call, for one clip without classifier-free guidance.
 
     Tensors have a row a clip; tables of a size come as tuples, its axes as numbers.
@@ -43,7 +44,7 @@ def conditions_of(pipe: DiffusionPipeline, prompt: str, bucket: Bucket, text_len
     hooked = vars(transformer).get("forward")
     transformer.forward = stop
     try:
-        pipe(prompt=prompt, **clip_arguments(pipe, bucket, text_length, steps=4, **unguided), output_type="latent")
+        pipe(prompt=prompt, **clip_arguments(pipe, bucket, config, steps=4, **unguided), output_type="latent")
     except _AtTheTransformer:
         pass
     finally:

@@ -241,7 +241,7 @@ class DistillObjective:
         settings, bucket = self.config.validation, Bucket.parse(self.config.clips.buckets[0])
         self.pipeline.to(self.accelerator.device)
         sampling = {"steps": settings.steps, "guidance_scale": settings.guidance_scale}
-        call = clip_arguments(self.pipeline, bucket, self.config.clips.max_sequence_length, **sampling)
+        call = clip_arguments(self.pipeline, bucket, self.config.clips, **sampling)
         rows = {}
         for prompt in settings.prompts:
             for budget in settings.budgets:

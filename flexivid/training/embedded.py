@@ -95,7 +95,7 @@ def latent_statistics(vae: torch.nn.Module) -> tuple[torch.Tensor, torch.Tensor]
 
     def found(name: str, otherwise: float) -> torch.Tensor:
         value = vae.config.get(name)
-        value = getattr(vae, name, None) if value is None else value  # LTX keeps them as buffers
+        value = dict(vae.named_buffers(recurse=False)).get(name) if value is None else value  # as LTX keeps them
         return torch.as_tensor(otherwise if value is None else value, dtype=torch.float32).view(1, -1, 1, 1, 1)
 
     return found("latents_mean", 0.0), found("latents_std", 1.0) / (vae.config.get("scaling_factor") or 1.0)

@@ -250,7 +250,7 @@ def build_cache(config: ClipsConfig, pipe: DiffusionPipeline, accelerator: Accel
     }
 
     def encode_text(caption: str, bucket: Bucket) -> dict:
-        conditions = conditions_of(pipe, caption, bucket, config.max_sequence_length)
+        conditions = conditions_of(pipe, caption, bucket, config)
         return on_rows(conditions, lambda tensor: tensor[0].cpu())
 
     def encode_file(number: int, clip: CaptionedClip) -> tuple[Bucket, torch.Tensor]:
@@ -261,7 +261,7 @@ def build_cache(config: ClipsConfig, pipe: DiffusionPipeline, accelerator: Accel
     def sample_teacher(number: int, clip: CaptionedClip) -> tuple[Bucket, torch.Tensor]:
         bucket = buckets[number % len(buckets)]
         settings = {"steps": config.teacher_steps, "guidance_scale": config.teacher_guidance}
-        call = clip_arguments(pipe, bucket, config.max_sequence_length, **settings)
+        call = clip_arguments(pipe, bucket, config, **settings)
         generator = torch.Generator().manual_seed(number)
         latents = pipe(prompt=clip.caption, **call, generator=generator, output_type="latent").frames
         size = family.latent_size(pipe, bucket.frames, bucket.height, bucket.width)
