@@ -8,6 +8,13 @@ from contextlib import contextmanager
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.hooks import HookRegistry
+from diffusers.hooks.group_offloading import (
+    _GROUP_OFFLOADING,
+    _LAYER_EXECUTION_TRACKER,
+    _LAZY_PREFETCH_GROUP_OFFLOADING,
+    _apply_group_offloading,
+    _get_top_level_group_offload_hook,
+)
 from diffusers.loaders.lora_base import _func_optionally_disable_offloading
 from torch import nn
 
@@ -45,12 +52,23 @@ def _transformers(target: DiffusionPipeline | nn.Module) -> dict[str, nn.Module]
 
 @contextmanager
 def _without_offloading(target: DiffusionPipeline | nn.Module):
-    """CPU offload wraps `forward` as our hooks do, and unwraps it in its own order: off while ours change."""
+    """Offloading wraps `forward` as our hooks do, and has noted which weights there are: off while ours change.
+
+    diffusers loses a hook such as ours if another that came before it is removed.
+    """
     pipe = target if isinstance(target, DiffusionPipeline) else None
     model_offload, sequential_offload, _ = _func_optionally_disable_offloading(pipe)
+    groups = []
+    for transformer in _transformers(target).values():
+        if (hook := _get_top_level_group_offload_hook(transformer)) is not None:
+            groups.append((transformer, hook.config))
+            for name in (_GROUP_OFFLOADING, _LAYER_EXECUTION_TRACKER, _LAZY_PREFETCH_GROUP_OFFLOADING):
+                transformer._diffusers_hook.remove_hook(name, recurse=True)
     try:
         yield
     finally:
+        for transformer, config in groups:
+            _apply_group_offloading(transformer, config)
         if model_offload:
             pipe.enable_model_cpu_offload(device=pipe._offload_device)
         elif sequential_offload:

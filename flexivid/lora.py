@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Iterable
+from functools import partial, update_wrapper
 from typing import TYPE_CHECKING
 
 import torch
@@ -38,6 +39,25 @@ class LoraSwitch:
         """To be called once flexivid's LoRA is added."""
         layers = (layer for layer in self.transformer.modules() if isinstance(layer, BaseTunerLayer))
         self.layers = [layer for layer in layers if any(name.startswith(HOOK_NAME) for name in layer.lora_A)]
+
+    def save_pretrained(self, *args, **kwargs) -> None:
+        """Stands in for the transformer's own: saves the model without ours, and as if peft had not wrapped it for us.
+
+        Layers that the user's adapters wrap too are saved as diffusers saves those.
+        """
+        weights = self.transformer.state_dict()
+        for name, layer in self.transformer.named_modules():
+            if layer in self.layers:
+                for key in [key for key in weights if key.startswith(f"{name}.")]:
+                    if f".{HOOK_NAME}-" in key:
+                        del weights[key]
+                    elif all(adapter.startswith(HOOK_NAME) for adapter in layer.lora_A):
+                        weights[key.replace(f"{name}.base_layer.", f"{name}.")] = weights.pop(key)
+        self.transformer.state_dict = lambda: weights
+        try:
+            type(self.transformer).save_pretrained(self.transformer, *args, **kwargs)
+        finally:
+            del self.transformer.state_dict
 
     @property
     def is_merged(self) -> bool:
@@ -113,6 +133,8 @@ def add_lora(flex: "FlexTransformer", rank: int) -> None:
             transformer.add_adapter(config, adapter_name=flex.lora.name_of(patch_size))
     transformer.set_adapter(active)
     flex.lora.find_layers()
+    # Pipelines look at what it takes.
+    transformer.save_pretrained = update_wrapper(partial(flex.lora.save_pretrained), transformer.save_pretrained)
 
 
 def remove_lora(flex: "FlexTransformer") -> None:
@@ -121,6 +143,7 @@ def remove_lora(flex: "FlexTransformer") -> None:
     ours = [name for name in getattr(transformer, "peft_config", {}) if name.startswith(f"{HOOK_NAME}-")]
     if not ours:
         return
+    vars(transformer).pop("save_pretrained", None)
     if len(ours) == len(transformer.peft_config):
         transformer.unload_lora()
     else:

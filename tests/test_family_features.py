@@ -4,13 +4,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import WanTransformer3DModel
 from diffusers.hooks import FirstBlockCacheConfig
-from families import tiny, tiny_pipeline
+from families import TINY, attach, randomise_adapter, tiny, tiny_pipeline
 from peft import LoraConfig
+from safetensors.torch import load_file
 from test_family_pipelines import PIPELINES, sample
+from test_flexible import config_of
 
 import flexivid
+from flexivid.adapter import save_adapter
 from flexivid.families import FAMILIES, family_of
+from flexivid.lora import add_lora
 from flexivid.models import FEATURES, PUBLISHED, SUPPORT, cost_line, family_lines
 
 PAGE = (Path(__file__).parents[1] / "docs/models.md").read_text().splitlines()
@@ -77,6 +82,65 @@ def test_a_users_lora(name):
     pipe.transformer.set_adapters(["style"], [1.0])
     flexivid.disable(pipe)
     assert torch.equal(sample(pipe, call), styled) and not torch.equal(styled, stock)
+
+
+@pytest.mark.parametrize("name", [name for name in supported("offload") if TINY[name][0]._supports_group_offloading])
+@pytest.mark.parametrize("offload_type", ["block_level", "leaf_level"])
+def test_group_offload(name, offload_type):
+    pipe, call = tiny_pipeline(name)
+    here = torch.device("cpu")
+    settings = {"onload_device": here, "offload_device": here, "offload_type": offload_type}
+    if offload_type == "block_level":
+        settings["num_blocks_per_group"] = 1
+    flexivid.enable(pipe, budget=0.6)
+    expected = sample(pipe, call)
+    pipe.transformer.enable_group_offload(**settings)
+    assert torch.equal(sample(pipe, call), expected)
+    flexivid.enable(pipe, budget=0.6)
+    assert torch.equal(sample(pipe, call), expected)
+    flexivid.disable(pipe)
+    stock, call = tiny_pipeline(name)
+    assert torch.equal(sample(pipe, call), sample(stock, call))
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_an_attention_backend(name):
+    pipe, call = tiny_pipeline(name)
+    flexivid.enable(pipe, budget=0.6)
+    expected = sample(pipe, call)
+    if not hasattr(pipe.transformer, "set_attention_backend"):
+        pytest.skip("its class has no attention backends")
+    pipe.transformer.set_attention_backend("_native_math")
+    torch.testing.assert_close(sample(pipe, call), expected, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("users_lora", [False, True])
+def test_a_model_is_saved_as_if_it_were_not_enabled(users_lora, tmp_path):
+    adapter = tmp_path / "adapter"
+    flex = attach(tiny("wan"), ["1x4x4"])
+    add_lora(flex, rank=4)
+    randomise_adapter(flex)
+    save_adapter(adapter, config_of(flex), {"transformer": flex})
+    pipe, call = tiny_pipeline("wan")
+    stock = sample(pipe, call)
+    if users_lora:
+        pipe.transformer.add_adapter(LoraConfig(r=2, target_modules=["to_q"], init_lora_weights=False), "style")
+        stock = sample(pipe, call)
+    pipe.transformer.save_pretrained(tmp_path / "stock")
+    flexivid.enable(pipe, adapter=adapter, budget=0.6)
+    weak = sample(pipe, call)
+    pipe.transformer.save_pretrained(tmp_path / "enabled")
+    assert torch.equal(sample(pipe, call), weak)
+    name = "diffusion_pytorch_model.safetensors"
+    before, after = (load_file(tmp_path / folder / name) for folder in ("stock", "enabled"))
+    assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
+    if not users_lora:
+        pipe.save_pretrained(tmp_path / "pipeline")
+        again = WanTransformer3DModel.from_pretrained(tmp_path / "pipeline/transformer")
+        pipe.register_modules(transformer=again)
+        assert torch.equal(sample(pipe, call), stock)
+    flexivid.disable(pipe)
+    assert "save_pretrained" not in vars(pipe.transformer) and torch.equal(sample(pipe, call), stock)
 
 
 @pytest.mark.parametrize("name", supported("offload"))
