@@ -90,7 +90,7 @@ def enable(
     modes: list[str] | None = None,
     budget: float | None = None,
     schedule: Schedule | str | None = None,
-    guidance: str = "same",
+    guidance: str | None = None,
     order: str | None = None,
     parametrisation: str | None = None,
     merge_lora: bool = False,
@@ -107,8 +107,11 @@ def enable(
             one that is twice as large in space.
         budget: share of the stock call's FLOPs that the transformer may spend, in (0, 1].
         schedule: instead of a budget: a `Schedule`, `2x4x4:35,1x2x2:5`, or one patch size for every step.
-        guidance: `same` (both guidance branches at one patch size) or `weak-uncond` (as many steps as the budget allows
-            run the powerful patch size on the conditional branch, and the cheapest one for their guidance).
+        guidance: `kept` (weak steps run the conditional branch only, and keep what guidance added at the last
+            powerful step), `same` (both guidance branches at one patch size) or `weak-uncond` (as many steps as the
+            budget allows run the powerful patch size on the conditional branch, and the cheapest one for their
+            guidance). By default kept where the pipeline calls its branches apart and the order is interleaved, else
+            same.
         order: `interleaved` (powerful steps are spread evenly, and what the last one knew better is added to the weak
             ones after it) or `weak-first` (FlexiDiT); by default interleaved, with `weak-uncond` weak-first. In a
             schedule, too, weak steps after a powerful one are corrected so.
@@ -131,7 +134,7 @@ def enable(
     if budget is not None:
         check_budget(budget)
     check_order(order, guidance)
-    if guidance != "same" and schedule is not None:
+    if guidance is not None and schedule is not None:
         raise ValueError("guidance belongs to a budget; a schedule names the branches itself, such as 1x2x2/1x4x4:5")
     if order is not None and schedule is not None:
         raise ValueError("order belongs to a budget; a schedule is an order itself")
@@ -139,9 +142,9 @@ def enable(
         raise ValueError("merge_lora merges the LoRA of an adapter; give one")
     transformers = _transformers(target)
     families = [family_of(transformer) for transformer in transformers.values()]
-    if guidance == "weak-uncond" and not all(family.guidance == "separate" for family in families):
+    if guidance in ("kept", "weak-uncond") and not all(family.guidance == "separate" for family in families):
         raise ValueError(
-            f"weak-uncond needs a pipeline that calls its guidance branches apart; {families[0].name} does not"
+            f"{guidance} needs a pipeline that calls its guidance branches apart; {families[0].name} does not"
         )
     for transformer in transformers.values():
         attached = _attached(transformer)

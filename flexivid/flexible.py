@@ -22,7 +22,7 @@ from flexivid.folding import Folding, folding_for, token_grid
 from flexivid.lora import HOOK_NAME, LoraSwitch
 from flexivid.modes import WeakMode
 from flexivid.parametrisation import FLOWS, noise_level, normaliser, output_for_x0, predicted_x0, timestep_at
-from flexivid.schedules import format_patch_size, parse_patch_size, spatially_doubled
+from flexivid.schedules import KEPT, format_patch_size, parse_patch_size, spatially_doubled
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,8 @@ class Choice:
     sigma: noise level of the latents in flow matching, None to take it from the timestep, which schedulers may round;
     where tokens have timesteps of their own it is that of the noisiest. branch: which guidance branch this is.
     compare: weak patch sizes that a powerful prediction is compared with, see `_compare`. keep: a later branch of the
-    same step needs this call and its prediction. guide: this is the unconditional branch of a mixed step, see `_guide`.
+    same step needs this call and its prediction. mixed: the branches of this step run at two patch sizes, see `_guide`.
+    kept: this branch does not run, see `_keep_guidance`; `patch_size` is that of the other one.
     """
 
     patch_size: str
@@ -40,7 +41,8 @@ class Choice:
     branch: int = 0
     compare: tuple[str, ...] = ()
     keep: bool = False
-    guide: bool = False
+    mixed: bool = False
+    kept: bool = False
 
 
 Policy = Callable[["FlexTransformer", dict, CacheContext | None], Choice]
@@ -81,7 +83,8 @@ class FlexTransformer:
         self.mode: WeakMode | None = None
         self._folding: Folding | None = None
         self.lora = LoraSwitch(transformer)
-        # By guidance branch and weak patch size: what the last powerful x0 was more than the weak one, (B, C, T, H, W).
+        # Of the last powerful step, (B, C, T, H, W) each. By guidance branch and weak patch size: what the powerful x0
+        # was more than the weak one. Under (1, KEPT): what the conditional x0 was more than the unconditional one.
         self.corrections: dict[tuple[int, str], torch.Tensor] = {}
         self._context: CacheContext | None = None  # of the forward that runs
         self._kept: tuple[dict, torch.Tensor] | None = None  # the conditional call of a mixed step, and its prediction
@@ -119,18 +122,26 @@ class FlexTransformer:
         self._context = context
         try:
             choice = self.policy(self, call, context)
-            if choice.patch_size == self.powerful:
+            if choice.patch_size == self.powerful and not choice.kept:
                 self.mode = None
                 self.lora.switch(None)
                 output = stock_forward(*args, **kwargs)
                 for patch_size in choice.compare:
-                    self._compare(stock_forward, call, output[0], replace(choice, patch_size=patch_size))
+                    weak = self._weak_forward(stock_forward, call, replace(choice, patch_size=patch_size))
+                    correction = self._x0_difference(call, self._latents_of(call, output[0]) - weak, choice)
+                    self.corrections[choice.branch, patch_size] = correction
+                if choice.branch == 1 and self._kept is not None:
+                    conditional, unconditional = (self._latents_of(call, o) for o in (self._kept[1], output[0]))
+                    self.corrections[1, KEPT] = self._x0_difference(call, conditional - unconditional, choice)
             else:
-                prediction = self._weak_forward(stock_forward, call, choice)
-                if choice.guide:
-                    prediction = self._guide(stock_forward, prediction, choice)
-                elif not choice.keep:
-                    prediction = self._correct(call, prediction, choice)
+                if choice.kept:
+                    prediction = self._keep_guidance(call, choice)
+                else:
+                    prediction = self._weak_forward(stock_forward, call, choice)
+                    if not choice.mixed:
+                        prediction = self._correct(call, prediction, choice)
+                    elif choice.branch == 1:
+                        prediction = self._guide(stock_forward, prediction, choice)
                 packed = self.family.packed(prediction)
                 output = Transformer2DModelOutput(sample=packed) if call.get("return_dict", True) else (packed,)
             self._kept = (call, output[0]) if choice.keep else None
@@ -179,14 +190,22 @@ class FlexTransformer:
             level = level.repeat_interleave(patch, axis + 2)
         return level
 
-    def _compare(self, stock_forward: Callable, call: dict, powerful: torch.Tensor, choice: Choice) -> None:
-        """Remembers what the powerful x0 is more than the weak one of `choice`, at the same latents."""
-        weak = self._weak_forward(stock_forward, call, choice)
-        difference = self.family.latents({**call, "hidden_states": powerful}).float() - weak.float()
+    def _latents_of(self, call: dict, output: torch.Tensor) -> torch.Tensor:
+        """An output of the transformer, as (B, C, T, H, W)."""
+        return self.family.latents({**call, "hidden_states": output})
+
+    def _x0_difference(self, call: dict, difference: torch.Tensor, choice: Choice) -> torch.Tensor:
+        """By how much x0 differs where outputs differ by `difference`, (B, C, T, H, W), float32."""
         # x0 is affine in the output, so that at x = 0 a difference of outputs becomes the difference of x0.
-        self.corrections[choice.branch, choice.patch_size] = predicted_x0(
-            self.family.prediction, torch.zeros_like(difference), difference, *self._noise_level(call, choice)
-        )
+        difference = difference.float()
+        level = self._noise_level(call, choice)
+        return predicted_x0(self.family.prediction, torch.zeros_like(difference), difference, *level)
+
+    def _shifted(self, call: dict, prediction: torch.Tensor, x0_difference: torch.Tensor, choice: Choice):
+        """The prediction whose x0 is larger by a difference: the inverse of `_x0_difference`."""
+        level = self._noise_level(call, choice)
+        in_output = output_for_x0(self.family.prediction, torch.zeros_like(x0_difference), x0_difference, *level)
+        return (prediction + in_output).to(prediction.dtype)
 
     def _correct(self, call: dict, weak: torch.Tensor, choice: Choice) -> torch.Tensor:
         """x0 = x0_weak(t) + [x0_powerful(t_k) - x0_weak(t_k)], t_k the last powerful step; before one, x0_weak alone.
@@ -195,12 +214,15 @@ class FlexTransformer:
         holds the detail that a weak patch size does not draw, changes slowly.
         """
         correction = self.corrections.get((choice.branch, choice.patch_size))
-        if correction is None:
-            return weak
-        in_output = output_for_x0(
-            self.family.prediction, torch.zeros_like(correction), correction, *self._noise_level(call, choice)
-        )
-        return (weak + in_output).to(weak.dtype)
+        return weak if correction is None else self._shifted(call, weak, correction, choice)
+
+    def _keep_guidance(self, call: dict, choice: Choice) -> torch.Tensor:
+        """x0_uncond = x0_cond(t) - [x0_cond(t_k) - x0_uncond(t_k)], t_k the last powerful step: no forward.
+
+        Guidance multiplies the difference of the branches, and with it what a weak patch size gets wrong in both.
+        """
+        conditional = self._latents_of(call, self._kept[1])
+        return self._shifted(call, conditional, -self.corrections[1, KEPT], choice)
 
     def _guide(self, stock_forward: Callable, weak_unconditional: torch.Tensor, choice: Choice) -> torch.Tensor:
         """The unconditional prediction of a mixed step, whose conditional one is powerful: v_c - (v_c,weak - v_u,weak).
@@ -211,7 +233,7 @@ class FlexTransformer:
         """
         call, powerful = self._kept
         weak_conditional = self._weak_forward(stock_forward, call, replace(choice, branch=0))
-        conditional = self.family.latents({**call, "hidden_states": powerful})
+        conditional = self._latents_of(call, powerful)
         return conditional + weak_unconditional - weak_conditional
 
     @contextmanager

@@ -8,6 +8,14 @@ Coarse ("weak") patches are cheap, the model's own ("powerful") patch is exact. 
                   the weak predictions that follow, x0 = x0_weak(t) + [x0_powerful(t_k) - x0_weak(t_k)]. For that a
                   powerful step runs the weak patch size too.
 
+and with classifier-free guidance three ways to treat its two branches:
+
+    same          both branches of a step run at one patch size
+    kept          weak steps after a powerful one run the conditional branch only; what guidance adds is kept from the
+                  powerful step, x0_uncond(t) = x0_cond(t) - [x0_cond(t_k) - x0_uncond(t_k)]. A weak step then costs
+                  half, and its errors are not multiplied by the guidance scale. With interleaved only
+    weak-uncond   mixed steps: the conditional branch powerful, the unconditional one weak. With weak-first only
+
 A patch size is written frames x height x width in latent pixels, as in `1x4x4`.
 """
 
@@ -23,8 +31,10 @@ from pathlib import Path
 from typing import Literal
 
 PatchSize = tuple[int, int, int]
-Guidance = Literal["same", "weak-uncond"]
+Guidance = Literal["same", "kept", "weak-uncond"]
 Order = Literal["interleaved", "weak-first"]
+
+KEPT = "kept"  # stands for the patch size of an unconditional branch that does not run
 
 _NOTATION = "write frames x height x width in latent pixels, for example 1x4x4"
 
@@ -80,7 +90,7 @@ class Schedule:
     """The patch size of every forward of one sampling run.
 
     steps: for every denoising step, the patch size of each guidance branch, written as in `1x4x4`: one without
-        guidance, else (conditional, unconditional).
+        guidance, else (conditional, unconditional), where the second may be `kept`.
 
     Raises ValueError for no steps, for steps that differ in their number of branches, and for what is no patch size.
     """
@@ -97,25 +107,34 @@ class Schedule:
                     f"step {index} has {len(step)} patch sizes; every step has one, or every step has two "
                     "(conditional, unconditional)"
                 )
-            for name in step:
+            for name in step[:1] if step[-1] == KEPT else step:
                 parse_patch_size(name)
 
-    def compared(self, index: int, powerful: str) -> tuple[str, ...]:
-        """The weak patch sizes that a powerful step is compared with: those that run until the next such step.
+    def _until_powerful(self, index: int, powerful: str) -> list[tuple[str, ...]]:
+        """The steps after a powerful one, up to the next. Empty for a step that is not powerful."""
+        if set(self.steps[index]) != {powerful}:
+            return []
+        return list(takewhile(lambda step: set(step) != {powerful}, islice(self.steps, index + 1, None)))
+
+    def compared(self, index: int, powerful: str, branch: int) -> tuple[str, ...]:
+        """The weak patch sizes that a branch of a powerful step is compared with: its own until the next such step.
 
         What the powerful prediction knew better is added to theirs. Mixed steps have a correction of their own.
         """
-        if set(self.steps[index]) != {powerful}:
-            return ()
-        following = takewhile(lambda step: set(step) != {powerful}, islice(self.steps, index + 1, None))
-        return tuple(dict.fromkeys(step[0] for step in following if len(set(step)) == 1))
+        following = [step for step in self._until_powerful(index, powerful) if not is_mixed(step)]
+        return tuple(dict.fromkeys(step[branch] for step in following if step[branch] not in (powerful, KEPT)))
+
+    def gives_guidance(self, index: int, powerful: str) -> bool:
+        """Whether later steps keep the guidance of this one."""
+        return any(step[-1] == KEPT for step in self._until_powerful(index, powerful))
 
     def forwards(self, powerful: str) -> list[str]:
         """The patch size of every forward, comparisons included. A mixed step runs its weaker one on both branches."""
         names: list[str] = []
         for index, step in enumerate(self.steps):
-            names += step if len(set(step)) == 1 else (*step, step[1])
-            names += self.compared(index, powerful) * len(step)
+            names += (*step, step[1]) if is_mixed(step) else [name for name in step if name != KEPT]
+            for branch in range(len(step)):
+                names += self.compared(index, powerful, branch)
         return names
 
     def cost(self, costs: Mapping[str, float]) -> float:
@@ -152,6 +171,11 @@ class Schedule:
         return ", ".join(f"{count} x {step[0] if len(set(step)) == 1 else '/'.join(step)}" for step, count in runs)
 
 
+def is_mixed(step: tuple[str, ...]) -> bool:
+    """Whether the guidance branches of a step run at two patch sizes."""
+    return len(set(step) - {KEPT}) > 1
+
+
 def schedule_for_budget(
     costs: Mapping[str, float],
     steps: int,
@@ -163,7 +187,8 @@ def schedule_for_budget(
     """The schedule that spends at most `budget` of what the powerful patch size would cost on every forward.
 
     `interleaved`: as many powerful steps as fit, evenly spread, all others at the cheapest patch size; weak-first where
-    not even one fits together with its comparison.
+    not even one fits together with its comparison. With `kept` the weak steps after the first powerful one run their
+    conditional branch only.
 
     `weak-first`: steps go from coarse to fine. As many of the last steps as fit are powerful, with all others at the
     cheapest patch size; what is left of the budget then raises the last weak steps, to the finest weak patch size
@@ -177,12 +202,12 @@ def schedule_for_budget(
         steps: number of denoising steps.
         budget: share of the reference, in (0, 1]; the reference is steps x guidance_branches x powerful.
         guidance_branches: forwards a step makes: 2 with classifier-free guidance, else 1.
-        guidance: `same` runs both branches at one patch size; without guidance, `weak-uncond` is `same`.
+        guidance: see above; without guidance all are `same`.
         order: `interleaved` or `weak-first`; None is weak-first where steps are mixed, else interleaved.
 
     Raises:
         BudgetError: the budget is not a number in (0, 1], or less than the cheapest patch size costs.
-        ValueError: another argument is out of its range, or `weak-uncond` is asked for with `interleaved`.
+        ValueError: another argument is out of its range, or an order and a guidance do not go together.
     """
     check_budget(budget)
     modes, prices = _sorted_modes(costs)
@@ -215,13 +240,14 @@ def schedule_for_budget(
             f"ask for {least:g} or more, or for modes with a coarser patch size"
         )
     if order == "interleaved":
-        extra = cost(ladder[-1]) - cost(coarsest)
-        most = min(steps, slack // extra) if extra else steps  # if comparisons cost nothing
-        for count in range(most, 0, -1):
-            spread = {(2 * k + 1) * steps // (2 * count) for k in range(count)}
-            interleaved = tuple(ladder[-1] if index in spread else coarsest for index in range(steps))
+        keeps = guidance == "kept" and guidance_branches == 2
+        for count in range(min(steps, steps * limit // cost(ladder[-1])), 0, -1):
+            spread = [(2 * k + 1) * steps // (2 * count) for k in range(count)]
+            interleaved = [(modes[0], KEPT) if keeps and index > spread[0] else coarsest for index in range(steps)]
+            for index in spread:
+                interleaved[index] = ladder[-1]
             if cost(*interleaved) <= limit * steps:
-                return Schedule(interleaved)
+                return Schedule(tuple(interleaved))
     fine_to_coarse: list[tuple[str, ...]] = []
     for step in reversed(finer):
         left, extra = steps - len(fine_to_coarse), cost(step) - cost(coarsest)
@@ -247,7 +273,8 @@ def explicit_schedule(text: str, steps: int, branches: int, patch_sizes: Collect
     """A schedule as `--schedule` takes it: `2x4x4:30,1x4x4:5,1x2x2:5`, runs of patch size:number of steps.
 
     Args:
-        text: the runs, in any order; `1x2x2/2x4x4:5` gives the conditional and the unconditional branch their own.
+        text: the runs, in any order; `1x2x2/2x4x4:5` gives the conditional and the unconditional branch their own,
+            `2x4x4/kept:5` keeps the guidance of the last powerful step.
         steps: number of denoising steps, which the runs must add up to.
         branches: forwards a step makes: 2 with classifier-free guidance, else 1.
         patch_sizes: what the model has, written as in `1x4x4`.
@@ -260,9 +287,12 @@ def explicit_schedule(text: str, steps: int, branches: int, patch_sizes: Collect
         match = re.fullmatch(r"([^:]+):\s*([0-9]+)", run)
         if not match or int(match[2]) == 0:
             raise ValueError(f"{run!r} in the schedule is not patch size:number of steps, such as 2x4x4:30")
-        step = tuple(format_patch_size(parse_patch_size(name.strip())) for name in match[1].split("/"))
+        conditional, *unconditional = (name.strip() for name in match[1].split("/"))
+        named = [] if unconditional == [KEPT] else unconditional
+        step = tuple(format_patch_size(parse_patch_size(name)) for name in (conditional, *named))
+        step += tuple(unconditional[len(named) :])
         for name in step:
-            if name not in patch_sizes:
+            if name not in (*patch_sizes, KEPT):
                 raise ValueError(f"{name} in the schedule is not a patch size of this model: {', '.join(patch_sizes)}")
         if len(step) > branches:
             has = "no guidance, so one branch" if branches == 1 else "two branches, conditional/unconditional"
@@ -292,12 +322,14 @@ def _exact(number: float) -> Fraction:
     return Fraction(number) if isinstance(number, int) else Fraction(str(float(number)))
 
 
-def check_order(order: Order | None, guidance: Guidance) -> None:
+def check_order(order: Order | None, guidance: Guidance | None) -> None:
     """Raises ValueError for an order or a guidance that there is not, and for two that do not go together."""
-    if guidance not in ("same", "weak-uncond"):
-        raise ValueError(f"guidance must be same or weak-uncond, not {guidance!r}")
+    if guidance not in (None, "same", "kept", "weak-uncond"):
+        raise ValueError(f"guidance must be same, kept or weak-uncond, not {guidance!r}")
     if order not in (None, "interleaved", "weak-first"):
         raise ValueError(f"order must be interleaved or weak-first, not {order!r}")
+    if guidance == "kept" and order == "weak-first":
+        raise ValueError("kept guidance goes with interleaved only: weak-first has no powerful step to keep it from")
     if guidance == "weak-uncond" and order == "interleaved":
         # The correction of the conditional branch does not do for the other one: docs/log.md.
         raise ValueError("weak-uncond goes with weak-first only: interleaved needs both branches of a powerful step")

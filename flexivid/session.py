@@ -10,7 +10,7 @@ from diffusers.hooks.hooks import CacheContext
 from flexivid.flexible import Choice, FlexTransformer
 from flexivid.flops import FlopCounter
 from flexivid.parametrisation import FLOWS
-from flexivid.schedules import Schedule, explicit_schedule, parse_patch_size, schedule_for_budget
+from flexivid.schedules import KEPT, Schedule, explicit_schedule, is_mixed, parse_patch_size, schedule_for_budget
 
 # What pipelines call the context of the unconditional branch: the second name is that of diffusers' guiders.
 UNCONDITIONAL = ("uncond", "pred_uncond")
@@ -46,7 +46,7 @@ class Summary:
 class Session:
     """Runs the transformers of one pipeline by a budget or an explicit schedule, resolved anew for every call."""
 
-    def __init__(self, pipe, flexes: dict[str, FlexTransformer], budget, schedule, guidance="same", order=None):
+    def __init__(self, pipe, flexes: dict[str, FlexTransformer], budget, schedule, guidance=None, order=None):
         self.pipe, self.flexes = pipe, flexes
         self.budget, self.schedule, self.guidance, self.order = budget, schedule, guidance, order
         # Where there are two transformers they share their shape, so one of them is counted.
@@ -74,13 +74,20 @@ class Session:
             # On one or two latent frames a temporal patch saves no token, and costs more than the powerful one.
             powerful = self.counter.twin.powerful
             costs = {name: cost for name, cost in costs.items() if name == powerful or cost < costs[powerful]}
-            return schedule_for_budget(costs, steps, self.budget, branches, self.guidance, self.order)
+            usual = "kept" if branches == 2 and self.order != "weak-first" else "same"
+            return schedule_for_budget(costs, steps, self.budget, branches, self.guidance or usual, self.order)
         if isinstance(self.schedule, Schedule):
             text = self.schedule.to_text()
         else:
             text = self.schedule if ":" in self.schedule else f"{self.schedule}:{steps}"
         schedule = explicit_schedule(text, steps, branches, list(costs))
-        for step in schedule.steps:
+        powerful, after_powerful = (self.counter.twin.powerful,) * 2, False
+        for index, step in enumerate(schedule.steps):
+            after_powerful |= step == powerful
+            if step[-1] == KEPT:
+                if not after_powerful:
+                    raise ValueError(f"step {index} keeps the guidance of a powerful step before it, and there is none")
+                continue
             conditional, unconditional = parse_patch_size(step[0]), parse_patch_size(step[-1])
             if any(coarse > fine for coarse, fine in zip(conditional, unconditional, strict=True)):
                 raise ValueError(
@@ -154,24 +161,29 @@ class Session:
             branches = 2
         if self.summary is None or branch >= branches or step >= len(self.summary.schedule.steps):
             raise ValueError("the transformer was called by something else than the pipeline that was enabled")
-        planned = self.summary.schedule.steps[step]
-        patch_size = planned[min(branch, len(planned) - 1)]
+        schedule = self.summary.schedule
+        planned = schedule.steps[step]
+        planned_branch = min(branch, len(planned) - 1)
+        name = planned[planned_branch]
         if branch == 0:
             self.summary.steps.append([])
-        self.summary.steps[-1].append(patch_size)
-        mixed = len(set(planned)) > 1
+        self.summary.steps[-1].append(name)
+        mixed, kept = is_mixed(planned), name == KEPT
         runs = 2 if mixed and branch == 1 else 1  # guidance needs the weak prediction of both branches
-        compare = self.summary.schedule.compared(step, flex.powerful)
-        self.summary.flops_used += (runs * costs[patch_size] + sum(costs[name] for name in compare)) * batch
+        compare = schedule.compared(step, flex.powerful, planned_branch)
+        forwards = [*compare, *([] if kept else [name] * runs)]
+        self.summary.flops_used += sum(costs[patch_size] for patch_size in forwards) * batch
         sigma = context.sigma if context is not None else None
         if sigma is None and self.family.prediction in FLOWS:
             sigma = float(self.pipe.scheduler.sigmas[step + self._begin])
             sigma = 1 - sigma if self.family.prediction == "reversed_flow" else sigma
+        needed = mixed or planned[-1] == KEPT or schedule.gives_guidance(step, flex.powerful)
         return Choice(
-            patch_size,
+            planned[0] if kept else name,
             sigma=sigma,
             branch=branch,
             compare=compare,
-            keep=mixed and branch == 0,
-            guide=mixed and branch == 1,
+            keep=needed and branch == 0,
+            mixed=mixed,
+            kept=kept,
         )

@@ -59,7 +59,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--negative-prompt", default="")
     add("--budget", help="share of the full FLOPs, above 0 and up to 1; 0.25 unless there is a --schedule")
     add("--schedule", help="instead of a budget, for example 2x4x4:35,1x2x2:5, or a .json file of eval/calibrate.py")
-    add("--guidance", default="same", choices=["same", "weak-uncond"])
+    add("--guidance", choices=["same", "kept", "weak-uncond"], help="of weak steps in a budget; see enable()")
     add("--order", choices=["interleaved", "weak-first"], help="of powerful and weak steps in a budget")
     add("--modes", nargs="+", help="weak patch sizes, for example 1x4x4 2x4x4; the adapter's by default")
     add("--parametrisation", choices=["snr", "direct"], help="without an adapter; snr by default")

@@ -116,12 +116,38 @@ def test_guidance_of_a_mixed_step_is_the_difference_of_two_weak_predictions(tran
     for patch_size in ("1x2x2", "1x4x4"):
         flex.policy = flex.fixed_policy(patch_size)
         predictions[patch_size] = [run(transformer, **inputs) for inputs in (conditional, unconditional)]
-    choices = iter([Choice("1x2x2", keep=True), Choice("1x4x4", guide=True)])
+    choices = iter([Choice("1x2x2", keep=True, mixed=True), Choice("1x4x4", branch=1, mixed=True)])
     flex.policy = lambda *_: next(choices)
     powerful, mixed = [run(transformer, **inputs) for inputs in (conditional, unconditional)]
     assert torch.equal(powerful, predictions["1x2x2"][0])
     weak_conditional, weak_unconditional = predictions["1x4x4"]
     assert torch.allclose(powerful - mixed, weak_conditional - weak_unconditional, atol=1e-5)
+
+
+def test_kept_guidance_is_that_of_the_powerful_step_in_x0(transformer):
+    flex = attach(transformer)
+    later = {"timestep": torch.full((2,), 600.0)}
+    conditional, unconditional = forward_inputs(), forward_inputs()
+    unconditional["encoder_hidden_states"] = torch.zeros_like(unconditional["encoder_hidden_states"])
+    calls = [conditional, unconditional, *(forward_inputs(seed=1) | later for _ in range(2))]
+    choices = iter(
+        [
+            Choice("1x2x2", compare=("1x4x4",), keep=True),
+            Choice("1x2x2", branch=1),
+            Choice("1x4x4", keep=True),
+            Choice("1x4x4", branch=1, kept=True),
+        ]
+    )
+    flex.policy = lambda *_: next(choices)
+    counter = flop_counter_mode()
+    powerful, powerful_unconditional, weak = [run(transformer, **x) for x in calls[:3]]
+    with counter:
+        kept = run(transformer, **calls[3])
+    assert counter.get_total_flops() == 0
+    # x0 = x_t - sigma v
+    guidance = -0.8 * (powerful - powerful_unconditional)
+    assert guidance.abs().max() > 1e-3
+    assert torch.allclose(-0.6 * (weak - kept), guidance, atol=1e-5)
 
 
 @pytest.mark.parametrize("parametrisation", ["snr", "direct"])

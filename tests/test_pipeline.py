@@ -38,6 +38,8 @@ def test_budget_one_and_disable_are_the_stock_pipeline(pipe):
         ],
         *[(budget, euler, guidance_scale, "same", None) for budget in (0.5, 0.25) for guidance_scale in (1.0, 3.0)],
         *[(budget, None, 3.0, "weak-uncond", None) for budget in (0.8, 0.5)],
+        *[(budget, None, 3.0, "kept", "interleaved") for budget in (0.8, 0.5, 0.25)],
+        *[(0.5, euler, guidance_scale, None, None) for guidance_scale in (1.0, 3.0)],
     ],
 )
 def test_counted_flops_keep_the_budget_and_the_prediction(
@@ -60,7 +62,8 @@ def test_counted_flops_keep_the_budget_and_the_prediction(
     assert full_counter.get_total_flops() == pytest.approx(result.flops_full, rel=0.01)
     assert counter.get_total_flops() <= budget * full_counter.get_total_flops()
     assert [tuple(step) for step in result.steps] == list(result.schedule.steps)
-    assert any(len(set(step)) == 2 for step in result.steps) == (guidance == "weak-uncond")
+    assert any(len(set(step)) == 2 for step in result.steps) == (guidance != "same" and guidance_scale > 1)
+    assert any("kept" in step for step in result.steps) == (guidance in (None, "kept") and guidance_scale > 1)
 
 
 def test_unreachable_budgets_name_the_least(pipe):
@@ -124,6 +127,15 @@ def test_the_unconditional_branch_must_not_be_the_finer_one(pipe):
     flexivid.enable(pipe, modes=["1x4x4"], schedule="1x4x4/1x2x2:4")
     with pytest.raises(ValueError, match="swap the two"):
         sample(pipe, steps=4)
+
+
+def test_guidance_can_be_kept_only_from_a_powerful_step(pipe):
+    flexivid.enable(pipe, modes=["1x4x4"], schedule="1x4x4/kept:3,1x2x2:1")
+    with pytest.raises(ValueError, match="step 0 keeps the guidance of a powerful step before it, and there is none"):
+        sample(pipe, steps=4)
+    flexivid.enable(pipe, modes=["1x4x4"], schedule="1x2x2:1,1x4x4/kept:2,1x2x2/kept:1")
+    assert sample(pipe, steps=4).isfinite().all()
+    assert flexivid.summary(pipe).steps == [["1x2x2"] * 2, *[["1x4x4", "kept"]] * 2, ["1x2x2", "kept"]]
 
 
 def test_the_same_noise_for_the_same_seed_at_every_budget(pipe, monkeypatch):

@@ -273,9 +273,10 @@ def test_least_budget_is_accepted_and_anything_less_is_not():
         ({"costs": {"fine": 1}}, "is not a patch size"),
         ({"steps": 0}, "steps must be at least 1"),
         ({"guidance_branches": 3}, "guidance_branches must be 1 or 2"),
-        ({"guidance": "weak"}, "guidance must be same or weak-uncond"),
+        ({"guidance": "weak"}, "guidance must be same, kept or weak-uncond"),
         ({"order": "fine-first"}, "order must be interleaved or weak-first"),
         ({"order": "interleaved", "guidance": "weak-uncond"}, "weak-uncond goes with weak-first only"),
+        ({"order": "weak-first", "guidance": "kept"}, "kept guidance goes with interleaved only"),
     ],
 )
 def test_other_arguments_out_of_range(change, says):
@@ -296,13 +297,29 @@ def test_interleaved_spreads_powerful_steps_and_pays_for_their_comparison():
     assert set(schedule.steps) == {weak, powerful}
     # 4 powerful steps, 36 weak ones, 4 comparisons, on two branches each.
     assert schedule.cost(costs) == 2 * (4 * 100 + 36 * 14 + 4 * 14)
-    assert schedule.compared(5, "1x2x2") == ("2x4x4",) and schedule.compared(6, "1x2x2") == ()
+    assert [schedule.compared(5, "1x2x2", branch) for branch in (0, 1)] == [("2x4x4",)] * 2
+    assert schedule.compared(6, "1x2x2", 0) == ()
+
+
+def test_kept_guidance_pays_for_one_branch_of_weak_steps():
+    costs = {"1x2x2": 100, "1x4x4": 50, "2x4x4": 14}
+    schedule = schedule_for_budget(costs, 40, 0.25, 2, "kept")
+    powerful, weak, kept = ("1x2x2", "1x2x2"), ("2x4x4", "2x4x4"), ("2x4x4", "kept")
+    # Before the first powerful step there is no guidance to keep.
+    assert schedule.steps[:4] == (weak, weak, powerful, kept)
+    assert [schedule.steps.count(step) for step in (powerful, weak, kept)] == [7, 2, 31]
+    # Comparisons are for the branch that is corrected.
+    assert schedule.cost(costs) == 7 * (200 + 14) + 2 * 28 + 31 * 14
+    assert [schedule.compared(2, "1x2x2", branch) for branch in (0, 1)] == [("2x4x4",), ()]
+    assert schedule.gives_guidance(2, "1x2x2") and not schedule.gives_guidance(3, "1x2x2")
+    assert schedule_for_budget(costs, 40, 0.25, 1, "kept") == schedule_for_budget(costs, 40, 0.25, 1)
+    assert explicit_schedule(schedule.to_text(), 40, 2, costs) == Schedule.from_json(schedule.to_json()) == schedule
 
 
 def test_what_a_powerful_step_is_compared_with():
     schedule = explicit_schedule("1x2x2:2,2x4x4:1,1x4x4:1,1x2x2/1x4x4:1,2x4x4:1,1x2x2:1", 7, 2, WAN)
     # Not before another powerful step, not after the last weak one; a mixed step does not end the run of weak ones.
-    assert [schedule.compared(i, "1x2x2") for i in range(7)] == [(), ("2x4x4", "1x4x4"), (), (), (), (), ()]
+    assert [schedule.compared(i, "1x2x2", 1) for i in range(7)] == [(), ("2x4x4", "1x4x4"), (), (), (), (), ()]
     names = schedule.forwards("1x2x2")
     assert [names.count(name) for name in ("1x2x2", "1x4x4", "2x4x4")] == [7, 6, 6]
 

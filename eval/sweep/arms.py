@@ -16,6 +16,7 @@ METHODS = {
     "adapter": "flexivid with its adapter",
     "training-free": "flexivid without any training",
     "direct": "flexivid with an adapter of the paper's parametrisation",
+    "adapter-same": "the adapter with both guidance branches of every weak step",
     "weak-first": "the adapter in the paper's order, weak steps first",
     "adapter-half-steps": "the adapter on half of the steps, at twice the budget",
     "adapter-fbcache": "the adapter at twice the budget, together with the fbcache of diffusers",
@@ -79,6 +80,7 @@ def all_arms(
         "adapter": trained,
         "training-free": {"modes": modes},
         "direct": {"adapter": str(direct_adapter), "merge_lora": True},
+        "adapter-same": {**trained, "guidance": "same"},
         "weak-first": {**trained, "order": "weak-first"},
     }
     arms = {"full": Arm("full", "full", 1.0, steps)}

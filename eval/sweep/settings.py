@@ -21,7 +21,7 @@ from sweep.sampling import Clip
 from sweep.vbench import DIMENSIONS, standard_prompts
 
 # The methods that use --adapter.
-ADAPTED = ("adapter", "weak-first", "adapter-half-steps", "adapter-fbcache", "calibrated")
+ADAPTED = ("adapter", "adapter-same", "weak-first", "adapter-half-steps", "adapter-fbcache", "calibrated")
 
 
 def parse_arguments(description: str, argv: list[str]) -> argparse.Namespace:
