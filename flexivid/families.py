@@ -194,6 +194,15 @@ HUNYUAN_VIDEO = Family(
 )
 
 
+MOTIF_VIDEO = replace(  # huggingface.co/Motif-Technologies/Motif-Video-2B
+    HUNYUAN_VIDEO,
+    name="motif-video",
+    transformer_class="MotifVideoTransformer3DModel",
+    guidance="separate",
+    example=lambda config, size, length: _tensors(config, size, length, "text_embed_dim", mask=True),
+)
+
+
 # Mochi (github.com/genmoai/mochi)
 
 
@@ -333,7 +342,7 @@ PIXART = replace(
 )
 
 
-FAMILIES = (WAN, SKYREELS_V2, LTX, COGVIDEOX, HUNYUAN_VIDEO, MOCHI, SANA_VIDEO, LATTE, DIT, PIXART)
+FAMILIES = (WAN, SKYREELS_V2, LTX, COGVIDEOX, HUNYUAN_VIDEO, MOTIF_VIDEO, MOCHI, SANA_VIDEO, LATTE, DIT, PIXART)
 
 
 def family_of(transformer: torch.nn.Module) -> Family:

@@ -26,6 +26,7 @@ SUPPORT = {
     "ltx": ("yes", "yes", "yes", "yes", "yes", "yes", "yes"),
     "cogvideox": ("yes", "yes", "yes", "-", "yes", "yes", "yes"),
     "hunyuan-video": ("yes", "untested", "yes", "yes", "yes", "yes", "untested"),
+    "motif-video": ("yes", "untested", "yes", "yes", "yes", "yes", "-"),
     "mochi": ("yes", "-", "yes", "-", "yes", "yes", "yes"),
     "sana-video": ("yes", "untested", "-", "-", "yes", "yes", "untested"),
     "latte": ("yes", "-", "-", "-", "yes", "-", "-"),
@@ -36,7 +37,7 @@ LEFT_OUT = {
     "HunyuanVideo image-to-video with replaced tokens": "the first frame is clean, and its timestep does not say so",
     "SkyReels-V2 by diffusion forcing": "its pipelines give a timestep to each frame",
     "Wan-VACE": "embeds its control video by a second embedder, which would have to be folded too",
-    "HunyuanVideo-1.5": "its pipeline calls the transformer through a guider, with contexts of its own",
+    "HunyuanVideo-1.5": "its forward sorts text tokens by their masks, and cannot be counted without values",
     "Allegro": "its pipeline passes tables and grids of one size in one argument",
     "Cosmos": "its forward adds the padding mask as one more channel, behind the folding",
     "EasyAnimate": "un-patchifies to as many channels as came in, which a residual head has not",
@@ -220,6 +221,7 @@ COSTS = """
 FLOPs of one forward of one clip, counted from the models' public configurations, with padded text and flexivid's heads.
 All sizes are frames x height x width, that of the VAE how much it compresses. Twice as large in space is the weak patch
 size that runs if `enable` is given none; the last column is the least budget that these weak patch sizes can reach.
+Motif-Video's configuration was not at hand.
 
 | model | pixels | VAE | latents | patch | TFLOP | twice as large in space | in time | both, or 4x in space | least |
 |---|---|---|---|---|---|---|---|---|---|"""

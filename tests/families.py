@@ -7,6 +7,7 @@ from diffusers import (
     AutoencoderKLCogVideoX,
     AutoencoderKLLTXVideo,
     AutoencoderKLMochi,
+    ClassifierFreeGuidance,
     CogVideoXDDIMScheduler,
     CogVideoXImageToVideoPipeline,
     CogVideoXPipeline,
@@ -25,6 +26,8 @@ from diffusers import (
     LTXVideoTransformer3DModel,
     MochiPipeline,
     MochiTransformer3DModel,
+    MotifVideoPipeline,
+    MotifVideoTransformer3DModel,
     PixArtSigmaPipeline,
     PixArtTransformer2DModel,
     SanaVideoPipeline,
@@ -124,6 +127,19 @@ TINY = {
             "guidance_embeds": True,
             "text_embed_dim": TEXT,
             "pooled_projection_dim": 8,
+            "rope_axes_dim": (4, 6, 6),
+        },
+    ),
+    "motif-video": (
+        MotifVideoTransformer3DModel,
+        {
+            "in_channels": 2 * CHANNELS + 1,  # beside the latents those of an image, and its mask
+            "out_channels": CHANNELS,
+            "num_attention_heads": 2,
+            "attention_head_dim": 16,
+            "num_layers": 1,
+            "num_single_layers": 1,
+            "text_embed_dim": TEXT,
             "rope_axes_dim": (4, 6, 6),
         },
     ),
@@ -307,6 +323,11 @@ def tiny_pipeline(name: str, scheduler=None):
             **without, text_encoder_2=None, tokenizer_2=None, transformer=transformer, scheduler=scheduler or euler
         )
         call = _embeds(mask=True, negative=False, pooled=8) | {"guidance_scale": 6.0}
+    elif name == "motif-video":
+        guider = ClassifierFreeGuidance(guidance_scale=3.0)
+        without["vae"] = tiny_vae()
+        pipe = MotifVideoPipeline(**without, transformer=transformer, scheduler=scheduler or euler, guider=guider)
+        call = _embeds(mask=True)
     else:
         pipe = MochiPipeline(
             **without,
