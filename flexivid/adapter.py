@@ -13,6 +13,7 @@ from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
+from torch.distributed.tensor import DTensor
 
 from flexivid.flexible import FlexTransformer
 from flexivid.lora import add_lora
@@ -152,8 +153,16 @@ def load_adapter(folder: Path, config: AdapterConfig, flexes: dict[str, FlexTran
             set_peft_model_state_dict(flex.transformer, state, adapter_name=name)
 
 
-def save_adapter(folder: Path, config: AdapterConfig, flexes: dict[str, FlexTransformer]) -> None:
-    """Writes an adapter folder in half precision; each file beside, then renamed."""
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor itself, or with FSDP that of all processes; every one of them has to ask for it."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def save_adapter(folder: Path, config: AdapterConfig, flexes: dict[str, FlexTransformer], write: bool = True) -> None:
+    """Writes an adapter folder in half precision; each file beside, then renamed.
+
+    write: no for the processes that only hold a part of the weights, and have to give it.
+    """
     weights, lora, metadata = {}, {}, {}
     for component, flex in flexes.items():
         for patch_size, mode in flex.weak_modes.items():
@@ -167,7 +176,9 @@ def save_adapter(folder: Path, config: AdapterConfig, flexes: dict[str, FlexTran
             facts = flex.transformer.peft_config[name].to_dict()
             metadata |= {prefix + key: facts[key] for key in ("r", "lora_alpha", "target_modules")}
 
-    _write(folder, config, weights, lora if config.lora_rank else None, metadata)
+    weights, lora = ({name: whole(tensor) for name, tensor in tensors.items()} for tensors in (weights, lora))
+    if write:
+        _write(folder, config, weights, lora if config.lora_rank else None, metadata)
 
 
 def _write(folder: Path, config: AdapterConfig, weights: dict, lora: dict | None, metadata: dict) -> None:

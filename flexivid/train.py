@@ -26,6 +26,7 @@ from huggingface_hub import HfApi  # noqa: E402
 from flexivid.training.config import load_config  # noqa: E402
 from flexivid.training.forecast import check_model, forecast  # noqa: E402
 from flexivid.training.loop import check_checkpoint, clips_per_part, train  # noqa: E402
+from flexivid.training.sharding import check_sharding  # noqa: E402
 
 
 def build_objective(config, accelerator):
@@ -85,6 +86,7 @@ def main() -> int:
             )
         if missing := set(config.trackers) - {tracker.value for tracker in accelerator.log_with}:
             raise ValueError(f"the tracker {missing.pop()} is not installed: install it, or leave it out of trackers")
+        check_sharding(accelerator, config.objective, config.optim.name)
         clips_per_part(config, config.batch_size, accelerator.num_processes)
         if has_modes:
             check_model(config)

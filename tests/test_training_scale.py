@@ -28,6 +28,8 @@ SCRIPT = str(ROOT / "tests/train_without_samples.py")
 ONE = [sys.executable, SCRIPT]
 TWO = ["env", "ACCELERATE_USE_CPU=true", sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", SCRIPT]
 
+SHARDED = [*TWO[:-1], str(ROOT / "tests/train_with_fsdp_on_cpu.py")]
+
 
 @pytest.fixture
 def settings(training_config):
@@ -173,6 +175,42 @@ def test_two_processes_that_are_killed_go_on_as_if_nothing_had_happened(tmp_path
     assert not (output / "result").exists()
     run(TWO, killed)
     assert torch.allclose(torch.tensor(losses(output)), torch.tensor(losses(whole_output)), atol=1e-5, rtol=0)
+
+
+def test_sharded_weights_change_nothing(tmp_path, settings, folder):
+    """FSDP: the curve of one process, pictures on the way; killed, it goes on without FSDP."""
+    del settings["data"]
+    settings["clips"] = dict(folder=str(folder), cache=str(tmp_path / "cache"), buckets=["5x16x32"], fps=10)
+    settings["clips"]["max_sequence_length"] = 16
+    settings["validation"] = {"prompts": ["a red circle"], "budgets": [1.0, 0.6], "steps": 3}
+    whole, whole_output = write(tmp_path, "whole", settings)
+    run(ONE, whole)
+    killed, output = write(tmp_path, "killed", settings, sample_every=3)
+    start_and_signal(SHARDED, killed, output, after=6, number=signal.SIGKILL)
+    assert (output / "samples/000003.png").exists() and (output / "samples/000003-error.png").exists()
+    assert not (output / "result").exists()
+    sharded, sharded_output = write(tmp_path, "sharded", settings)
+    run(SHARDED, sharded)
+    run(ONE, killed)
+    for folder in (sharded_output, output):
+        assert torch.allclose(torch.tensor(losses(folder)), torch.tensor(losses(whole_output)), atol=1e-5, rtol=0)
+        for name in ("flexivid.safetensors", "pytorch_lora_weights.safetensors"):
+            expected, found = (load_file(parent / "result" / name) for parent in (whole_output, folder))
+            assert expected.keys() == found.keys()
+            assert all(torch.allclose(found[key], expected[key], atol=1e-3) for key in expected)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"objective": "shared"}, "objective must be distill and optim.name adamw, not shared and adamw"),
+        ({"optim": {"name": "muon"}}, "not distill and muon"),
+    ],
+)
+def test_what_cannot_be_sharded_is_refused(tmp_path, settings, more, message):
+    path, output = write(tmp_path, "refused", {**settings, **more})
+    done = subprocess.run([*SHARDED, "--config", str(path)], capture_output=True, text=True)
+    assert done.returncode != 0 and message in done.stderr and not output.exists()
 
 
 def test_a_run_that_is_told_to_stop_saves_and_exits_with_0(tmp_path, settings):

@@ -26,6 +26,7 @@ from flexivid.training.pretrain import sample_and_judge
 from flexivid.training.report import SIGMAS, draw_errors, write_card
 from flexivid.training.rollouts import RollOuts
 from flexivid.training.shapes_data import ShapesData
+from flexivid.training.sharding import block_classes, outer_weights
 from flexivid.video import write_picture
 
 
@@ -43,6 +44,7 @@ class Student(torch.nn.Module):
         super().__init__()
         self.transformer, self.weak_modes = flex.transformer, flex.weak_modes.requires_grad_(True)
         self._flex = [flex]  # in a list: it is no submodule
+        self._no_split_modules = block_classes(flex.transformer)  # what accelerate shards by
 
     def forward(self, patch_sizes: list[str], x_t, timestep, conditions: dict) -> list[torch.Tensor]:
         """The network's output at each of the patch sizes."""
@@ -144,7 +146,7 @@ class DistillObjective:
             parts = (self.pipeline.vae, self.pipeline.tokenizer, self.pipeline.text_encoder)
             with accelerator.main_process_first():
                 self.data = ShapesData(config.data, *parts)
-        self.roll_outs = RollOuts(self.pipeline, self.flex, self.data, config, accelerator)
+        self.roll_outs = RollOuts(self.pipeline, self.model, self.flex, self.data, config, accelerator)
 
     def build_model(self) -> Student:
         return build_student(self.pipeline.transformer, self.config.distill, self.config.component)
@@ -225,21 +227,24 @@ class DistillObjective:
         return errors
 
     def sample(self, path):
-        draw_errors(self.errors_by_sigma(), path.with_name(f"{path.stem}-error.png"))
+        errors = self.errors_by_sigma()
+        if self.accelerator.is_main_process:
+            draw_errors(errors, path.with_name(f"{path.stem}-error.png"))
         if self.config.clips is not None:
             return self._sample_budgets(path)
         coarsest = self.config.distill.modes[-1]
         schedule = f"{coarsest}:35,{self.flex.powerful}:5"
         Session(self.pipeline, {"transformer": self.flex}, budget=None, schedule=schedule)
-        with self.accelerator.autocast():
+        with self.accelerator.autocast(), outer_weights(self.model):
             shares = sample_and_judge(self.pipeline, path, steps=40, count=32)
-        print(f"\nadherence with {schedule}", shares, "->", path)
+        self.accelerator.print(f"\nadherence with {schedule}", shares, "->", path)
 
     @torch.no_grad()
     def _sample_budgets(self, path):
         """A row of frames for every validation prompt and budget."""
         settings, bucket = self.config.validation, Bucket.parse(self.config.clips.buckets[0])
-        self.pipeline.to(self.accelerator.device)
+        for part in encoders_of(self.pipeline).values():
+            part.to(self.accelerator.device)
         sampling = {"steps": settings.steps, "guidance_scale": settings.guidance_scale}
         call = clip_arguments(self.pipeline, bucket, self.config.clips, **sampling)
         rows = {}
@@ -247,13 +252,13 @@ class DistillObjective:
             for budget in settings.budgets:
                 Session(self.pipeline, {"transformer": self.flex}, budget=budget, schedule=None)
                 generator = torch.Generator().manual_seed(0)
-                with self.accelerator.autocast():
+                with self.accelerator.autocast(), outer_weights(self.model):
                     frames = self.pipeline(prompt=prompt, **call, generator=generator, output_type="np").frames[0]
                 rows[f"{budget:g}: {prompt}"] = (frames * 255).round().astype("uint8")
         for part in encoders_of(self.pipeline).values():
             part.to("cpu")
         clear_device_cache()
-        if rows:
+        if rows and self.accelerator.is_main_process:
             write_picture(rows, path)
 
     def save(self, folder, base_model: str | None = None):
@@ -281,8 +286,11 @@ class DistillObjective:
             ),
             training=facts,
         )
-        save_adapter(folder, adapter, {config.component: self.flex})
-        write_card(folder, adapter, config, self.errors_by_sigma())
+        errors, main = self.errors_by_sigma(), self.accelerator.is_main_process
+        save_adapter(folder, adapter, {config.component: self.flex}, main)
+        if not main:
+            return
+        write_card(folder, adapter, config, errors)
         if config.push_to_hub is not None:
             api = HfApi()
             api.create_repo(config.push_to_hub, exist_ok=True)

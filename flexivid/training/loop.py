@@ -17,8 +17,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
+from flexivid.adapter import whole
 from flexivid.flexible import compile_blocks
 from flexivid.training.config import Config
+from flexivid.training.sharding import is_sharded, part_like
 
 CHECKPOINTS = "checkpoint-*.safetensors"
 
@@ -155,15 +157,20 @@ def check_checkpoint(config: Config) -> None:
 
 
 def save_checkpoint(
-    config: Config, step: int, trainable: dict, optimizers, ema: EMAModel, facts: dict[str, object]
+    config: Config, step: int, trainable: dict, optimizers, ema: EMAModel, facts: dict[str, object], main: bool
 ) -> None:
-    """Writes beside, then renames, so that a kill leaves the last whole one; then deletes those that are too many."""
+    """Writes beside, then renames, so that a kill leaves the last whole one; then deletes those that are too many.
+
+    Only the main process writes; with FSDP all have a part of what is written.
+    """
     tensors = {f"model.{name}": p for name, p in trainable.items()}
     tensors |= {f"ema.{i}": p for i, p in enumerate(ema.shadow_params)}
     for k, optimizer in enumerate(optimizers):
         for i, state in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{k}.{i}.{key}": torch.as_tensor(value) for key, value in state.items()}
-    tensors = {name: t.detach().contiguous() for name, t in tensors.items()}
+    tensors = {name: whole(t.detach()).contiguous() for name, t in tensors.items()}
+    if not main:
+        return
     path = config.output / CHECKPOINTS.replace("*", f"{step:08d}")
     beside = path.with_name(f"{path.name}.partial")
     metadata = {"step": str(step), "ema_step": str(ema.optimization_step), "run": json.dumps(facts)}
@@ -183,16 +190,19 @@ def load_checkpoint(folder: Path, trainable: dict, optimizers, ema: EMAModel) ->
     tensors = load_file(path)
     with torch.no_grad():
         for name, p in trainable.items():
-            p.copy_(tensors[f"model.{name}"])
+            p.copy_(part_like(tensors[f"model.{name}"], p))
         for i, p in enumerate(ema.shadow_params):
-            p.copy_(tensors[f"ema.{i}"])
+            p.copy_(part_like(tensors[f"ema.{i}"], p))
     ema.optimization_step = int(metadata["ema_step"])
     for k, optimizer in enumerate(optimizers):
         state = optimizer.state_dict()
         state["state"] = {}
+        parameters = optimizer.param_groups[0]["params"]
         for name, tensor in tensors.items():
             if name.startswith(f"optimizer.{k}."):
                 i, key = name.removeprefix(f"optimizer.{k}.").split(".", 1)
+                parameter = parameters[int(i)]
+                tensor = part_like(tensor, parameter) if tensor.shape == parameter.shape else tensor
                 state["state"].setdefault(int(i), {})[key] = tensor
         optimizer.load_state_dict(state)
     return int(metadata["step"])
@@ -205,17 +215,23 @@ def train(config: Config, objective: Objective, accelerator: Accelerator) -> Non
     """
     folder = config.output
     folder.mkdir(parents=True, exist_ok=True)
-    bare_model = objective.model.to(accelerator.device)
-    trainable = {name: p for name, p in bare_model.named_parameters() if p.requires_grad}
-    weights = list(trainable.values())
-    bare_optimizers = build_optimizers(config, trainable)
+    sharded = is_sharded(accelerator)
+    # FSDP moves the model part by part: it may not fit as a whole.
+    bare_model = objective.model if sharded else objective.model.to(accelerator.device)
+
+    def trained_parameters() -> dict[str, torch.nn.Parameter]:
+        return {name: p for name, p in bare_model.named_parameters() if p.requires_grad}
+
+    bare_optimizers = build_optimizers(config, trained_parameters())
     peaks = [optimizer.param_groups[0]["lr"] for optimizer in bare_optimizers]
+    model, *optimizers = accelerator.prepare(bare_model, *bare_optimizers)
+    trainable = trained_parameters()  # with FSDP other ones
+    weights = list(trainable.values())
     ema = EMAModel(weights, decay=config.optim.ema, use_ema_warmup=True, power=0.75)
     start = load_checkpoint(folder, trainable, bare_optimizers, ema)
     starts = accelerator.gather(torch.tensor([start], device=accelerator.device)).tolist()
     if len(set(starts)) > 1:
         raise ValueError(f"the processes start at steps {starts}: {folder} must be shared by all machines")
-    model, *optimizers = accelerator.prepare(bare_model, *bare_optimizers)
     main, facts = accelerator.is_main_process, run_facts(config)
     log_path = folder / "log.jsonl"
     if main:
@@ -231,11 +247,14 @@ def train(config: Config, objective: Objective, accelerator: Accelerator) -> Non
     signal.signal(signal.SIGTERM, lambda number, frame: stop.set())
     accelerator.init_trackers("flexivid")
 
+    @torch.no_grad()
     def with_averaged_weights(action, path):
-        ema.store(weights)
-        ema.copy_to(weights)
+        present = [p.detach().clone() for p in weights]
+        for p, average in zip(weights, ema.shadow_params, strict=True):
+            p.copy_(average)
         action(path)
-        ema.restore(weights)
+        for p, value in zip(weights, present, strict=True):
+            p.copy_(value)
 
     for step in range(start, config.steps):
         for optimizer, peak in zip(bare_optimizers, peaks, strict=True):
@@ -247,7 +266,7 @@ def train(config: Config, objective: Objective, accelerator: Accelerator) -> Non
                 part = objective.loss(model, step, micro_batch) / config.micro_batches
                 accelerator.backward(part)
             loss += part.detach()
-        gradient_norm = accelerator.clip_grad_norm_(weights, config.optim.clip)
+        gradient_norm = whole(accelerator.clip_grad_norm_(weights, config.optim.clip))
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
@@ -258,11 +277,11 @@ def train(config: Config, objective: Objective, accelerator: Accelerator) -> Non
         stopped = bool(gathered[:, 1].any())
         progress.update()
         done = step + 1
-        if not main:
+        if not main and not sharded:
             if stopped:
                 return
             continue
-        if done % config.log_every == 0:
+        if main and done % config.log_every == 0:
             mean = sum(losses) / len(losses)
             seconds = (time.time() - began) / len(losses)
             line = {"step": done, "loss": round(mean, 6), "seconds_per_step": round(seconds, 3)}
@@ -273,15 +292,15 @@ def train(config: Config, objective: Objective, accelerator: Accelerator) -> Non
             progress.set_postfix(loss=f"{mean:.4f}")
             began, losses = time.time(), []
         if done % config.save_every == 0 or done == config.steps or stopped:
-            save_checkpoint(config, done, trainable, bare_optimizers, ema, facts)
+            save_checkpoint(config, done, trainable, bare_optimizers, ema, facts, main)
         if stopped:
             progress.close()
-            print(f"stopped at step {done} of {config.steps}; the same command goes on from there")
+            accelerator.print(f"stopped at step {done} of {config.steps}; the same command goes on from there")
             return
         if done % config.sample_every == 0:
             (folder / "samples").mkdir(exist_ok=True)
             with_averaged_weights(objective.sample, folder / "samples" / f"{done:06d}.png")
     progress.close()
-    if main:
+    if main or sharded:
         with_averaged_weights(objective.save, folder / "result")
-        print(f"saved {folder / 'result'}")
+        accelerator.print(f"saved {folder / 'result'}")

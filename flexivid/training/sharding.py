@@ -1,0 +1,55 @@
+"""FSDP2 through accelerate: every process holds a part of the weights, and gathers a block when it runs.
+
+What is saved and loaded are whole tensors, so that a run goes on with or without it, at any number of processes.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+
+def is_sharded(accelerator: Accelerator) -> bool:
+    return accelerator.distributed_type == DistributedType.FSDP
+
+
+def check_sharding(accelerator: Accelerator, objective: str, optimizer: str) -> None:
+    """Raises ValueError for launches and configs that cannot be trained together."""
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        raise ValueError("DeepSpeed is not supported: configs/accelerate/fsdp.yaml shards weights as its stage 3 does")
+    if not is_sharded(accelerator):
+        return
+    if not accelerator.is_fsdp2:
+        raise ValueError("of FSDP version 2 is supported: fsdp_version: 2 in accelerate's config")
+    if objective != "distill" or optimizer != "adamw":
+        raise ValueError(f"with FSDP, objective must be distill and optim.name adamw, not {objective} and {optimizer}")
+
+
+def block_classes(transformer: torch.nn.Module) -> list[str]:
+    """Names of the classes of the repeated blocks, which FSDP gathers one at a time."""
+    lists = [child for child in transformer.children() if isinstance(child, torch.nn.ModuleList)]
+    return list(dict.fromkeys(type(block).__name__ for blocks in lists for block in blocks))
+
+
+def part_like(tensor: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
+    """What this process holds of a whole tensor of a parameter's shape."""
+    if not isinstance(parameter, DTensor):
+        return tensor
+    return distribute_tensor(tensor.to(parameter.device), parameter.device_mesh, parameter.placements)
+
+
+@contextmanager
+def outer_weights(model: torch.nn.Module) -> Iterator[None]:
+    """What is in no block is whole inside, for forwards that do not come through `model`; blocks gather themselves."""
+    if not isinstance(model, FSDPModule):
+        yield
+        return
+    model.unshard()
+    try:
+        yield
+    finally:
+        model.reshard()
