@@ -1,4 +1,5 @@
 # make demo | test | lint. Each makes the environment .venv itself when it is missing or out of date.
+# make test-quantised runs the tests that need torchao and bitsandbytes, which it installs into .quantisers.
 # make vbench makes .venv-vbench, where VBench lives (docs/vbench.md).
 #   make test PYTHON=python3.12                                              another interpreter
 #   PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make test       torch without CUDA, a far smaller download
@@ -10,7 +11,7 @@ PROMPT ?= a striped red circle moving right on a black background
 VENV := .venv
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint vbench
+.PHONY: demo test test-quantised lint vbench
 
 demo: $(READY)
 	@mkdir -p outputs
@@ -20,6 +21,11 @@ demo: $(READY)
 
 test: $(READY)
 	$(VENV)/bin/python -m pytest -q
+
+# Quantisers print warnings wherever they are installed, so they stay beside the environment.
+test-quantised: $(READY)
+	$(VENV)/bin/python -m pip install -q --no-deps --upgrade --target .quantisers torchao==0.18.0 bitsandbytes==0.50.2
+	PYTHONPATH=.quantisers $(VENV)/bin/python -m pytest -q tests/test_quantised.py
 
 lint: $(READY)
 	$(VENV)/bin/python -m ruff check .

@@ -270,7 +270,7 @@ class FlexTransformer:
         self.lora.switch(choice.patch_size)
         mode = self.weak_modes[choice.patch_size]
         if not mode.patch_size_embedding.requires_grad:  # in training its precision is that of the optimiser
-            mode.to(latents.device, self.embedder.weight.dtype)
+            mode.to(latents.device, self.embedder.bias.dtype)
         folding = folding_for(tuple(latents.shape[2:]), mode.multiple, self.base_patch, family.causal)
         self.mode, self._folding = mode, folding
 

@@ -66,6 +66,8 @@ class LoraSwitch:
     @torch.no_grad()
     def merge(self, patch_sizes: Iterable[str]) -> None:
         """Keeps, for every weak mode, a copy of the adapted weights with its LoRA added: no LoRA cost in a forward."""
+        if any(type(layer.get_base_layer().weight) is not nn.Parameter for layer in self.layers):
+            raise ValueError("merge_lora copies weights, and these are quantised: enable without it")
         for patch_size in patch_sizes:
             self._merged[patch_size] = []
             for layer in self.layers:

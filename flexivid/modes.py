@@ -10,6 +10,15 @@ from flexivid.resize import embedder_to_folded, head_to_folded, resize_embedder,
 from flexivid.schedules import multiple_of, parse_patch_size
 
 
+def dense_weight(layer: nn.Module) -> torch.Tensor:
+    """The weight of a layer in floating point, whatever a quantiser has made of it."""
+    if type(layer.weight) is nn.Parameter or not isinstance(layer, nn.Linear):
+        return layer.weight
+    # Quantisers store weights in their own ways, but every layer can be asked what it does to unit vectors.
+    unit_vectors = torch.eye(layer.in_features, device=layer.bias.device, dtype=layer.bias.dtype)
+    return (layer(unit_vectors) - layer.bias).T
+
+
 class WeakMode(nn.Module):
     """Embedder, head and patch-size embedding of one coarse patch size, over folded latents.
 
@@ -43,18 +52,19 @@ class WeakMode(nn.Module):
         blocks = math.prod(self.multiple)
 
         with torch.no_grad():
-            stock = embedder.weight.view(len(embedder.weight), -1, *base_patch)
+            embed_stock, head_stock = dense_weight(embedder), dense_weight(head)
+            stock = embed_stock.reshape(len(embed_stock), -1, *base_patch)
             if parametrisation == "direct":
                 embed_weight = embedder_to_folded(resize_embedder(stock, coarse_patch), base_patch)
-                resized = resize_head(head.weight, head.bias, base_patch, coarse_patch, channels_last)
+                resized = resize_head(head_stock, head.bias, base_patch, coarse_patch, channels_last)
                 head_weight, head_bias = head_to_folded(*resized, coarse_patch, base_patch, channels_last)
             else:
                 embed_weight = stock.repeat(1, blocks, 1, 1, 1) / blocks
                 head_weight, head_bias = (
-                    self._with_residual(rows, base_patch, channels_last) for rows in (head.weight, head.bias)
+                    self._with_residual(rows, base_patch, channels_last) for rows in (head_stock, head.bias)
                 )
 
-        placed = {"device": embedder.weight.device, "dtype": embedder.weight.dtype}
+        placed = {"device": embed_stock.device, "dtype": embed_stock.dtype}
         if isinstance(embedder, nn.Linear):
             self.embedder = nn.Linear(embed_weight[0].numel(), len(embed_weight), **placed)
         else:

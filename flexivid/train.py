@@ -25,7 +25,7 @@ from huggingface_hub import HfApi  # noqa: E402
 
 from flexivid.training.config import load_config  # noqa: E402
 from flexivid.training.forecast import check_model, forecast  # noqa: E402
-from flexivid.training.loop import check_checkpoint, clips_per_part, train  # noqa: E402
+from flexivid.training.loop import check_checkpoint, check_optimizer, clips_per_part, train  # noqa: E402
 from flexivid.training.sharding import check_sharding  # noqa: E402
 
 
@@ -73,6 +73,7 @@ def main() -> int:
         if has_modes and config.base is None:
             raise ValueError("base must be the pipeline that is trained, a folder or a hub id")
         check_checkpoint(config)
+        check_optimizer(config)
         # Weak modes are drawn per step, so that the parameters of the others get no gradient in it.
         unused = DistributedDataParallelKwargs(find_unused_parameters=has_modes)
         # The others wait while the main one samples or encodes.

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 import flexivid
 from flexivid.__main__ import main as flexivid_command
+from flexivid.training import loop
 from flexivid.training.config import Config
 from flexivid.training.distill import DistillObjective, build_student
 from flexivid.training.forecast import check_model, forecast
@@ -90,6 +91,13 @@ def test_a_batch_that_cannot_be_split_is_refused(tmp_path, settings):
     path, _ = write(tmp_path, "parts", settings, micro_batches=3)
     done = subprocess.run([*ONE, "--config", str(path)], capture_output=True, text=True)
     assert done.returncode == 2 and "cannot be split evenly over 1 processes and 3 micro-batches" in done.stderr
+
+
+def test_an_optimiser_that_is_not_installed(tmp_path, settings, monkeypatch):
+    monkeypatch.setattr(loop, "find_spec", lambda name: None)
+    config = Config(**{**settings, "optim": {"name": "adamw8bit"}}, output=tmp_path / "out")
+    with pytest.raises(ValueError, match="pip install bitsandbytes"):
+        loop.check_optimizer(config)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,10 @@ class Section(BaseModel):
 
 
 class OptimConfig(Section):
-    name: Literal["adamw", "muon"] = Field("adamw", description="muon: Muon on the matrices, AdamW on the rest")
+    name: Literal["adamw", "adamw8bit", "muon"] = Field(
+        "adamw",
+        description="adamw8bit: moments in 8 bits, of bitsandbytes; muon: Muon on the matrices, AdamW on the rest",
+    )
     lr: float = Field(8e-4, gt=0, description="peak learning rate")
     muon_lr: float = Field(5e-3, gt=0, description="peak learning rate of Muon, on AdamW's scale")
     weight_decay: float = Field(1e-2, ge=0, description="of AdamW and Muon")

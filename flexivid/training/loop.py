@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from contextlib import nullcontext
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Protocol
 
@@ -95,14 +96,24 @@ class FlatMuon(torch.optim.Muon):
             weight.grad = None
 
 
+def check_optimizer(config: Config) -> None:
+    """Raises ValueError if the optimiser is not installed."""
+    if config.optim.name == "adamw8bit" and find_spec("bitsandbytes") is None:
+        raise ValueError("optim.name adamw8bit is that of bitsandbytes, which is not here: pip install bitsandbytes")
+
+
 def build_optimizers(config: Config, trainable: dict[str, torch.nn.Parameter]) -> list[torch.optim.Optimizer]:
     """AdamW, or Muon on hidden matrices and convolution kernels and AdamW on everything else."""
-    optim = config.optim
+    optim, betas = config.optim, (0.9, 0.98)
     hidden = []
+    if optim.name == "adamw8bit":  # Dettmers et al. 2022, arXiv 2110.02861
+        from bitsandbytes.optim import AdamW8bit
+
+        return [AdamW8bit(list(trainable.values()), lr=optim.lr, weight_decay=optim.weight_decay, betas=betas)]
     if optim.name == "muon":
         hidden = [name for name, p in trainable.items() if p.ndim >= 4 or (p.ndim == 2 and "blocks." in name)]
     rest = [p for name, p in trainable.items() if name not in hidden]
-    optimizers = [torch.optim.AdamW(rest, lr=optim.lr, weight_decay=optim.weight_decay, betas=(0.9, 0.98))]
+    optimizers = [torch.optim.AdamW(rest, lr=optim.lr, weight_decay=optim.weight_decay, betas=betas)]
     if hidden:
         weights = [trainable[name] for name in hidden]
         optimizers.append(FlatMuon(weights, lr=optim.muon_lr, weight_decay=optim.weight_decay))
@@ -156,6 +167,17 @@ def check_checkpoint(config: Config) -> None:
         raise ValueError(f"{path} is at step {metadata['step']}, past the {config.steps} steps that are asked for")
 
 
+def flat(state: dict, prefix: str = "") -> dict[str, torch.Tensor]:
+    """The state of a parameter, of which bitsandbytes has some in a dictionary of its own, as tensors by path."""
+    tensors = {}
+    for key, value in state.items():
+        if isinstance(value, dict):
+            tensors |= flat(value, f"{prefix}{key}/")
+        else:
+            tensors[prefix + key] = torch.as_tensor(value).clone()  # bitsandbytes shares some between parameters
+    return tensors
+
+
 def save_checkpoint(
     config: Config, step: int, trainable: dict, optimizers, ema: EMAModel, facts: dict[str, object], main: bool
 ) -> None:
@@ -167,7 +189,7 @@ def save_checkpoint(
     tensors |= {f"ema.{i}": p for i, p in enumerate(ema.shadow_params)}
     for k, optimizer in enumerate(optimizers):
         for i, state in optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{k}.{i}.{key}": torch.as_tensor(value) for key, value in state.items()}
+            tensors |= {f"optimizer.{k}.{i}.{key}": value for key, value in flat(state).items()}
     tensors = {name: whole(t.detach()).contiguous() for name, t in tensors.items()}
     if not main:
         return
@@ -201,9 +223,15 @@ def load_checkpoint(folder: Path, trainable: dict, optimizers, ema: EMAModel) ->
         for name, tensor in tensors.items():
             if name.startswith(f"optimizer.{k}."):
                 i, key = name.removeprefix(f"optimizer.{k}.").split(".", 1)
-                parameter = parameters[int(i)]
-                tensor = part_like(tensor, parameter) if tensor.shape == parameter.shape else tensor
-                state["state"].setdefault(int(i), {})[key] = tensor
+                parameter, values = parameters[int(i)], state["state"].setdefault(int(i), {})
+                *outer, key = key.split("/")
+                for name in outer:
+                    values = values.setdefault(name, {})
+                if tensor.dtype == torch.int64 and not outer:
+                    tensor = tensor.item()  # bitsandbytes counts its steps so
+                elif tensor.shape == parameter.shape and not outer:
+                    tensor = part_like(tensor, parameter)
+                values[key] = tensor
         optimizer.load_state_dict(state)
     return int(metadata["step"])
 
