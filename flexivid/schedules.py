@@ -242,12 +242,14 @@ def schedule_for_budget(
     if order == "interleaved":
         keeps = guidance == "kept" and guidance_branches == 2
         for count in range(min(steps, steps * limit // cost(ladder[-1])), 0, -1):
-            spread = [(2 * k + 1) * steps // (2 * count) for k in range(count)]
-            interleaved = [(modes[0], KEPT) if keeps and index > spread[0] else coarsest for index in range(steps)]
-            for index in spread:
-                interleaved[index] = ladder[-1]
-            if cost(*interleaved) <= limit * steps:
-                return Schedule(tuple(interleaved))
+            middle, *others = [(2 * k + 1) * steps // (2 * count) for k in range(count)]
+            # Weak steps before the first powerful one run both branches: it comes earlier if that saves what is missing.
+            for first in range(middle, -1 if keeps else middle - 1, -1):
+                interleaved = [(modes[0], KEPT) if keeps and index > first else coarsest for index in range(steps)]
+                for index in (first, *others):
+                    interleaved[index] = ladder[-1]
+                if cost(*interleaved) <= limit * steps:
+                    return Schedule(tuple(interleaved))
     fine_to_coarse: list[tuple[str, ...]] = []
     for step in reversed(finer):
         left, extra = steps - len(fine_to_coarse), cost(step) - cost(coarsest)

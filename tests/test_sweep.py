@@ -1,19 +1,27 @@
 """The quality-compute sweep, on the embedded model at a few steps: its arms, its figures, and that it can be killed."""
 
 import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import SWEEP, SWEEP_STEPS, sweep
 from diffusers import WanPipeline
+from families import tiny_trainable_pipeline
 
 import flexivid
 import vbench_sweep
 from flexivid.shapes.embedded import ADAPTER, MODEL, SAMPLING
 from flexivid.shapes.world import Scene, fixed_layout, render
 from flexivid.video import write_mp4
-from sweep import arms, bootstrap, metrics, rivals, sampling, vbench
+from sweep import arms, bootstrap, metrics, rivals, sampling, scoring, vbench
+
+ROOT = Path(__file__).parents[1]
 
 
 def test_every_arm_has_a_row_and_clips_in_vbench_naming(finished_sweep):
@@ -53,24 +61,71 @@ def test_csv_page_and_plot(finished_sweep):
     assert (folder / "pareto.png").stat().st_size > 10_000
 
 
-def test_a_killed_sweep_ends_as_one_that_was_not(finished_sweep, tmp_path, monkeypatch):
-    folder, results = finished_sweep
-    write, left = sampling.write_mp4, 5
+def after(calls: int, function):
+    """The function, until it was called so often: then it is as if the sweep were killed."""
+    left = [calls]
 
-    def write_until_killed(*args):
-        nonlocal left
-        left -= 1
-        if left < 0:
+    def call(*args, **kwargs):
+        left[0] -= 1
+        if left[0] < 0:
             raise KeyboardInterrupt
-        write(*args)
+        return function(*args, **kwargs)
 
-    monkeypatch.setattr(sampling, "write_mp4", write_until_killed)
-    with pytest.raises(KeyboardInterrupt):
-        sweep(tmp_path)
-    monkeypatch.setattr(sampling, "write_mp4", write)
-    resumed = sweep(tmp_path)
-    for row, other in zip(results["arms"], resumed["arms"], strict=True):
+    return call
+
+
+def test_a_sweep_killed_five_times_ends_as_one_that_was_not(finished_sweep, tmp_path, monkeypatch):
+    _, results = finished_sweep
+    for module, name, calls in (
+        (sampling, "write_mp4", 2),
+        (sampling, "write_mp4", 5),
+        (sampling, "write_json", 1),
+        (scoring, "read_clip", 7),
+        (vbench_sweep, "write_pareto", 0),
+    ):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(module, name, after(calls, getattr(module, name)))
+            sweep(tmp_path)
+    for row, other in zip(results["arms"], sweep(tmp_path)["arms"], strict=True):
         assert row["metrics"] == other["metrics"] and row["flops"] == other["flops"]
+
+
+def test_two_processes_are_one(tmp_path, monkeypatch):
+    """To the last bit, where both have one thread a process."""
+    few = ["--methods", "adapter", "--timed-rounds", "1"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "eval/vbench_sweep.py", "--cpu"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, *SWEEP, *few, "--output", str(tmp_path / "two")], cwd=ROOT, env=environment, capture_output=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    two = json.loads((tmp_path / "two/results.json").read_text())
+    threads = torch.get_num_threads()
+    monkeypatch.setattr(vbench_sweep.os, "cpu_count", lambda: 1)
+    try:
+        one = sweep(tmp_path / "one", *few)
+    finally:
+        torch.set_num_threads(threads)
+    for row, other in zip(one["arms"], two["arms"], strict=True):
+        assert row["arm"] == other["arm"] and row["flops"] == other["flops"]
+        assert row["metrics"].keys() == other["metrics"].keys()
+        for name, value in row["metrics"].items():
+            # Distances of sets are taken by LAPACK, which has its own threads.
+            assert other["metrics"][name] == pytest.approx(value, rel=1e-6 if "frechet" in name else 0), name
+
+
+def test_any_stock_pipeline(tmp_path):
+    """Its own sizes' names, frame rate and VAE: a model that is not of this world, on prompts of one's own."""
+    tiny_trainable_pipeline("cogvideox-5b").save_pretrained(tmp_path / "model")
+    (tmp_path / "prompts.txt").write_text("a red circle\na blue square\n")
+    sizes = "--steps 6 --frames 9 --height 64 --width 96 --videos-per-prompt 1 --batch 2 --dtype bfloat16".split()
+    arms = "--budgets 1.0 0.8 --methods training-free steps --timed-rounds 1 --report-prompts 1 --modes 1x4x4".split()
+    folders = ["--model", str(tmp_path / "model"), "--output", str(tmp_path / "out")]
+    assert vbench_sweep.main([*folders, "--prompts", str(tmp_path / "prompts.txt"), *sizes, *arms]) == 0
+    results = json.loads((tmp_path / "out/results.json").read_text())
+    assert results["call"]["fps"] == 8 and results["call"]["text_length"] == 226
+    assert [row["arm"] for row in results["arms"]] == ["full", "training-free-0.8", "steps-4"]
+    assert results["arms"][1]["flops_ratio"] <= 0.8
 
 
 def test_a_folder_holds_one_sweep(finished_sweep, capsys):
