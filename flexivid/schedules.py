@@ -243,7 +243,7 @@ def schedule_for_budget(
         keeps = guidance == "kept" and guidance_branches == 2
         for count in range(min(steps, steps * limit // cost(ladder[-1])), 0, -1):
             middle, *others = [(2 * k + 1) * steps // (2 * count) for k in range(count)]
-            # Weak steps before the first powerful one run both branches: it comes earlier if that saves what is missing.
+            # Weak steps before the first powerful one run both branches: it comes earlier where that is too much.
             for first in range(middle, -1 if keeps else middle - 1, -1):
                 interleaved = [(modes[0], KEPT) if keeps and index > first else coarsest for index in range(steps)]
                 for index in (first, *others):
