@@ -22,10 +22,10 @@ FEATURES = ("text-to-video", "image-to-video", "cache", "compile", "offload", "u
 # offload: enable_model_cpu_offload and enable_group_offload.
 SUPPORT = {
     "wan": ("yes", "yes", "yes", "yes", "yes", "yes", "yes"),
-    "skyreels-v2": ("yes", "untested", "-", "yes", "yes", "yes", "untested"),
+    "skyreels-v2": ("yes", "untested", "-", "yes", "yes", "yes", "yes"),
     "ltx": ("yes", "yes", "yes", "yes", "yes", "yes", "yes"),
     "cogvideox": ("yes", "yes", "yes", "-", "yes", "yes", "yes"),
-    "hunyuan-video": ("yes", "untested", "yes", "yes", "yes", "yes", "untested"),
+    "hunyuan-video": ("yes", "untested", "yes", "yes", "yes", "yes", "yes"),
     "motif-video": ("yes", "untested", "yes", "yes", "yes", "yes", "-"),
     "mochi": ("yes", "-", "yes", "-", "yes", "yes", "yes"),
     "sana-video": ("yes", "untested", "-", "-", "yes", "yes", "untested"),

@@ -5,6 +5,7 @@ from conftest import tiny_vae
 from diffusers import (
     AutoencoderKL,
     AutoencoderKLCogVideoX,
+    AutoencoderKLHunyuanVideo,
     AutoencoderKLLTXVideo,
     AutoencoderKLMochi,
     ClassifierFreeGuidance,
@@ -41,7 +42,17 @@ from diffusers import (
 )
 from diffusers.models.embeddings import get_3d_rotary_pos_embed
 from PIL import Image
-from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel, T5Config, T5EncoderModel
+from transformers import (
+    CLIPImageProcessor,
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    LlamaConfig,
+    LlamaModel,
+    T5Config,
+    T5EncoderModel,
+)
 
 from flexivid.families import family_of
 from flexivid.family import patch_size_of
@@ -422,7 +433,7 @@ def tiny_image_pipeline(name: str, text_length: int = 7):
     return pipe, call
 
 
-TRAINABLE = ("wan2.2-ti2v", "ltx", "cogvideox-5b", "mochi")
+TRAINABLE = ("wan2.2-ti2v", "skyreels-v2", "ltx", "cogvideox-5b", "hunyuan-video", "mochi")
 
 
 def tiny_trainable_pipeline(name: str):
@@ -435,6 +446,10 @@ def tiny_trainable_pipeline(name: str):
             layers_per_block=(1,) * 5,
         ).eval()
         pipe = tiny_pipeline(name)[0]
+    elif name == "hunyuan-video":
+        return _trainable_hunyuan_video()
+    elif name == "skyreels-v2":
+        vae, pipe = tiny_vae(), tiny_pipeline(name)[0]
     elif name == "cogvideox-5b":
         vae, pipe = tiny_image_pipeline("cogvideox-i2v")[0].vae, tiny_pipeline(name)[0]
     elif name == "ltx":
@@ -447,3 +462,27 @@ def tiny_trainable_pipeline(name: str):
 
 def _settings(pipe) -> dict:
     return {"expand_timesteps": True} if isinstance(pipe, WanPipeline) else {}
+
+
+def _trainable_hunyuan_video() -> HunyuanVideoPipeline:
+    torch.manual_seed(3)
+    vae = AutoencoderKLHunyuanVideo(
+        latent_channels=CHANNELS,
+        down_block_types=("HunyuanVideoDownBlock3D",) * 4,
+        up_block_types=("HunyuanVideoUpBlock3D",) * 4,
+        block_out_channels=(8, 8, 8, 8),
+        layers_per_block=1,
+        norm_num_groups=4,
+    ).eval()
+    tokenizer = build_tokenizer()
+    layers = {"intermediate_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "vocab_size": len(tokenizer)}
+    clip = CLIPTextConfig(hidden_size=8, max_position_embeddings=77, eos_token_id=1, **layers)
+    pipe = tiny_pipeline("hunyuan-video")[0]
+    pipe.register_modules(
+        vae=vae,
+        tokenizer=tokenizer,
+        text_encoder=LlamaModel(LlamaConfig(hidden_size=TEXT, **layers)).eval(),
+        tokenizer_2=tokenizer,
+        text_encoder_2=CLIPTextModel(clip).eval(),
+    )
+    return HunyuanVideoPipeline(**pipe.components)

@@ -6,12 +6,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType
 from conftest import sample, tiny_pipeline, tiny_transformer, write_clip
 from diffusers import WanPipeline
 from safetensors.torch import load_file
@@ -23,6 +25,7 @@ from flexivid.training.config import Config
 from flexivid.training.distill import DistillObjective, build_student
 from flexivid.training.forecast import check_model, forecast
 from flexivid.training.loop import step_generator
+from flexivid.training.sharding import check_sharding
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = str(ROOT / "tests/train_without_samples.py")
@@ -111,7 +114,8 @@ def test_an_optimiser_that_is_not_installed(tmp_path, settings, monkeypatch):
         ({"base": "no-one/nothing"}, "no-one/nothing"),
     ],
 )
-def test_what_would_fail_after_hours_is_refused_at_once(tmp_path, settings, more, message):
+def test_what_would_fail_after_hours_is_refused_at_once(tmp_path, settings, monkeypatch, more, message):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises((ValueError, OSError), match=message):
         check_model(Config(**{**settings, **more}, output=tmp_path / "out"))
 
@@ -186,26 +190,24 @@ def test_two_processes_that_are_killed_go_on_as_if_nothing_had_happened(tmp_path
 
 
 def test_sharded_weights_change_nothing(tmp_path, settings, folder):
-    """FSDP: the curve of one process, pictures on the way; killed, it goes on without FSDP."""
+    """FSDP: the curve of one process; killed, it goes on without FSDP, and killed again, with it."""
     del settings["data"]
     settings["clips"] = dict(folder=str(folder), cache=str(tmp_path / "cache"), buckets=["5x16x32"], fps=10)
     settings["clips"]["max_sequence_length"] = 16
     settings["validation"] = {"prompts": ["a red circle"], "budgets": [1.0, 0.6], "steps": 3}
-    whole, whole_output = write(tmp_path, "whole", settings)
+    whole, whole_output = write(tmp_path, "whole", settings, steps=12)
     run(ONE, whole)
-    killed, output = write(tmp_path, "killed", settings, sample_every=3)
-    start_and_signal(SHARDED, killed, output, after=6, number=signal.SIGKILL)
+    moved, output = write(tmp_path, "moved", settings, steps=12, sample_every=3)
+    start_and_signal(SHARDED, moved, output, after=6, number=signal.SIGKILL)
     assert (output / "samples/000003.png").exists() and (output / "samples/000003-error.png").exists()
+    start_and_signal(ONE, moved, output, after=9, number=signal.SIGKILL)
     assert not (output / "result").exists()
-    sharded, sharded_output = write(tmp_path, "sharded", settings)
-    run(SHARDED, sharded)
-    run(ONE, killed)
-    for folder in (sharded_output, output):
-        assert torch.allclose(torch.tensor(losses(folder)), torch.tensor(losses(whole_output)), atol=1e-5, rtol=0)
-        for name in ("flexivid.safetensors", "pytorch_lora_weights.safetensors"):
-            expected, found = (load_file(parent / "result" / name) for parent in (whole_output, folder))
-            assert expected.keys() == found.keys()
-            assert all(torch.allclose(found[key], expected[key], atol=1e-3) for key in expected)
+    run(SHARDED, moved)
+    assert torch.allclose(torch.tensor(losses(output)), torch.tensor(losses(whole_output)), atol=1e-5, rtol=0)
+    for name in ("flexivid.safetensors", "pytorch_lora_weights.safetensors"):
+        expected, found = (load_file(folder / "result" / name) for folder in (whole_output, output))
+        assert expected.keys() == found.keys()
+        assert all(torch.allclose(found[key], expected[key], atol=1e-3) for key in expected)
 
 
 @pytest.mark.parametrize(
@@ -215,10 +217,16 @@ def test_sharded_weights_change_nothing(tmp_path, settings, folder):
         ({"optim": {"name": "muon"}}, "not distill and muon"),
     ],
 )
-def test_what_cannot_be_sharded_is_refused(tmp_path, settings, more, message):
-    path, output = write(tmp_path, "refused", {**settings, **more})
-    done = subprocess.run([*SHARDED, "--config", str(path)], capture_output=True, text=True)
-    assert done.returncode != 0 and message in done.stderr and not output.exists()
+def test_what_cannot_be_sharded_is_refused(more, message):
+    launched = SimpleNamespace(distributed_type=DistributedType.FSDP, is_fsdp2=True)
+    asked = {"objective": "distill", "optim": {"name": "adamw"}} | more
+    with pytest.raises(ValueError, match=message):
+        check_sharding(launched, asked["objective"], asked["optim"]["name"])
+
+
+def test_deepspeed_is_refused():
+    with pytest.raises(ValueError, match="configs/accelerate/fsdp.yaml shards weights"):
+        check_sharding(SimpleNamespace(distributed_type=DistributedType.DEEPSPEED), "distill", "adamw")
 
 
 def test_a_run_that_is_told_to_stop_saves_and_exits_with_0(tmp_path, settings):
