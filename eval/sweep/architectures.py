@@ -7,8 +7,16 @@ import torch
 from diffusers import UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
 
 from flexivid.shapes.embedded import ADAPTER, MODEL, SAMPLING
-from sweep.settings import REAL_SAMPLING
 
+# What Wan users usually ask for.
+WAN_SAMPLING = {
+    "num_frames": 81,
+    "height": 480,
+    "width": 832,
+    "num_inference_steps": 50,
+    "guidance_scale": 5.0,
+    "max_sequence_length": 512,
+}
 # Wan's text encoder: UMT5-XXL.
 TEXT_ENCODER = dict(
     vocab_size=256384, d_model=4096, d_ff=10240, d_kv=64, num_heads=64, num_layers=24, feed_forward_proj="gated-gelu"
@@ -32,10 +40,10 @@ class Architecture:
 ARCHITECTURES = {
     "embedded": Architecture({}, SAMPLING, ("1x4x4", "2x2x2", "2x4x4"), ADAPTER),
     "wan2.1-1.3b": Architecture(
-        dict(num_attention_heads=12, ffn_dim=8960, num_layers=30), REAL_SAMPLING, ("1x4x4", "2x2x2", "2x4x4")
+        dict(num_attention_heads=12, ffn_dim=8960, num_layers=30), WAN_SAMPLING, ("1x4x4", "2x2x2", "2x4x4")
     ),
     "wan2.1-14b": Architecture(
-        dict(num_attention_heads=40, ffn_dim=13824, num_layers=40), REAL_SAMPLING, ("1x4x4", "2x2x2", "2x4x4")
+        dict(num_attention_heads=40, ffn_dim=13824, num_layers=40), WAN_SAMPLING, ("1x4x4", "2x2x2", "2x4x4")
     ),
 }
 
