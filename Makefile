@@ -6,7 +6,7 @@
 
 PYTHON ?= python3
 BUDGET ?= 0.25
-PROMPT ?= a striped red circle moving right on a black background
+PROMPT ?= a dotted green cross growing on a black background
 
 VENV := .venv
 READY := $(VENV)/.ready

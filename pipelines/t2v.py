@@ -48,7 +48,7 @@ from flexivid.stock_pipelines import (
 from flexivid.video import write_mp4, write_picture, write_side_by_side
 
 PACKAGES = ("torch", "diffusers", "transformers", "peft")
-DEFAULT_PROMPT = "a striped red circle moving right on a black background"
+DEFAULT_PROMPT = "a dotted green cross growing on a black background"
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
