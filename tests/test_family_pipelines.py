@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from diffusers import CogVideoXDPMScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import CogVideoXDPMScheduler, FlowMatchEulerDiscreteScheduler, SkipLayerGuidance
 from families import IMAGE_PIPELINES, STEPS, TINY, tiny_image_pipeline, tiny_pipeline
 
 import flexivid
@@ -10,6 +10,7 @@ from flexivid.flops import flop_counter_mode
 from flexivid.lora import HOOK_NAME
 from flexivid.parametrisation import FLOWS, noise_level
 from flexivid.schedules import KEPT
+from flexivid.stock_pipelines import set_guidance_scale, usual_arguments
 
 PIPELINES = [name for name in TINY if name != "wan-i2v"]
 every_pipeline = pytest.mark.parametrize("name", PIPELINES)
@@ -158,10 +159,27 @@ def test_a_negative_prompt_beside_embedded_guidance():
     assert summary.ratio <= 0.6
 
 
-def test_guidance_that_is_batched_cannot_be_mixed():
+@pytest.mark.parametrize("guidance", ["kept", "weak-uncond"])
+def test_guidance_that_is_batched_cannot_be_mixed_or_kept(guidance):
     pipe, _ = tiny_pipeline("ltx")
-    with pytest.raises(ValueError, match="weak-uncond needs a pipeline that calls its guidance branches apart; ltx"):
-        flexivid.enable(pipe, budget=0.6, guidance="weak-uncond")
+    with pytest.raises(ValueError, match=f"{guidance} needs a pipeline that calls its guidance branches apart; ltx"):
+        flexivid.enable(pipe, budget=0.6, guidance=guidance)
+
+
+def test_guiders():
+    pipe, call = tiny_pipeline("motif-video")
+    assert usual_arguments(pipe)["guidance_scale"] == 3.0
+    flexivid.enable(pipe, budget=0.6)
+    outputs = [sample(pipe, call)]
+    assert {len(step) for step in flexivid.summary(pipe).steps} == {2}
+    for scale, branches in ((5.0, 2), (1.0, 1)):
+        set_guidance_scale(pipe, scale)
+        outputs.append(sample(pipe, call))
+        assert {len(step) for step in flexivid.summary(pipe).steps} == {branches}
+    assert not torch.equal(outputs[0], outputs[1])
+    pipe.register_modules(guider=SkipLayerGuidance(guidance_scale=3.0, skip_layer_guidance_layers=[0]))
+    with pytest.raises(ValueError, match="SkipLayerGuidance calls the transformer for pred_cond, pred_uncond"):
+        sample(pipe, call)
 
 
 @every_pipeline
