@@ -4,10 +4,12 @@ import math
 import os
 import re
 from contextlib import contextmanager
+from functools import partial
 
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import ContextParallelConfig, DiffusionPipeline
 from diffusers.hooks import HookRegistry
+from diffusers.hooks.context_parallel import apply_context_parallel, remove_context_parallel
 from diffusers.hooks.group_offloading import (
     _GROUP_OFFLOADING,
     _LAYER_EXECUTION_TRACKER,
@@ -51,28 +53,42 @@ def _transformers(target: DiffusionPipeline | nn.Module) -> dict[str, nn.Module]
 
 
 @contextmanager
-def _without_offloading(target: DiffusionPipeline | nn.Module):
-    """Offloading wraps `forward` as our hooks do, and has noted which weights there are: off while ours change.
+def _without_other_hooks(target: DiffusionPipeline | nn.Module):
+    """Offloading and context parallel wrap `forward` as our hooks do: off while ours change, and outside of them after.
 
-    diffusers loses a hook such as ours if another that came before it is removed.
+    Offloading has noted which weights there are, context parallel splits the tables that ours make, and diffusers
+    loses a hook such as ours if another that came before it is removed.
     """
     pipe = target if isinstance(target, DiffusionPipeline) else None
     model_offload, sequential_offload, _ = _func_optionally_disable_offloading(pipe)
-    groups = []
+    put_back = []
     for transformer in _transformers(target).values():
+        if (parallel := _context_parallel_config(transformer)) is not None:
+            remove_context_parallel(transformer, transformer._cp_plan)
+            put_back.append(partial(apply_context_parallel, transformer, parallel, transformer._cp_plan))
         if (hook := _get_top_level_group_offload_hook(transformer)) is not None:
-            groups.append((transformer, hook.config))
             for name in (_GROUP_OFFLOADING, _LAYER_EXECUTION_TRACKER, _LAZY_PREFETCH_GROUP_OFFLOADING):
-                transformer._diffusers_hook.remove_hook(name, recurse=True)
+                HookRegistry.check_if_exists_or_initialize(transformer).remove_hook(name, recurse=True)
+            put_back.append(partial(_apply_group_offloading, transformer, hook.config))
     try:
         yield
     finally:
-        for transformer, config in groups:
-            _apply_group_offloading(transformer, config)
+        for action in put_back:
+            action()
         if model_offload:
             pipe.enable_model_cpu_offload(device=pipe._offload_device)
         elif sequential_offload:
             pipe.enable_sequential_cpu_offload(device=pipe._offload_device)
+
+
+def _context_parallel_config(transformer: nn.Module) -> ContextParallelConfig | None:
+    """Raises ValueError for a plan that splits the latents themselves, before they can be folded: LTX-Video's."""
+    config = getattr(transformer, "_parallel_config", None)
+    if config is None or config.context_parallel_config is None:
+        return None
+    if "hidden_states" in transformer._cp_plan.get("", {}):
+        raise ValueError(f"context parallel of {type(transformer).__name__} splits its latents before they are folded")
+    return config.context_parallel_config
 
 
 def _attached(transformer: nn.Module) -> FlexTransformer | None:
@@ -171,7 +187,7 @@ def enable(
     for mode in modes:
         multiple_of(parse_patch_size(mode), base_patch)
 
-    with _without_offloading(target):
+    with _without_other_hooks(target):
         _disable(target)
         flexes: dict[str, FlexTransformer] = {}
         try:
@@ -204,7 +220,7 @@ def _modes_of(schedule: Schedule | str | None, config, base_patch: tuple[int, in
 
 def disable(target: DiffusionPipeline | nn.Module) -> None:
     """Gives back the stock pipeline or transformer, the user's own LoRAs as they were. Harmless if not enabled."""
-    with _without_offloading(target):
+    with _without_other_hooks(target):
         _disable(target)
 
 

@@ -31,7 +31,7 @@ class Choice:
 
     sigma: noise level of the latents in flow matching, None to take it from the timestep, which schedulers may round;
     where tokens have timesteps of their own it is that of the noisiest. branch: which guidance branch this is.
-    compare: weak patch sizes that a powerful prediction is compared with, see `_compare`. keep: a later branch of the
+    compare: weak patch sizes that a powerful prediction is compared with, see `_correct`. keep: a later branch of the
     same step needs this call and its prediction. mixed: the branches of this step run at two patch sizes, see `_guide`.
     kept: this branch does not run, see `_keep_guidance`; `patch_size` is that of the other one.
     """
@@ -87,7 +87,7 @@ class FlexTransformer:
         # was more than the weak one. Under (1, KEPT): what the conditional x0 was more than the unconditional one.
         self.corrections: dict[tuple[int, str], torch.Tensor] = {}
         self._context: CacheContext | None = None  # of the forward that runs
-        self._kept: tuple[dict, torch.Tensor] | None = None  # the conditional call of a mixed step, and its prediction
+        self._kept: tuple[dict, torch.Tensor] | None = None  # the conditional call of a step, and its prediction
         self._signature = inspect.signature(type(transformer).forward)
         hooks = {
             transformer: _RootHook(self),

@@ -26,7 +26,7 @@ SUPPORT = {
     "ltx": ("yes", "yes", "yes", "yes", "yes", "yes", "yes"),
     "cogvideox": ("yes", "yes", "yes", "-", "yes", "yes", "yes"),
     "hunyuan-video": ("yes", "untested", "yes", "yes", "yes", "yes", "yes"),
-    "motif-video": ("yes", "untested", "yes", "yes", "yes", "yes", "-"),
+    "motif-video": ("yes", "untested", "yes", "yes", "yes", "yes", "untested"),
     "mochi": ("yes", "-", "yes", "-", "yes", "yes", "yes"),
     "sana-video": ("yes", "untested", "-", "-", "yes", "yes", "untested"),
     "latte": ("yes", "-", "-", "-", "yes", "-", "-"),

@@ -14,9 +14,11 @@ def dense_weight(layer: nn.Module) -> torch.Tensor:
     """The weight of a layer in floating point, whatever a quantiser has made of it."""
     if type(layer.weight) is nn.Parameter or not isinstance(layer, nn.Linear):
         return layer.weight
-    # Quantisers store weights in their own ways, but every layer can be asked what it does to unit vectors.
-    unit_vectors = torch.eye(layer.in_features, device=layer.bias.device, dtype=layer.bias.dtype)
-    return (layer(unit_vectors) - layer.bias).T
+    # Quantisers store weights in their own ways, but every layer can be asked what it does to unit vectors: long ones,
+    # beside which the bias is small, since the sum is rounded to the layer's precision.
+    length, bias = 1024, layer.bias
+    output = layer(length * torch.eye(layer.in_features, device=bias.device, dtype=bias.dtype))
+    return ((output.float() - bias.float()) / length).T.to(bias.dtype)
 
 
 class WeakMode(nn.Module):

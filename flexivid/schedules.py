@@ -232,13 +232,6 @@ def schedule_for_budget(
             ladder = [*ladder[:-1], mixed_step]
     coarsest, *finer = ladder
     slack = steps * (limit - cost(coarsest))
-    if slack < 0:
-        # Rounded up: the least that is named here must itself be accepted.
-        least = math.ceil(1000 * prices[modes[0]] / prices[modes[-1]]) / 1000
-        raise BudgetError(
-            f"budget {budget} cannot be reached: with {modes[0]} on every step the least is {least:g}; "
-            f"ask for {least:g} or more, or for modes with a coarser patch size"
-        )
     if order == "interleaved":
         keeps = guidance == "kept" and guidance_branches == 2
         for count in range(min(steps, steps * limit // cost(ladder[-1])), 0, -1):
@@ -250,6 +243,13 @@ def schedule_for_budget(
                     interleaved[index] = ladder[-1]
                 if cost(*interleaved) <= limit * steps:
                     return Schedule(tuple(interleaved))
+    if slack < 0:
+        # Rounded up: the least that is named here must itself be accepted.
+        least = math.ceil(1000 * prices[modes[0]] / prices[modes[-1]]) / 1000
+        raise BudgetError(
+            f"budget {budget} cannot be reached: with {modes[0]} on every step the least is {least:g}; "
+            f"ask for {least:g} or more, or for modes with a coarser patch size"
+        )
     fine_to_coarse: list[tuple[str, ...]] = []
     for step in reversed(finer):
         left, extra = steps - len(fine_to_coarse), cost(step) - cost(coarsest)

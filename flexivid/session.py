@@ -136,6 +136,11 @@ class Session:
                 f"{type(guider).__name__} calls the transformer for {', '.join(guider._input_predictions)}; flexivid "
                 f"knows guiders of a conditional and an unconditional prediction, such as ClassifierFreeGuidance"
             )
+        if (guider._start, guider._stop) != (0.0, 1.0):
+            raise ValueError(
+                f"guidance from {guider._start:g} to {guider._stop:g} of the steps changes their number of forwards, "
+                f"which cannot be planned yet: give {type(guider).__name__} no start and stop"
+            )
         return guider.num_conditions
 
     def choose(self, flex: FlexTransformer, call: dict, context: CacheContext | None) -> Choice:

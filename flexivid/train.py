@@ -87,7 +87,7 @@ def main() -> int:
             )
         if missing := set(config.trackers) - {tracker.value for tracker in accelerator.log_with}:
             raise ValueError(f"the tracker {missing.pop()} is not installed: install it, or leave it out of trackers")
-        check_sharding(accelerator, config.objective, config.optim.name)
+        check_sharding(accelerator, config)
         clips_per_part(config, config.batch_size, accelerator.num_processes)
         if has_modes:
             check_model(config)

@@ -1,6 +1,10 @@
 """What people already turn on, together with flexivid, for every family whose cell in the support table says so."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,7 +22,8 @@ from flexivid.families import FAMILIES, family_of
 from flexivid.lora import add_lora
 from flexivid.models import FEATURES, PUBLISHED, SUPPORT, cost_line, family_lines
 
-PAGE = (Path(__file__).parents[1] / "docs/models.md").read_text().splitlines()
+TESTS = Path(__file__).parent
+PAGE = (TESTS.parent / "docs/models.md").read_text().splitlines()
 
 
 def supported(feature: str) -> list[str]:
@@ -102,6 +107,25 @@ def test_group_offload(name, offload_type):
     flexivid.disable(pipe)
     stock, call = tiny_pipeline(name)
     assert torch.equal(sample(pipe, call), sample(stock, call))
+
+
+def test_context_parallel():
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    paths = os.pathsep.join([str(TESTS), str(TESTS.parent), str(TESTS.parent / "eval")])
+    done = subprocess.run(
+        [*command, str(TESTS / "context_parallel_on_cpu.py")],
+        env={**os.environ, "PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0 and done.stdout.split() == ["equal", "equal"], done.stderr[-2000:]
+
+
+def test_context_parallel_that_splits_latents_is_refused():
+    transformer = tiny("ltx")
+    transformer._parallel_config = SimpleNamespace(context_parallel_config="any")
+    with pytest.raises(ValueError, match="LTXVideoTransformer3DModel splits its latents before they are folded"):
+        flexivid.enable(transformer, schedule="1x2x2")
 
 
 @pytest.mark.parametrize("name", PIPELINES)

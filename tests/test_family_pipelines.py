@@ -2,7 +2,12 @@
 
 import pytest
 import torch
-from diffusers import CogVideoXDPMScheduler, FlowMatchEulerDiscreteScheduler, SkipLayerGuidance
+from diffusers import (
+    ClassifierFreeGuidance,
+    CogVideoXDPMScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    SkipLayerGuidance,
+)
 from families import IMAGE_PIPELINES, STEPS, TINY, tiny_image_pipeline, tiny_pipeline
 
 import flexivid
@@ -177,6 +182,9 @@ def test_guiders():
         outputs.append(sample(pipe, call))
         assert {len(step) for step in flexivid.summary(pipe).steps} == {branches}
     assert not torch.equal(outputs[0], outputs[1])
+    pipe.register_modules(guider=ClassifierFreeGuidance(guidance_scale=3.0, start=0.2))
+    with pytest.raises(ValueError, match="guidance from 0.2 to 1 of the steps"):
+        sample(pipe, call)
     pipe.register_modules(guider=SkipLayerGuidance(guidance_scale=3.0, skip_layer_guidance_layers=[0]))
     with pytest.raises(ValueError, match="SkipLayerGuidance calls the transformer for pred_cond, pred_uncond"):
         sample(pipe, call)

@@ -215,18 +215,20 @@ def test_sharded_weights_change_nothing(tmp_path, settings, folder):
     [
         ({"objective": "shared"}, "objective must be distill and optim.name adamw, not shared and adamw"),
         ({"optim": {"name": "muon"}}, "not distill and muon"),
+        ({"compile": True}, "neither compile nor"),
+        ({"distill": {"on_policy": 0.5}}, "nor distill.on_policy"),
     ],
 )
-def test_what_cannot_be_sharded_is_refused(more, message):
+def test_what_cannot_be_sharded_is_refused(settings, tmp_path, more, message):
     launched = SimpleNamespace(distributed_type=DistributedType.FSDP, is_fsdp2=True)
-    asked = {"objective": "distill", "optim": {"name": "adamw"}} | more
     with pytest.raises(ValueError, match=message):
-        check_sharding(launched, asked["objective"], asked["optim"]["name"])
+        check_sharding(launched, Config(**settings | more, output=tmp_path / "out"))
 
 
-def test_deepspeed_is_refused():
+def test_deepspeed_is_refused(settings, tmp_path):
     with pytest.raises(ValueError, match="configs/accelerate/fsdp.yaml shards weights"):
-        check_sharding(SimpleNamespace(distributed_type=DistributedType.DEEPSPEED), "distill", "adamw")
+        launched = SimpleNamespace(distributed_type=DistributedType.DEEPSPEED)
+        check_sharding(launched, Config(**settings, output=tmp_path / "out"))
 
 
 def test_a_run_that_is_told_to_stop_saves_and_exits_with_0(tmp_path, settings):

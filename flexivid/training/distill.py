@@ -209,21 +209,22 @@ class DistillObjective:
         size = clips_per_part(self.config, self.config.batch_size, self.accelerator.num_processes)
         modes = list(self.flex.weak_modes)
         errors = {patch_size: [] for patch_size in modes}
-        for level in SIGMAS:
-            total = torch.zeros(len(modes))
-            for start in range(0, clips, size):
+        with outer_weights(self.model):
+            for level in SIGMAS:
+                total = torch.zeros(len(modes))
+                for start in range(0, clips, size):
 
-                def here(tensor: torch.Tensor, rows=slice(start, start + size)) -> torch.Tensor:
-                    return tensor[rows].to(device)
+                    def here(tensor: torch.Tensor, rows=slice(start, start + size)) -> torch.Tensor:
+                        return tensor[rows].to(device)
 
-                part = here(x_0)
-                timestep = self.levels.at(level, len(part)).to(device)
-                state = self.levels.state(part, here(noise), timestep, on_rows(conditions, here))
-                with self.accelerator.autocast():
-                    found = self.errors(modes, state)
-                total += found.square().flatten(2).mean(2).sum(1).cpu()
-            for patch_size, error in zip(modes, (total / clips).tolist(), strict=True):
-                errors[patch_size].append(error)
+                    part = here(x_0)
+                    timestep = self.levels.at(level, len(part)).to(device)
+                    state = self.levels.state(part, here(noise), timestep, on_rows(conditions, here))
+                    with self.accelerator.autocast():
+                        found = self.errors(modes, state)
+                    total += found.square().flatten(2).mean(2).sum(1).cpu()
+                for patch_size, error in zip(modes, (total / clips).tolist(), strict=True):
+                    errors[patch_size].append(error)
         return errors
 
     def sample(self, path):
@@ -236,7 +237,8 @@ class DistillObjective:
         schedule = f"{coarsest}:35,{self.flex.powerful}:5"
         Session(self.pipeline, {"transformer": self.flex}, budget=None, schedule=schedule)
         with self.accelerator.autocast(), outer_weights(self.model):
-            shares = sample_and_judge(self.pipeline, path, steps=40, count=32)
+            drawn = path if self.accelerator.is_main_process else None
+            shares = sample_and_judge(self.pipeline, drawn, steps=40, count=32)
         self.accelerator.print(f"\nadherence with {schedule}", shares, "->", path)
 
     @torch.no_grad()

@@ -291,7 +291,8 @@ def train(config: Config, objective: Objective, accelerator: Accelerator) -> Non
         for micro_batch in range(config.micro_batches):
             last = micro_batch == config.micro_batches - 1
             with nullcontext() if last else accelerator.no_sync(model):
-                part = objective.loss(model, step, micro_batch) / config.micro_batches
+                with accelerator.autocast() if sharded else nullcontext():
+                    part = objective.loss(model, step, micro_batch) / config.micro_batches
                 accelerator.backward(part)
             loss += part.detach()
         gradient_norm = whole(accelerator.clip_grad_norm_(weights, config.optim.clip))

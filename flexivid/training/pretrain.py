@@ -24,8 +24,11 @@ from flexivid.training.shapes_data import ShapesData
 
 
 @torch.no_grad()
-def sample_and_judge(pipeline: WanPipeline, path: Path, steps: int, count: int) -> dict[str, float]:
-    """Samples the first `count` seen prompts, tiles them into a picture, returns the oracle's adherence per factor."""
+def sample_and_judge(pipeline: WanPipeline, path: Path | None, steps: int, count: int) -> dict[str, float]:
+    """Samples the first `count` seen prompts, tiles them into a picture, returns the oracle's adherence per factor.
+
+    path: of the picture, None for no picture.
+    """
     scenes = load_prompts()["seen"][:count]
     pipeline.set_progress_bar_config(disable=True)
     video = pipeline(
@@ -35,7 +38,8 @@ def sample_and_judge(pipeline: WanPipeline, path: Path, steps: int, count: int) 
         output_type="pt",
     ).frames
     clips = video.transpose(1, 2) * 2 - 1
-    tile_clips(clips[:12], path)
+    if path is not None:
+        tile_clips(clips[:12], path)
     return adherence_shares(clips, scenes)
 
 

@@ -12,12 +12,14 @@ from accelerate.utils import DistributedType
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from flexivid.training.config import Config
+
 
 def is_sharded(accelerator: Accelerator) -> bool:
     return accelerator.distributed_type == DistributedType.FSDP
 
 
-def check_sharding(accelerator: Accelerator, objective: str, optimizer: str) -> None:
+def check_sharding(accelerator: Accelerator, config: Config) -> None:
     """Raises ValueError for launches and configs that cannot be trained together."""
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         raise ValueError("DeepSpeed is not supported: configs/accelerate/fsdp.yaml shards weights as its stage 3 does")
@@ -25,8 +27,14 @@ def check_sharding(accelerator: Accelerator, objective: str, optimizer: str) -> 
         return
     if not accelerator.is_fsdp2:
         raise ValueError("of FSDP version 2 is supported: fsdp_version: 2 in accelerate's config")
-    if objective != "distill" or optimizer != "adamw":
-        raise ValueError(f"with FSDP, objective must be distill and optim.name adamw, not {objective} and {optimizer}")
+    if config.objective != "distill" or config.optim.name != "adamw":
+        raise ValueError(
+            f"with FSDP, objective must be distill and optim.name adamw, not {config.objective} and {config.optim.name}"
+        )
+    if config.compile or config.distill.on_policy:
+        raise ValueError("with FSDP there is neither compile nor distill.on_policy yet: --compile false")
+    # FSDP's would cast timesteps, rotary tables and predictions to half precision too: autocast does as without FSDP.
+    accelerator.state.fsdp_plugin.mixed_precision_policy = None
 
 
 def block_classes(transformer: torch.nn.Module) -> list[str]:
