@@ -62,10 +62,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         kept = config.clips.model_copy(update={"cache": Path(folder)})
         objective = DistillObjective(config.model_copy(update={"clips": kept}), Accelerator(cpu=True))
-        pipe, readable = (
-            objective.pipeline,
-            [clip for clip in clips if str(clip.path) not in dict(objective.data.broken)],
-        )
+        pipe, broken = objective.pipeline, dict(objective.data.broken)
+        readable = [clip for clip in clips if str(clip.path) not in broken]
         steps = iter(range(10**9))
 
         def step() -> None:

@@ -26,7 +26,7 @@ from flexivid.training.pretrain import sample_and_judge
 from flexivid.training.report import SIGMAS, draw_errors, write_card
 from flexivid.training.rollouts import RollOuts
 from flexivid.training.shapes_data import ShapesData
-from flexivid.training.sharding import block_classes, outer_weights
+from flexivid.training.sharding import block_classes
 from flexivid.video import write_picture
 
 
@@ -146,7 +146,7 @@ class DistillObjective:
             parts = (self.pipeline.vae, self.pipeline.tokenizer, self.pipeline.text_encoder)
             with accelerator.main_process_first():
                 self.data = ShapesData(config.data, *parts)
-        self.roll_outs = RollOuts(self.pipeline, self.model, self.flex, self.data, config, accelerator)
+        self.roll_outs = RollOuts(self.pipeline, self.flex, self.data, config, accelerator)
 
     def build_model(self) -> Student:
         return build_student(self.pipeline.transformer, self.config.distill, self.config.component)
@@ -209,22 +209,21 @@ class DistillObjective:
         size = clips_per_part(self.config, self.config.batch_size, self.accelerator.num_processes)
         modes = list(self.flex.weak_modes)
         errors = {patch_size: [] for patch_size in modes}
-        with outer_weights(self.model):
-            for level in SIGMAS:
-                total = torch.zeros(len(modes))
-                for start in range(0, clips, size):
+        for level in SIGMAS:
+            total = torch.zeros(len(modes))
+            for start in range(0, clips, size):
 
-                    def here(tensor: torch.Tensor, rows=slice(start, start + size)) -> torch.Tensor:
-                        return tensor[rows].to(device)
+                def here(tensor: torch.Tensor, rows=slice(start, start + size)) -> torch.Tensor:
+                    return tensor[rows].to(device)
 
-                    part = here(x_0)
-                    timestep = self.levels.at(level, len(part)).to(device)
-                    state = self.levels.state(part, here(noise), timestep, on_rows(conditions, here))
-                    with self.accelerator.autocast():
-                        found = self.errors(modes, state)
-                    total += found.square().flatten(2).mean(2).sum(1).cpu()
-                for patch_size, error in zip(modes, (total / clips).tolist(), strict=True):
-                    errors[patch_size].append(error)
+                part = here(x_0)
+                timestep = self.levels.at(level, len(part)).to(device)
+                state = self.levels.state(part, here(noise), timestep, on_rows(conditions, here))
+                with self.accelerator.autocast():
+                    found = self.errors(modes, state)
+                total += found.square().flatten(2).mean(2).sum(1).cpu()
+            for patch_size, error in zip(modes, (total / clips).tolist(), strict=True):
+                errors[patch_size].append(error)
         return errors
 
     def sample(self, path):
@@ -236,7 +235,7 @@ class DistillObjective:
         coarsest = self.config.distill.modes[-1]
         schedule = f"{coarsest}:35,{self.flex.powerful}:5"
         Session(self.pipeline, {"transformer": self.flex}, budget=None, schedule=schedule)
-        with self.accelerator.autocast(), outer_weights(self.model):
+        with self.accelerator.autocast():
             drawn = path if self.accelerator.is_main_process else None
             shares = sample_and_judge(self.pipeline, drawn, steps=40, count=32)
         self.accelerator.print(f"\nadherence with {schedule}", shares, "->", path)
@@ -254,7 +253,7 @@ class DistillObjective:
             for budget in settings.budgets:
                 Session(self.pipeline, {"transformer": self.flex}, budget=budget, schedule=None)
                 generator = torch.Generator().manual_seed(0)
-                with self.accelerator.autocast(), outer_weights(self.model):
+                with self.accelerator.autocast():
                     frames = self.pipeline(prompt=prompt, **call, generator=generator, output_type="np").frames[0]
                 rows[f"{budget:g}: {prompt}"] = (frames * 255).round().astype("uint8")
         for part in encoders_of(self.pipeline).values():

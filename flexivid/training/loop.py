@@ -21,7 +21,7 @@ from tqdm import tqdm
 from flexivid.adapter import whole
 from flexivid.flexible import compile_blocks
 from flexivid.training.config import Config
-from flexivid.training.sharding import is_sharded, part_like
+from flexivid.training.sharding import is_sharded, outer_weights, part_like
 
 CHECKPOINTS = "checkpoint-*.safetensors"
 
@@ -280,7 +280,8 @@ def train(config: Config, objective: Objective, accelerator: Accelerator) -> Non
         present = [p.detach().clone() for p in weights]
         for p, average in zip(weights, ema.shadow_params, strict=True):
             p.copy_(average)
-        action(path)
+        with outer_weights(model):
+            action(path)
         for p, value in zip(weights, present, strict=True):
             p.copy_(value)
 

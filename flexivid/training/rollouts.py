@@ -12,18 +12,16 @@ from flexivid.flexible import FlexTransformer
 from flexivid.session import Session
 from flexivid.training.config import Config
 from flexivid.training.loop import step_generator
-from flexivid.training.sharding import outer_weights
 
 
 class RollOuts:
     """A pool of (x_t, timestep, text), sampled anew every `on_policy_every` steps: every state of one batch's run.
 
-    model, data: as in `DistillObjective`. Every process samples the same pool, from the same weights.
+    data: as in `DistillObjective`. Every process samples the same pool, from the same weights.
     """
 
-    def __init__(self, pipe: WanPipeline, model, flex: FlexTransformer, data, config: Config, accelerator: Accelerator):
-        self.pipe, self.model, self.flex, self.data = pipe, model, flex, data
-        self.config, self.accelerator = config, accelerator
+    def __init__(self, pipe: WanPipeline, flex: FlexTransformer, data, config: Config, accelerator: Accelerator):
+        self.pipe, self.flex, self.data, self.config, self.accelerator = pipe, flex, data, config, accelerator
         self.block = None
 
     def batch(self, step: int, count: int, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
@@ -53,7 +51,7 @@ class RollOuts:
             return {}
 
         pipe.set_progress_bar_config(disable=True)
-        with self.accelerator.autocast(), outer_weights(self.model):
+        with self.accelerator.autocast():
             pipe(
                 prompt_embeds=text.to(device),
                 negative_prompt_embeds=empty.to(device),

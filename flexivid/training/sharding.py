@@ -26,7 +26,7 @@ def check_sharding(accelerator: Accelerator, config: Config) -> None:
     if not is_sharded(accelerator):
         return
     if not accelerator.is_fsdp2:
-        raise ValueError("of FSDP version 2 is supported: fsdp_version: 2 in accelerate's config")
+        raise ValueError("only version 2 of FSDP is supported: fsdp_version: 2 in accelerate's config")
     if config.objective != "distill" or config.optim.name != "adamw":
         raise ValueError(
             f"with FSDP, objective must be distill and optim.name adamw, not {config.objective} and {config.optim.name}"
