@@ -11,7 +11,6 @@ results.csv, pareto.png, report.html.
 
 import argparse
 import json
-import os
 import shlex
 import sys
 import time
@@ -26,6 +25,7 @@ from tqdm import tqdm
 from flexivid.shapes.embedded import MODEL
 from flexivid.shapes.world import parse_caption
 from flexivid.stock_pipelines import load, pipeline_class, set_guidance_scale
+from flexivid.threads import share_cores
 from sweep.arms import Arm, all_arms, reachable, tuned
 from sweep.report import write_report
 from sweep.results import assemble, write_csv, write_pareto
@@ -95,8 +95,7 @@ def run(arguments: argparse.Namespace) -> None:
     # The other processes wait while the first one tunes the caches, which may take hours.
     state = PartialState(cpu=arguments.cpu, timeout=timedelta(days=7))
     if state.device.type == "cpu":
-        # A launcher leaves one thread a process.
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // state.num_processes))
+        share_cores(state.num_processes)
     folder, identity = arguments.output, identity_of(arguments, clips, call, state.device)
     check_identity(folder / "sweep.json", identity)
     if arguments.dimensions and state.is_main_process:
@@ -140,7 +139,7 @@ def run(arguments: argparse.Namespace) -> None:
     if not state.is_main_process:
         return
     if state.device.type == "cpu":
-        torch.set_num_threads(os.cpu_count() or 1)  # of this process alone by now
+        share_cores(1)  # the others are done
     sampler.time(arms, arguments.timed_rounds)
     names = [arm.name for arm in arms]
     vbench = score_arms(arguments.dimensions, folder, names, arguments.vbench_cache, arguments.prompts == "vbench")

@@ -18,11 +18,11 @@ from pathlib import Path
 # Launched as a script, Python puts flexivid/ itself first on the path; what is imported is the package.
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import torch  # noqa: E402
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs  # noqa: E402
 from diffusers.utils import logging as diffusers_logging  # noqa: E402
 from huggingface_hub import HfApi  # noqa: E402
 
+from flexivid.threads import share_cores  # noqa: E402
 from flexivid.training.config import load_config  # noqa: E402
 from flexivid.training.forecast import check_model, forecast  # noqa: E402
 from flexivid.training.loop import check_checkpoint, check_optimizer, clips_per_part, train  # noqa: E402
@@ -93,9 +93,7 @@ def main() -> int:
             check_model(config)
         if arguments.dry_run:
             return dry_run(config, accelerator)
-        # The launcher leaves one thread a process unless told otherwise; on a CPU that is half the speed or worse.
-        here = int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
-        torch.set_num_threads(max(os.cpu_count() // here, 1))
+        share_cores(int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes)))
         if config.push_to_hub is not None:
             check_login(config.push_to_hub)
         objective = build_objective(config, accelerator)

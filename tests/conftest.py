@@ -1,6 +1,7 @@
 """Tiny random models out of the real diffusers classes, small runs and small files."""
 
 import json
+import os
 from pathlib import Path
 
 import av
@@ -15,6 +16,15 @@ from flexivid.training.embedded import TEXT_DIM, build_pipeline, build_text_enco
 from flexivid.video import write_mp4
 
 logging.set_verbosity_error()
+
+
+def pytest_configure():
+    """A core of its own for each worker: small models gain nothing from a second, and waiting threads cost others."""
+    worker = os.environ.get("PYTEST_XDIST_WORKER")
+    if worker and hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
+        torch.set_num_threads(1)
 
 
 def tiny_transformer(seed: int = 0, **overrides) -> WanTransformer3DModel:
