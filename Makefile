@@ -20,7 +20,7 @@ demo: $(READY)
 	@ls -1 outputs/demo*
 
 test: $(READY)
-	$(VENV)/bin/python -m pytest -q -n auto --dist loadgroup
+	$(VENV)/bin/python -m pytest -q -n auto --dist worksteal
 
 # Quantisers print warnings wherever they are installed, so they stay beside the environment.
 test-quantised: $(READY)

@@ -110,23 +110,30 @@ class Schedule:
             for name in step[:1] if step[-1] == KEPT else step:
                 parse_patch_size(name)
 
-    def _until_powerful(self, index: int, powerful: str) -> list[tuple[str, ...]]:
-        """The steps after a powerful one, up to the next. Empty for a step that is not powerful."""
-        if set(self.steps[index]) != {powerful}:
+    def _until_powerful(self, index: int, powerful: str, branch: int) -> list[tuple[str, ...]]:
+        """The steps after one whose branch is powerful, up to the next such. Empty for a step that is no such.
+
+        In a mixed step no branch counts as powerful.
+        """
+
+        def is_powerful(step: tuple[str, ...]) -> bool:
+            return step[branch] == powerful and not is_mixed(step)
+
+        if not is_powerful(self.steps[index]):
             return []
-        return list(takewhile(lambda step: set(step) != {powerful}, islice(self.steps, index + 1, None)))
+        return list(takewhile(lambda step: not is_powerful(step), islice(self.steps, index + 1, None)))
 
     def compared(self, index: int, powerful: str, branch: int) -> tuple[str, ...]:
-        """The weak patch sizes that a branch of a powerful step is compared with: its own until the next such step.
+        """The weak patch sizes that a powerful branch of a step is compared with: its own until it is powerful again.
 
         What the powerful prediction knew better is added to theirs. Mixed steps have a correction of their own.
         """
-        following = [step for step in self._until_powerful(index, powerful) if not is_mixed(step)]
-        return tuple(dict.fromkeys(step[branch] for step in following if step[branch] not in (powerful, KEPT)))
+        following = [step for step in self._until_powerful(index, powerful, branch) if not is_mixed(step)]
+        return tuple(dict.fromkeys(step[branch] for step in following if step[branch] != KEPT))
 
     def gives_guidance(self, index: int, powerful: str) -> bool:
         """Whether later steps keep the guidance of this one."""
-        return any(step[-1] == KEPT for step in self._until_powerful(index, powerful))
+        return any(step[-1] == KEPT for step in self._until_powerful(index, powerful, -1))
 
     def forwards(self, powerful: str) -> list[str]:
         """The patch size of every forward, comparisons included. A mixed step runs its weaker one on both branches."""

@@ -10,6 +10,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKLWan, WanPipeline, WanTransformer3DModel
 from diffusers.utils import logging
+from filelock import FileLock
 
 import vbench_sweep
 from flexivid.training.embedded import TEXT_DIM, build_pipeline, build_text_encoder, build_tokenizer
@@ -116,8 +117,12 @@ def sweep(folder: Path, *more: str) -> dict:
 
 @pytest.fixture(scope="session")
 def finished_sweep(tmp_path_factory) -> tuple[Path, dict]:
-    folder = tmp_path_factory.mktemp("sweep")
-    return folder, sweep(folder)
+    """One for all workers: the first makes it, the others read it."""
+    root = tmp_path_factory.getbasetemp()
+    folder = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "sweep"
+    results = folder / "results.json"
+    with FileLock(folder.with_suffix(".lock")):
+        return folder, json.loads(results.read_text()) if results.exists() else sweep(folder)
 
 
 @pytest.fixture

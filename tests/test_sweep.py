@@ -22,7 +22,6 @@ from flexivid.video import write_mp4
 from sweep import arms, bootstrap, metrics, rivals, sampling, scoring, vbench
 
 ROOT = Path(__file__).parents[1]
-pytestmark = pytest.mark.xdist_group("sweep")  # one worker makes the sweep that they look at
 
 
 def test_every_arm_has_a_row_and_clips_in_vbench_naming(finished_sweep):
