@@ -103,7 +103,8 @@ def run(arguments: argparse.Namespace) -> None:
     pipe = load_pipeline(arguments, call, state.device)
     steps = call["steps"]
     adapters = (arguments.adapter, arguments.direct_adapter)
-    arms = all_arms(arguments.methods, arguments.budgets, steps, *adapters, arguments.modes, arguments.schedules)
+    ways = (arguments.modes, arguments.guidance, arguments.schedules)
+    arms = all_arms(arguments.methods, arguments.budgets, steps, *adapters, *ways)
     arms = reachable(arms, pipe, call, state.print)
     if getattr(pipe, "transformer_2", None) is not None and any(arm.cache for arm in arms):
         raise ValueError(

@@ -128,7 +128,7 @@ def enable(
             budget allows run the powerful patch size on the conditional branch, and the cheapest one for their
             guidance). By default kept where the pipeline calls its branches apart and the order is interleaved, else
             same.
-        order: `interleaved` (powerful steps are spread evenly, and what the last one knew better is added to the weak
+        order: `interleaved` (powerful steps are spread over all, and what the last one knew better is added to the weak
             ones after it) or `weak-first` (FlexiDiT); by default interleaved, with `weak-uncond` weak-first. In a
             schedule, too, weak steps after a powerful one are corrected so.
         parametrisation: `snr` or `direct`; the adapter's, or `snr` without one.

@@ -4,7 +4,7 @@ A schedule is a pure function of (costs, steps, budget, guidance): nothing here 
 Coarse ("weak") patches are cheap, the model's own ("powerful") patch is exact. Two orders:
 
     weak-first    early steps are weak, late ones powerful (FlexiDiT, arXiv 2502.20126)
-    interleaved   powerful steps are spread evenly; what the last one knew better than the weak patch size is added to
+    interleaved   powerful steps are spread over all; what the last one knew better than the weak patch size is added to
                   the weak predictions that follow, x0 = x0_weak(t) + [x0_powerful(t_k) - x0_weak(t_k)]. For that a
                   powerful step runs the weak patch size too.
 
@@ -13,7 +13,8 @@ and with classifier-free guidance three ways to treat its two branches:
     same          both branches of a step run at one patch size
     kept          weak steps after a powerful one run the conditional branch only; what guidance adds is kept from the
                   powerful step, x0_uncond(t) = x0_cond(t) - [x0_cond(t_k) - x0_uncond(t_k)]. A weak step then costs
-                  half, and its errors are not multiplied by the guidance scale. With interleaved only
+                  half, and its errors are not multiplied by the guidance scale. With interleaved only, whose powerful
+                  steps are then denser at first
     weak-uncond   mixed steps: the conditional branch powerful, the unconditional one weak. With weak-first only
 
 A patch size is written frames x height x width in latent pixels, as in `1x4x4`.
@@ -35,6 +36,8 @@ Guidance = Literal["same", "kept", "weak-uncond"]
 Order = Literal["interleaved", "weak-first"]
 
 KEPT = "kept"  # stands for the patch size of an unconditional branch that does not run
+
+DENSER_FIRST = 1.6  # docs/log.md, "Where powerful steps belong"
 
 _NOTATION = "write frames x height x width in latent pixels, for example 1x4x4"
 
@@ -242,9 +245,9 @@ def schedule_for_budget(
     if order == "interleaved":
         keeps = guidance == "kept" and guidance_branches == 2
         for count in range(min(steps, steps * limit // cost(ladder[-1])), 0, -1):
-            middle, *others = [(2 * k + 1) * steps // (2 * count) for k in range(count)]
+            usual, *others = denser_first(count, steps) if keeps else evenly_spread(count, steps)
             # Weak steps before the first powerful one run both branches: it comes earlier where that is too much.
-            for first in range(middle, -1 if keeps else middle - 1, -1):
+            for first in range(usual, -1 if keeps else usual - 1, -1):
                 interleaved = [(modes[0], KEPT) if keeps and index > first else coarsest for index in range(steps)]
                 for index in (first, *others):
                     interleaved[index] = ladder[-1]
@@ -265,6 +268,25 @@ def schedule_for_budget(
         fine_to_coarse += [step] * count
     fine_to_coarse += [coarsest] * (steps - len(fine_to_coarse))
     return Schedule(tuple(reversed(fine_to_coarse)))
+
+
+def evenly_spread(count: int, steps: int) -> list[int]:
+    """`count` of `steps` steps, each in the middle of its share."""
+    return [(2 * k + 1) * steps // (2 * count) for k in range(count)]
+
+
+def denser_first(count: int, steps: int) -> list[int]:
+    """`count` of `steps` steps, at 1 + (steps - 1) u^DENSER_FIRST for evenly spread u, or the next that is free.
+
+    What guidance adds changes most from step to step at high noise, so that what is kept of it ages fastest there. Not
+    at step 0, whose latents hold nothing but noise.
+    """
+    places: list[int] = []
+    for k in range(count):
+        place = int(1 + (steps - 1) * ((2 * k + 1) / (2 * count)) ** DENSER_FIRST)
+        after, room = places[-1] + 1 if places else 0, steps - count + k  # one step each for those that follow
+        places.append(min(max(place, after), room))
+    return places
 
 
 def least_budget(costs: Mapping[str, float]) -> float:

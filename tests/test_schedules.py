@@ -9,6 +9,7 @@ import pytest
 from flexivid.schedules import (
     BudgetError,
     Schedule,
+    denser_first,
     explicit_schedule,
     format_patch_size,
     least_budget,
@@ -306,18 +307,35 @@ def test_kept_guidance_pays_for_one_branch_of_weak_steps():
     schedule = schedule_for_budget(costs, 40, 0.25, 2, "kept")
     powerful, weak, kept = ("1x2x2", "1x2x2"), ("2x4x4", "2x4x4"), ("2x4x4", "kept")
     # Before the first powerful step there is no guidance to keep.
-    assert schedule.steps[:4] == (weak, weak, powerful, kept)
-    assert [schedule.steps.count(step) for step in (powerful, weak, kept)] == [7, 2, 31]
+    assert schedule.steps[:3] == (weak, powerful, kept)
+    assert [schedule.steps.count(step) for step in (powerful, weak, kept)] == [7, 1, 32]
     # Comparisons are for the branch that is corrected.
-    assert schedule.cost(costs) == 7 * (200 + 14) + 2 * 28 + 31 * 14
-    assert [schedule.compared(2, "1x2x2", branch) for branch in (0, 1)] == [("2x4x4",), ()]
-    assert schedule.gives_guidance(2, "1x2x2") and not schedule.gives_guidance(3, "1x2x2")
-    # 7 powerful steps cost 2000.6 of 2000 if the first is the third of 40, and less if it is the second.
-    costs = {"1x2x2": 100, "2x4x4": 14.3}
+    assert schedule.cost(costs) == 7 * (200 + 14) + 28 + 32 * 14
+    assert [schedule.compared(1, "1x2x2", branch) for branch in (0, 1)] == [("2x4x4",), ()]
+    assert schedule.gives_guidance(1, "1x2x2") and not schedule.gives_guidance(2, "1x2x2")
+    # 7 powerful steps cost 2006.8 of 2000 if the first is the second of 40, and less if it is the first.
+    costs = {"1x2x2": 100, "2x4x4": 14.8}
     steps = schedule_for_budget(costs, 40, 0.25, 2, "kept").steps
-    assert [index for index, step in enumerate(steps) if step == powerful] == [1, 8, 14, 20, 25, 31, 37]
+    assert [index for index, step in enumerate(steps) if step == powerful] == [0, 4, 8, 13, 20, 27, 35]
     assert schedule_for_budget(costs, 40, 0.25, 1, "kept") == schedule_for_budget(costs, 40, 0.25, 1)
     assert explicit_schedule(schedule.to_text(), 40, 2, WAN) == Schedule.from_json(schedule.to_json()) == schedule
+
+
+def test_powerful_steps_are_denser_first():
+    assert denser_first(7, 40) == [1, 4, 8, 13, 20, 27, 35]
+    for steps in range(1, 50):
+        for count in range(1, steps + 1):
+            places = denser_first(count, steps)
+            assert len(set(places)) == count and places == sorted(places) and set(places) <= set(range(steps))
+            assert 0 not in places or count == steps
+
+
+def test_guidance_may_be_kept_beside_a_powerful_conditional_branch():
+    schedule = explicit_schedule("1x2x2:1,2x4x4/kept:1,1x2x2/kept:1,1x4x4/kept:1,1x2x2:1", 5, 2, WAN)
+    # Each powerful conditional branch corrects the weak ones up to the next; guidance stays that of the first step.
+    assert [schedule.compared(i, "1x2x2", 0) for i in range(5)] == [("2x4x4",), (), ("1x4x4",), (), ()]
+    assert [schedule.gives_guidance(i, "1x2x2") for i in range(5)] == [True, False, False, False, False]
+    assert sorted(schedule.forwards("1x2x2")) == ["1x2x2"] * 5 + ["1x4x4"] * 2 + ["2x4x4"] * 2
 
 
 def test_what_a_powerful_step_is_compared_with():

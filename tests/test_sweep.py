@@ -159,13 +159,14 @@ def test_prompts_that_are_no_file_names_are_refused():
 def test_calibrated_schedules_are_arms(tmp_path):
     path = tmp_path / "0.25.json"
     path.write_text('{"schedule": [["2x4x4", "2x4x4"], ["1x2x2", "1x2x2"]], "budget": 0.25}')
-    arm = arms.all_arms(["calibrated"], [0.25], 2, "adapter", None, None, [path])[1]
+    arm = arms.all_arms(["calibrated"], [0.25], 2, "adapter", None, None, "same", [path])[1]
     assert arm.name == "calibrated-0.25" and arm.budget == 0.25
-    assert arm.flexivid["schedule"] == "2x4x4/2x4x4:1,1x2x2/1x2x2:1" and "budget" not in arm.flexivid
+    assert arm.flexivid["schedule"] == "2x4x4/2x4x4:1,1x2x2/1x2x2:1"
+    assert not {"budget", "guidance"} & arm.flexivid.keys()  # a schedule says both
 
 
 def test_what_comes_near_no_budget_is_said_and_left_out():
-    listed = arms.all_arms(["adapter-fbcache", "steps", "pab"], [0.6, 0.25], 40, "adapter", None, None, [])
+    listed = arms.all_arms(["adapter-fbcache", "steps", "pab"], [0.6, 0.25], 40, "adapter", None, None, "same", [])
     assert [arm.name for arm in listed] == [
         "full",
         "adapter-fbcache-0.25",
@@ -175,6 +176,7 @@ def test_what_comes_near_no_budget_is_said_and_left_out():
         "pab-0.25",
     ]
     assert listed[1].flexivid["budget"] == 0.5 and listed[1].cache == "fbcache"
+    assert listed[1].flexivid["guidance"] == "same"
     tuning = {
         "adapter-fbcache-0.25": {"share": 0.26, "settings": {"threshold": 0.1}},
         "pab-0.6": {"share": 0.62, "settings": {"spatial_attention_block_skip_range": 2}},

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 
 import flexivid
 from flexivid.__main__ import main as flexivid_command
+from flexivid.shapes.embedded import MODEL
 from flexivid.training import loop
 from flexivid.training.config import Config
 from flexivid.training.distill import DistillObjective, build_student
@@ -347,3 +348,23 @@ class TestDryRun:
 
         big = {"batch_size": 512, "data": {"frames": 17, "size": 64, "text_lengths": {16: 1.0}}}
         assert 0 < kept(**big, gradient_checkpointing=True) < 0.5 * kept(**big)
+
+    @pytest.mark.parametrize("patch_size", ["1x4x4", "2x4x4"])
+    def test_what_is_kept_for_backward_is_what_the_profiler_sees(self, patch_size, tmp_path):
+        """On the embedded model, in float32: memory that is live after a student's forward."""
+        written = yaml.safe_load((ROOT / "configs/shapes-flex.yaml").read_text())
+        config = Config(**{**written, "base": str(MODEL), "output": str(tmp_path)})
+        lines = forecast(config, processes=1, mixed_precision=False).splitlines()
+        predicted = float(next(line for line in lines if line.startswith(patch_size)).split()[-1])
+        transformer = WanPipeline.from_pretrained(MODEL).transformer
+        student = build_student(transformer, config.distill)
+        clips, length = config.batch_size, max(config.data.text_lengths)
+        latents = torch.randn(clips, transformer.config.in_channels, 5, 16, 16)
+        conditions = {"encoder_hidden_states": torch.randn(clips, length, transformer.config.text_dim)}
+        inputs = [patch_size], latents, torch.full((clips,), 500.0), conditions
+        student(*inputs)
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
+            outputs = student(*inputs)
+        events = profiler.profiler.kineto_results.events()
+        live = sum(event.nbytes() for event in events if event.name() == "[memory]")
+        assert live / 2**30 == pytest.approx(predicted, rel=0.15) and outputs[0].requires_grad

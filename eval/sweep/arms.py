@@ -72,14 +72,16 @@ def all_arms(
     adapter: Path | None,
     direct_adapter: Path | None,
     modes: list,
+    guidance: str | None,
     schedules: list[Path],
 ) -> list[Arm]:
     """The full run and every method at every budget; those with a cache are still to be tuned (`rivals.tune_all`)."""
-    trained = {"adapter": str(adapter), "merge_lora": True}
+    merged = {"adapter": str(adapter), "merge_lora": True}
+    trained = {**merged, "guidance": guidance}
     enable = {
         "adapter": trained,
-        "training-free": {"modes": modes},
-        "direct": {"adapter": str(direct_adapter), "merge_lora": True},
+        "training-free": {"modes": modes, "guidance": guidance},
+        "direct": {"adapter": str(direct_adapter), "merge_lora": True, "guidance": guidance},
         "adapter-same": {**trained, "guidance": "same"},
         "weak-first": {**trained, "order": "weak-first"},
     }
@@ -92,7 +94,7 @@ def all_arms(
             name = f"calibrated-{budget:g}"
             if name in arms:
                 raise ValueError(f"two of --schedules are for a budget of {budget:g}; give one a budget")
-            arms[name] = Arm(name, "calibrated", budget, steps, flexivid={**trained, "schedule": schedule.to_text()})
+            arms[name] = Arm(name, "calibrated", budget, steps, flexivid={**merged, "schedule": schedule.to_text()})
     for method in methods:
         for budget in budgets:
             name = f"budget-{budget:g}" if method == "adapter" else f"{method}-{budget:g}"

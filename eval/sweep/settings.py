@@ -41,6 +41,7 @@ def parse_arguments(description: str, argv: list[str]) -> argparse.Namespace:
     add("--videos-per-prompt", type=int, default=2)
     add("--steps", type=int, help="at full compute")
     add("--guidance-scale", type=float)
+    add("--guidance", choices=["kept", "same", "weak-uncond"], help="of flexivid's arms, as in flexivid.enable")
     add("--frames", type=int)
     add("--height", type=int)
     add("--width", type=int)
@@ -169,6 +170,7 @@ def identity_of(arguments: argparse.Namespace, clips: list[Clip], call: dict, de
     return {
         **weights,
         "modes": arguments.modes,
+        "guidance": arguments.guidance,
         "schedules": [read_schedule(path).to_text() for path in arguments.schedules],
         "call": call,
         "clips": hashlib.sha256("\n".join(clip.file_name for clip in clips).encode()).hexdigest(),
