@@ -20,8 +20,8 @@ from tqdm import tqdm
 
 import flexivid
 from flexivid.api import _attached
-from flexivid.calibration import best_schedule, residual_errors, step_weights
-from flexivid.schedules import check_budget, schedule_for_budget
+from flexivid.calibration import best_schedule, residual_errors, step_weights, summed_error
+from flexivid.schedules import KEPT, check_budget, schedule_for_budget
 from flexivid.shapes.embedded import ADAPTER, MODEL, SAMPLING
 from flexivid.shapes.prompts import load_prompts
 from flexivid.shapes.world import all_scenes
@@ -33,19 +33,27 @@ import matplotlib.pyplot as plt  # noqa: E402
 GAPS = (1, 3, 5, 10)  # steps since the last powerful one, in the picture
 
 
-def measure(pipe: WanPipeline, captions: list[str], steps: int) -> tuple[dict[str, np.ndarray], np.ndarray, dict]:
-    """Per weak mode e(t) of a full run, guidance applied, (steps, elements); noise levels; costs of a forward."""
+def measure(pipe: WanPipeline, captions: list[str], steps: int) -> tuple[dict[tuple, np.ndarray], np.ndarray, dict]:
+    """By kind of weak step e(t) of a full run, (steps, elements); noise levels; costs of a forward."""
     flex = _attached(pipe.transformer)
     session = flex.policy.__self__
     modes, scale = list(flex.weak_modes), SAMPLING["guidance_scale"]
-    flex.policy = lambda *call: replace(session.choose(*call), compare=tuple(modes))
-    errors = {mode: [] for mode in modes}
+
+    def policy(*call):
+        choice = session.choose(*call)
+        return replace(choice, compare=tuple(modes), keep=choice.branch == 0)
+
+    flex.policy = policy
+    errors = {(mode, guidance): [] for mode in modes for guidance in (mode, KEPT)}
     progress = tqdm(total=steps, desc="full run, every weak mode beside it")
 
     def after_step(pipe, step, timestep, tensors):
+        guidance = flex.corrections[1, KEPT]
         for mode in modes:
             conditional, unconditional = (-flex.corrections[branch, mode] for branch in (0, 1))
-            errors[mode].append((unconditional + scale * (conditional - unconditional)).flatten().numpy())
+            both, kept = unconditional + scale * (conditional - unconditional), conditional - (scale - 1) * guidance
+            errors[mode, mode].append(both.flatten().numpy())
+            errors[mode, KEPT].append(kept.flatten().numpy())
         progress.update()
         return tensors
 
@@ -61,19 +69,20 @@ def measure(pipe: WanPipeline, captions: list[str], steps: int) -> tuple[dict[st
     text = torch.empty(1, SAMPLING["max_sequence_length"], pipe.transformer.config.text_dim, device="meta")
     call = {"hidden_states": latents, "timestep": torch.empty(1, device="meta"), "encoder_hidden_states": text}
     sigmas = pipe.scheduler.sigmas.double().numpy()
-    return {mode: np.stack(values) for mode, values in errors.items()}, sigmas, session.costs(call)
+    return {kind: np.stack(values) for kind, values in errors.items()}, sigmas, session.costs(call)
 
 
-def draw(residuals: dict[str, np.ndarray], sigmas: np.ndarray, path: Path) -> None:
+def draw(residuals: dict[tuple, np.ndarray], sigmas: np.ndarray, path: Path) -> None:
     weights = step_weights(sigmas)
     figure, panels = plt.subplots(1, len(residuals), figsize=(5 * len(residuals), 4), sharey=True, squeeze=False)
-    for (mode, table), panel in zip(residuals.items(), panels[0], strict=True):
+    for (kind, table), panel in zip(residuals.items(), panels[0], strict=True):
         steps = table.shape[1]
-        panel.plot(sigmas[:-1], table[steps] / weights, color="black", label="uncorrected")
+        if KEPT not in kind:  # there is nothing to keep without a powerful step before
+            panel.plot(sigmas[:-1], table[steps] / weights, color="black", label="uncorrected")
         for gap in GAPS:
             left = [table[t - gap, t] / weights[t] for t in range(gap, steps)]
             panel.plot(sigmas[gap:-1], left, label=f"corrected {gap} step{'s' if gap > 1 else ''} before")
-        panel.set_title(mode)
+        panel.set_title("/".join(dict.fromkeys(kind)))
         panel.set_xlabel("noise level σ")
         panel.set_yscale("log")
         panel.grid(alpha=0.3)
@@ -102,14 +111,14 @@ def main() -> None:
     scenes = [scene for scene in all_scenes() if scene not in judged]
     picks = torch.randperm(len(scenes), generator=torch.Generator().manual_seed(1))[: arguments.prompts].tolist()
     errors, sigmas, costs = measure(pipe, [scenes[pick].caption for pick in picks], arguments.steps)
-    residuals = {mode: residual_errors(values, sigmas) for mode, values in errors.items()}
+    residuals = {kind: residual_errors(values, sigmas) for kind, values in errors.items()}
     arguments.output.mkdir(parents=True, exist_ok=True)
     draw(residuals, sigmas, arguments.output / "errors.png")
     powerful = max(costs, key=costs.get)
     for budget in arguments.budgets:
-        schedule, error = best_schedule(residuals, costs, powerful, budget, 2)
+        schedule, error = best_schedule(residuals, costs, powerful, budget)
         full = 2 * arguments.steps * costs[powerful]
-        plain = schedule_for_budget(costs, arguments.steps, budget, 2)
+        plain = schedule_for_budget(costs, arguments.steps, budget, 2, "kept")
         result = {
             "schedule": schedule.to_json(),
             "budget": budget,
@@ -117,24 +126,13 @@ def main() -> None:
             "predicted_error": error,
             "plain_schedule": str(plain),
             "plain_flops_ratio": plain.cost(costs) / full,
-            "plain_predicted_error": predicted_error(plain, residuals, powerful),
+            "plain_predicted_error": summed_error(plain, residuals),
             "model": str(arguments.model),
             "adapter": str(arguments.adapter),
         }
         write_json(result, arguments.output / f"{budget:g}.json")
         print(f"{budget:g}: {schedule}, predicted error {error:.4g}")
         print(f"  plain: {plain}, predicted error {result['plain_predicted_error']:.4g}")
-
-
-def predicted_error(schedule, residuals: dict[str, np.ndarray], powerful: str) -> float:
-    """The summed error of a schedule."""
-    total, last = 0.0, len(schedule.steps)
-    for step, (mode, *_) in enumerate(schedule.steps):
-        if mode == powerful:
-            last = step
-        else:
-            total += residuals[mode][last, step]
-    return float(total)
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ Order = Literal["interleaved", "weak-first"]
 
 KEPT = "kept"  # stands for the patch size of an unconditional branch that does not run
 
-DENSER_FIRST = 1.6  # docs/log.md, "Where powerful steps belong"
+DENSER_FIRST = 1.6  # docs/log.md, "Where powerful steps belong when guidance is kept"
 
 _NOTATION = "write frames x height x width in latent pixels, for example 1x4x4"
 
