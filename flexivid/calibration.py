@@ -38,11 +38,6 @@ def residual_errors(weak_errors: np.ndarray, sigmas: np.ndarray) -> np.ndarray:
     return residuals * step_weights(sigmas)
 
 
-def price(step: tuple[str, ...], costs: Mapping[str, float]) -> float:
-    """What the forwards of a step cost. A powerful step runs as much again for its comparison."""
-    return sum(costs[name] for name in step if name != KEPT)
-
-
 def best_schedule(
     residuals: Mapping[tuple[str, ...], np.ndarray], costs: Mapping[str, float], powerful: str, budget: float
 ) -> tuple[Schedule, float]:
@@ -55,9 +50,8 @@ def best_schedule(
     kinds, branches = list(residuals), len(next(iter(residuals)))
     steps = residuals[kinds[0]].shape[1]
     powerful_step = (powerful,) * branches
-    full = steps * price(powerful_step, costs)
-    unit = budget * full / UNITS
-    prices = [price(kind, costs) / unit for kind in kinds]
+    powerful_cost, *kind_costs = (Schedule((step,)).cost(costs) for step in (powerful_step, *kinds))
+    unit = budget * steps * powerful_cost / UNITS
     # least[i, c]: least error of the steps before i at a cost of c units or less, where step i is powerful, or the end.
     # came_from[i, c]: the powerful step before i (`steps` for none), the cost up to it, the kind of step in between.
     least = np.full((steps + 1, UNITS + 1), np.inf)
@@ -65,12 +59,12 @@ def best_schedule(
 
     def reach(start: int, end: int, before: np.ndarray, last: int) -> None:
         """Weak steps from `start` up to the powerful step `end`. before: least error by cost, up to `start`."""
-        count, end_price = end - start, price(powerful_step, costs) / unit if end < steps else 0.0
+        count, end_price = end - start, powerful_cost / unit if end < steps else 0.0
         compares = 1 if count and last < steps else 0
         for number, kind in enumerate(kinds):
             if count and last == steps and KEPT in kind:
                 continue
-            spent = math.ceil((count + compares) * prices[number] + end_price - 1e-9)
+            spent = math.ceil((count + compares) * kind_costs[number] / unit + end_price - 1e-9)
             if spent > UNITS:
                 continue
             errors = before[: UNITS + 1 - spent] + residuals[kind][last, start:end].sum()
@@ -88,7 +82,8 @@ def best_schedule(
     cost = int(np.argmin(least[steps]))
     error = float(least[steps, cost])
     if math.isinf(error):
-        cheapest = min(price(kind, costs) for kind in kinds if KEPT not in kind) * steps / full
+        whole = (cost for kind, cost in zip(kinds, kind_costs, strict=True) if KEPT not in kind)
+        cheapest = min(whole) / powerful_cost
         raise BudgetError(f"budget {budget} cannot be reached: the cheapest patch size on every step is {cheapest:.3f}")
     planned, end = [powerful_step] * steps, steps
     while True:
