@@ -74,8 +74,10 @@ def measure(pipe: WanPipeline, captions: list[str], steps: int) -> tuple[dict[tu
 
 def draw(residuals: dict[tuple, np.ndarray], sigmas: np.ndarray, path: Path) -> None:
     weights = step_weights(sigmas)
-    figure, panels = plt.subplots(1, len(residuals), figsize=(5 * len(residuals), 4), sharey=True, squeeze=False)
-    for (kind, table), panel in zip(residuals.items(), panels[0], strict=True):
+    # A column a weak mode: both guidance branches above, kept guidance below.
+    columns = len(residuals) // 2
+    figure, panels = plt.subplots(2, columns, figsize=(5 * columns, 7), sharex=True, sharey=True, squeeze=False)
+    for (kind, table), panel in zip(residuals.items(), panels.T.flat, strict=True):
         steps = table.shape[1]
         if KEPT not in kind:  # there is nothing to keep without a powerful step before
             panel.plot(sigmas[:-1], table[steps] / weights, color="black", label="uncorrected")
@@ -86,7 +88,7 @@ def draw(residuals: dict[tuple, np.ndarray], sigmas: np.ndarray, path: Path) -> 
         panel.set_xlabel("noise level σ")
         panel.set_yscale("log")
         panel.grid(alpha=0.3)
-    panels[0][0].set_ylabel("mean squared error of the guided x0 to the powerful one")
+    figure.supylabel("mean squared error of the guided x0 to the powerful one")
     panels[0][0].legend(fontsize=8)
     figure.tight_layout()
     figure.savefig(path, dpi=120)

@@ -77,8 +77,8 @@ def write_pareto(results: dict, path: Path, metrics: list[str] | None = None) ->
     methods = list(dict.fromkeys(row["method"] for row in rows))
     figure, panels = plt.subplots(len(names), 2, figsize=(12, 3.6 * len(names)), squeeze=False, sharey="row")
     for name, line in zip(names, panels, strict=True):
-        means = [row["metrics"][name]["mean"] for row in rows if name in row["metrics"]]
-        low, high = _view(means, HIGHER_IS_BETTER[name])
+        estimates = [row["metrics"][name] for row in rows if name in row["metrics"]]
+        low, high = _view(estimates, HIGHER_IS_BETTER[name])
         for ratio, panel in zip(("flops_ratio", "seconds_ratio"), line, strict=True):
             for number, method in enumerate(methods):
                 group = [row for row in rows if row["method"] == method and name in row["metrics"]]
@@ -109,10 +109,11 @@ def write_pareto(results: dict, path: Path, metrics: list[str] | None = None) ->
     os.replace(beside, path)
 
 
-def _view(means: list[float], higher_is_better: bool) -> tuple[float, float]:
-    """The range of an axis on which most arms can be told apart: without the worst sixth, if that lies far off."""
-    ordered = sorted(means, reverse=higher_is_better)
+def _view(estimates: list[dict], higher_is_better: bool) -> tuple[float, float]:
+    """The range of an axis that holds most arms and their intervals: without the worst sixth, if that lies far off."""
+    ordered = sorted((estimate["mean"] for estimate in estimates), reverse=higher_is_better)
     best, worst = ordered[0], ordered[int(len(ordered) * 5 / 6)] if len(ordered) > 6 else ordered[-1]
     span = best - worst or abs(best) or 1.0
     low, high = sorted((best + 0.15 * span, worst - 0.25 * span))
-    return low, high
+    near = [estimate for estimate in estimates if low <= estimate["mean"] <= high]
+    return min([low, *(e["low"] for e in near)]), max([high, *(e["high"] for e in near)])
