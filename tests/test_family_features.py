@@ -110,7 +110,7 @@ def test_group_offload(name, offload_type):
 
 
 def test_context_parallel():
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     paths = os.pathsep.join([str(TESTS), str(TESTS.parent), str(TESTS.parent / "eval")])
     done = subprocess.run(
         [*command, str(TESTS / "context_parallel_on_cpu.py")],

@@ -96,7 +96,7 @@ def test_two_processes_are_one(tmp_path):
     few = ["--methods", "steps", "--timed-rounds", "1", "--videos-per-prompt", "1", "--batch", "1"]
     core = {min(os.sched_getaffinity(0))}
     for processes, name in ((1, "one"), (2, "two")):
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
         command = [*launcher, "eval/vbench_sweep.py", "--cpu", *SWEEP, *few, "--output", str(tmp_path / name)]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, preexec_fn=lambda: os.sched_setaffinity(0, core))
         assert done.returncode == 0, done.stderr[-2000:]

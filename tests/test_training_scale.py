@@ -31,7 +31,17 @@ from flexivid.training.sharding import check_sharding
 ROOT = Path(__file__).parents[1]
 SCRIPT = str(ROOT / "tests/train_without_samples.py")
 ONE = [sys.executable, SCRIPT]
-TWO = ["env", "ACCELERATE_USE_CPU=true", sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", SCRIPT]
+TWO = [
+    "env",
+    "ACCELERATE_USE_CPU=true",
+    sys.executable,
+    "-m",
+    "torch.distributed.run",
+    "--standalone",
+    "--nproc_per_node",
+    "2",
+    SCRIPT,
+]
 
 SHARDED = [*TWO[:-1], str(ROOT / "tests/train_with_fsdp_on_cpu.py")]
 
