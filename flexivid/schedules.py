@@ -276,14 +276,15 @@ def evenly_spread(count: int, steps: int) -> list[int]:
 
 
 def denser_first(count: int, steps: int) -> list[int]:
-    """`count` of `steps` steps, at 1 + (steps - 1) u^DENSER_FIRST for evenly spread u, or the next that is free.
+    """`count` of `steps` steps, at 1 + (steps - 3) u^DENSER_FIRST for u evenly from 0 to 1, or the next that is free.
 
     What guidance adds changes most from step to step at high noise, so that what is kept of it ages fastest there. Not
-    at step 0, whose latents hold nothing but noise.
+    at step 0, whose latents hold nothing but noise. The last but one step mends the detail that weak ones have left.
     """
     places: list[int] = []
     for k in range(count):
-        place = int(1 + (steps - 1) * ((2 * k + 1) / (2 * count)) ** DENSER_FIRST)
+        u = k / (count - 1) if count > 1 else 0.5
+        place = round(1 + max(steps - 3, 0) * u**DENSER_FIRST)
         after, room = places[-1] + 1 if places else 0, steps - count + k  # one step each for those that follow
         places.append(min(max(place, after), room))
     return places
