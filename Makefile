@@ -1,4 +1,5 @@
 # make demo | test | lint. Each makes the environment .venv itself when it is missing or out of date.
+# make test-deepspeed runs those that need DeepSpeed, which it installs into .deepspeed.
 # make test-quantised runs the tests that need torchao and bitsandbytes, which it installs into .quantisers.
 # make vbench makes .venv-vbench, where VBench lives (docs/vbench.md).
 #   make test PYTHON=python3.12                                              another interpreter
@@ -11,7 +12,7 @@ PROMPT ?= a dotted green cross growing on a black background
 VENV := .venv
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-quantised lint vbench
+.PHONY: demo test test-deepspeed test-quantised lint vbench
 
 demo: $(READY)
 	@mkdir -p outputs
@@ -26,6 +27,12 @@ test: $(READY)
 test-quantised: $(READY)
 	$(VENV)/bin/python -m pip install -q --no-deps --upgrade --target .quantisers torchao==0.18.0 bitsandbytes==0.50.2
 	PYTHONPATH=.quantisers $(VENV)/bin/python -m pytest -q tests/test_quantised.py
+
+# DeepSpeed is built from source, without any of its kernels.
+test-deepspeed: $(READY)
+	DS_BUILD_OPS=0 $(VENV)/bin/python -m pip install -q --no-deps --no-build-isolation --upgrade --target .deepspeed \
+		deepspeed==0.19.8 hjson==3.1.0 msgpack==1.2.4 ninja==1.13.2 py-cpuinfo==9.0.0
+	PATH=$(CURDIR)/.deepspeed/bin:$$PATH PYTHONPATH=.deepspeed $(VENV)/bin/python -m pytest -q tests/test_zero.py
 
 lint: $(READY)
 	$(VENV)/bin/python -m ruff check .

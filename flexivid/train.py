@@ -23,9 +23,10 @@ from diffusers.utils import logging as diffusers_logging  # noqa: E402
 from huggingface_hub import HfApi  # noqa: E402
 
 from flexivid.threads import share_cores  # noqa: E402
+from flexivid.training.checkpoints import check_checkpoint  # noqa: E402
 from flexivid.training.config import load_config  # noqa: E402
 from flexivid.training.forecast import check_model, forecast  # noqa: E402
-from flexivid.training.loop import check_checkpoint, check_optimizer, clips_per_part, train  # noqa: E402
+from flexivid.training.loop import check_optimizer, clips_per_part, train  # noqa: E402
 from flexivid.training.sharding import check_sharding  # noqa: E402
 
 

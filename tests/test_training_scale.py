@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 from accelerate import Accelerator
+from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 from conftest import sample, tiny_pipeline, tiny_transformer, write_clip
@@ -21,7 +22,7 @@ from safetensors.torch import load_file
 import flexivid
 from flexivid.__main__ import main as flexivid_command
 from flexivid.shapes.embedded import MODEL
-from flexivid.training import loop
+from flexivid.training import distill, loop
 from flexivid.training.config import Config
 from flexivid.training.distill import DistillObjective, build_student
 from flexivid.training.forecast import check_model, forecast
@@ -112,6 +113,40 @@ def test_an_optimiser_that_is_not_installed(tmp_path, settings, monkeypatch):
     config = Config(**{**settings, "optim": {"name": "adamw8bit"}}, output=tmp_path / "out")
     with pytest.raises(ValueError, match="pip install bitsandbytes"):
         loop.check_optimizer(config)
+
+
+def test_a_finished_adapter_is_uploaded(tmp_path, settings, monkeypatch):
+    uploaded = {}
+
+    class Hub:
+        def create_repo(self, name, exist_ok):
+            uploaded[name] = []
+
+        def upload_folder(self, repo_id, folder_path):
+            uploaded[repo_id] += sorted(path.name for path in Path(folder_path).iterdir())
+
+    monkeypatch.setattr(distill, "HfApi", Hub)
+    config = Config(**settings, push_to_hub="someone/adapter", output=tmp_path / "out")
+    DistillObjective(config, Accelerator(cpu=True)).save(tmp_path / "result")
+    files = ["README.md", "flexivid.safetensors", "flexivid_config.json", "pytorch_lora_weights.safetensors"]
+    assert uploaded == {"someone/adapter": files}
+
+
+def test_an_upload_without_login_is_refused_at_once(tmp_path, settings, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN_PATH", str(tmp_path / "no-token"))
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    path, output = write(tmp_path, "pushed", settings)
+    command = [*ONE, "--config", str(path), "--push-to-hub", "someone/adapter"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2 and "push_to_hub someone/adapter needs a login" in done.stderr
+    assert not output.exists()
+
+
+@pytest.mark.parametrize("name", ["fsdp", "zero2"])
+def test_configs_of_accelerate_are_valid(name):
+    config = load_config_from_file(str(ROOT / f"configs/accelerate/{name}.yaml"))
+    assert config.distributed_type == {"fsdp": "FSDP", "zero2": "DEEPSPEED"}[name]
+    assert config.mixed_precision == "bf16" and config.num_processes == 8
 
 
 @pytest.mark.parametrize(
@@ -234,12 +269,6 @@ def test_what_cannot_be_sharded_is_refused(settings, tmp_path, more, message):
     launched = SimpleNamespace(distributed_type=DistributedType.FSDP, is_fsdp2=True)
     with pytest.raises(ValueError, match=message):
         check_sharding(launched, Config(**settings | more, output=tmp_path / "out"))
-
-
-def test_deepspeed_is_refused(settings, tmp_path):
-    with pytest.raises(ValueError, match="configs/accelerate/fsdp.yaml shards weights"):
-        launched = SimpleNamespace(distributed_type=DistributedType.DEEPSPEED)
-        check_sharding(launched, Config(**settings, output=tmp_path / "out"))
 
 
 def test_a_run_that_is_told_to_stop_saves_and_exits_with_0(tmp_path, settings):

@@ -221,7 +221,7 @@ def load_config(path: str | Path, overrides: list[str] = ()) -> Config:
     for name, value in zip(overrides[::2], overrides[1::2], strict=True):
         if not name.startswith("--"):
             raise ValueError(f"expected an override such as --optim.lr, got {name!r}")
-        *sections, key = name.removeprefix("--").split(".")
+        *sections, key = name.removeprefix("--").replace("-", "_").split(".")
         node = tree
         for section in sections:
             node = node.setdefault(section, {})

@@ -27,6 +27,7 @@ from flexivid.training.report import SIGMAS, draw_errors, write_card
 from flexivid.training.rollouts import RollOuts
 from flexivid.training.shapes_data import ShapesData
 from flexivid.training.sharding import block_classes
+from flexivid.training.zero import autocast
 from flexivid.video import write_picture
 
 
@@ -219,7 +220,7 @@ class DistillObjective:
                 part = here(x_0)
                 timestep = self.levels.at(level, len(part)).to(device)
                 state = self.levels.state(part, here(noise), timestep, on_rows(conditions, here))
-                with self.accelerator.autocast():
+                with autocast(self.accelerator):
                     found = self.errors(modes, state)
                 total += found.square().flatten(2).mean(2).sum(1).cpu()
             for patch_size, error in zip(modes, (total / clips).tolist(), strict=True):
@@ -235,7 +236,7 @@ class DistillObjective:
         coarsest = self.config.distill.modes[-1]
         schedule = f"{coarsest}:35,{self.flex.powerful}:5"
         Session(self.pipeline, {"transformer": self.flex}, budget=None, schedule=schedule)
-        with self.accelerator.autocast():
+        with autocast(self.accelerator):
             drawn = path if self.accelerator.is_main_process else None
             shares = sample_and_judge(self.pipeline, drawn, steps=40, count=32)
         self.accelerator.print(f"\nadherence with {schedule}", shares, "->", path)
@@ -253,7 +254,7 @@ class DistillObjective:
             for budget in settings.budgets:
                 Session(self.pipeline, {"transformer": self.flex}, budget=budget, schedule=None)
                 generator = torch.Generator().manual_seed(0)
-                with self.accelerator.autocast():
+                with autocast(self.accelerator):
                     frames = self.pipeline(prompt=prompt, **call, generator=generator, output_type="np").frames[0]
                 rows[f"{budget:g}: {prompt}"] = (frames * 255).round().astype("uint8")
         for part in encoders_of(self.pipeline).values():

@@ -1,6 +1,5 @@
 """One training loop for every objective: optimiser, EMA, log, checkpoints that survive a kill."""
 
-import hashlib
 import json
 import os
 import signal
@@ -14,16 +13,14 @@ from typing import Protocol
 import torch
 from accelerate import Accelerator
 from diffusers.training_utils import EMAModel
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
 from flexivid.adapter import whole
 from flexivid.flexible import compile_blocks
+from flexivid.training.checkpoints import load_checkpoint, run_facts, save_checkpoint
 from flexivid.training.config import Config
-from flexivid.training.sharding import is_sharded, outer_weights, part_like
-
-CHECKPOINTS = "checkpoint-*.safetensors"
+from flexivid.training.sharding import is_sharded, outer_weights
+from flexivid.training.zero import is_zero, prepare_zero, whole_moments
 
 
 class Objective(Protocol):
@@ -127,115 +124,6 @@ def learning_rate_factor(config: Config, step: int) -> float:
     return min(warmup, (config.steps - step) / decay_steps, 1.0)
 
 
-def last_checkpoint(folder: Path) -> Path | None:
-    return max(folder.glob(CHECKPOINTS), default=None)  # names sort as their steps do
-
-
-def run_facts(config: Config) -> dict:
-    """What a checkpoint is bound to: with other values it would be read into another run."""
-    base = hashlib.sha256()
-    for folder in (config.base, config.distill.adapter):
-        if folder and not folder.is_dir():
-            base.update(str(folder).encode())  # a hub id
-        for path in sorted(folder.rglob("*.safetensors")) if folder else []:
-            if path.parent.name != "text_encoder":  # which may be larger than all the rest, and is not trained
-                with path.open("rb") as file:
-                    base.update(hashlib.file_digest(file, "sha256").digest())
-    section = {"vae": "vae", "pretrain": "transformer", "distill": "distill", "shared": "distill"}[config.objective]
-    bound = {"objective", "seed", "batch_size", "flow_shift", section}
-    facts = config.model_dump(mode="json", include=bound)
-    if config.clips is None:
-        data = {"data.clips": config.data.clips, "data.word_weights": config.data.word_weights}
-    else:
-        data = {"clips": config.clips.model_dump(mode="json", exclude={"cache"})}
-    return facts | data | {"optim.name": config.optim.name, "base": base.hexdigest()}
-
-
-def check_checkpoint(config: Config) -> None:
-    """Raises ValueError if `config.output` holds the checkpoint of another run, or of more steps than are asked for."""
-    path = last_checkpoint(config.output)
-    if path is None:
-        return
-    with safe_open(path, "pt") as file:
-        metadata = file.metadata()
-    before, now = json.loads(metadata["run"]), json.loads(json.dumps(run_facts(config)))
-    if differing := [key for key in now if before.get(key) != now[key]]:
-        raise ValueError(
-            f"{path} belongs to a run with another {', '.join(differing)}; give another --output, or delete it"
-        )
-    if int(metadata["step"]) > config.steps:
-        raise ValueError(f"{path} is at step {metadata['step']}, past the {config.steps} steps that are asked for")
-
-
-def flat(state: dict, prefix: str = "") -> dict[str, torch.Tensor]:
-    """The state of a parameter, of which bitsandbytes has some in a dictionary of its own, as tensors by path."""
-    tensors = {}
-    for key, value in state.items():
-        if isinstance(value, dict):
-            tensors |= flat(value, f"{prefix}{key}/")
-        else:
-            tensors[prefix + key] = torch.as_tensor(value).clone()  # bitsandbytes shares some between parameters
-    return tensors
-
-
-def save_checkpoint(
-    config: Config, step: int, trainable: dict, optimizers, ema: EMAModel, facts: dict[str, object], main: bool
-) -> None:
-    """Writes beside, then renames, so that a kill leaves the last whole one; then deletes those that are too many.
-
-    Only the main process writes; with FSDP all have a part of what is written.
-    """
-    tensors = {f"model.{name}": p for name, p in trainable.items()}
-    tensors |= {f"ema.{i}": p for i, p in enumerate(ema.shadow_params)}
-    for k, optimizer in enumerate(optimizers):
-        for i, state in optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{k}.{i}.{key}": value for key, value in flat(state).items()}
-    tensors = {name: whole(t.detach()).contiguous() for name, t in tensors.items()}
-    if not main:
-        return
-    path = config.output / CHECKPOINTS.replace("*", f"{step:08d}")
-    beside = path.with_name(f"{path.name}.partial")
-    metadata = {"step": str(step), "ema_step": str(ema.optimization_step), "run": json.dumps(facts)}
-    save_file(tensors, beside, metadata=metadata)
-    os.replace(beside, path)
-    for old in sorted(config.output.glob(CHECKPOINTS))[: -config.keep_checkpoints]:
-        old.unlink()
-
-
-def load_checkpoint(folder: Path, trainable: dict, optimizers, ema: EMAModel) -> int:
-    """Restores the last checkpoint, if there is one. Returns the number of steps that it holds."""
-    path = last_checkpoint(folder)
-    if path is None:
-        return 0
-    with safe_open(path, "pt") as file:
-        metadata = file.metadata()
-    tensors = load_file(path)
-    with torch.no_grad():
-        for name, p in trainable.items():
-            p.copy_(part_like(tensors[f"model.{name}"], p))
-        for i, p in enumerate(ema.shadow_params):
-            p.copy_(part_like(tensors[f"ema.{i}"], p))
-    ema.optimization_step = int(metadata["ema_step"])
-    for k, optimizer in enumerate(optimizers):
-        state = optimizer.state_dict()
-        state["state"] = {}
-        parameters = optimizer.param_groups[0]["params"]
-        for name, tensor in tensors.items():
-            if name.startswith(f"optimizer.{k}."):
-                i, key = name.removeprefix(f"optimizer.{k}.").split(".", 1)
-                parameter, values = parameters[int(i)], state["state"].setdefault(int(i), {})
-                *outer, key = key.split("/")
-                for name in outer:
-                    values = values.setdefault(name, {})
-                if tensor.dtype == torch.int64 and not outer:
-                    tensor = tensor.item()  # bitsandbytes counts its steps so
-                elif tensor.shape == parameter.shape and not outer:
-                    tensor = part_like(tensor, parameter)
-                values[key] = tensor
-        optimizer.load_state_dict(state)
-    return int(metadata["step"])
-
-
 def train(config: Config, objective: Objective, accelerator: Accelerator) -> None:
     """Runs `objective` for `config.steps` steps, resuming from `config.output` if it holds a checkpoint.
 
@@ -243,7 +131,7 @@ def train(config: Config, objective: Objective, accelerator: Accelerator) -> Non
     """
     folder = config.output
     folder.mkdir(parents=True, exist_ok=True)
-    sharded = is_sharded(accelerator)
+    sharded, zero = is_sharded(accelerator), is_zero(accelerator)
     # FSDP moves the model part by part: it may not fit as a whole.
     bare_model = objective.model if sharded else objective.model.to(accelerator.device)
 
@@ -252,11 +140,15 @@ def train(config: Config, objective: Objective, accelerator: Accelerator) -> Non
 
     bare_optimizers = build_optimizers(config, trained_parameters())
     peaks = [optimizer.param_groups[0]["lr"] for optimizer in bare_optimizers]
-    model, *optimizers = accelerator.prepare(bare_model, *bare_optimizers)
+    accelerator.gradient_accumulation_steps = config.micro_batches
+    if zero:
+        model, *optimizers = prepare_zero(accelerator, config, bare_model, *bare_optimizers)
+    else:
+        model, *optimizers = accelerator.prepare(bare_model, *bare_optimizers)
     trainable = trained_parameters()  # with FSDP other ones
     weights = list(trainable.values())
     ema = EMAModel(weights, decay=config.optim.ema, use_ema_warmup=True, power=0.75)
-    start = load_checkpoint(folder, trainable, bare_optimizers, ema)
+    start = load_checkpoint(folder, trainable, bare_optimizers, ema, optimizers[0].optimizer if zero else None)
     starts = accelerator.gather(torch.tensor([start], device=accelerator.device)).tolist()
     if len(set(starts)) > 1:
         raise ValueError(f"the processes start at steps {starts}: {folder} must be shared by all machines")
@@ -290,12 +182,11 @@ def train(config: Config, objective: Objective, accelerator: Accelerator) -> Non
             optimizer.param_groups[0]["lr"] = peak * learning_rate_factor(config, step)
         loss = torch.zeros((), device=accelerator.device)
         for micro_batch in range(config.micro_batches):
-            last = micro_batch == config.micro_batches - 1
-            with nullcontext() if last else accelerator.no_sync(model):
+            with accelerator.accumulate(model):
                 with accelerator.autocast() if sharded else nullcontext():
-                    part = objective.loss(model, step, micro_batch) / config.micro_batches
+                    part = objective.loss(model, step, micro_batch)
                 accelerator.backward(part)
-            loss += part.detach()
+            loss += part.detach() / config.micro_batches
         gradient_norm = whole(accelerator.clip_grad_norm_(weights, config.optim.clip))
         for optimizer in optimizers:
             optimizer.step()
@@ -307,27 +198,28 @@ def train(config: Config, objective: Objective, accelerator: Accelerator) -> Non
         stopped = bool(gathered[:, 1].any())
         progress.update()
         done = step + 1
-        if not main and not sharded:
-            if stopped:
-                return
-            continue
-        if main and done % config.log_every == 0:
+        if done % config.log_every == 0:
             mean = sum(losses) / len(losses)
             seconds = (time.time() - began) / len(losses)
             line = {"step": done, "loss": round(mean, 6), "seconds_per_step": round(seconds, 3)}
             rates = {"learning_rate": bare_optimizers[0].param_groups[0]["lr"], "gradient_norm": float(gradient_norm)}
             accelerator.log(line | rates | {"clips_per_second": config.batch_size / seconds}, step=done)
-            with log_path.open("a") as file:
-                file.write(json.dumps(line) + "\n")
+            if main:
+                with log_path.open("a") as file:
+                    file.write(json.dumps(line) + "\n")
             progress.set_postfix(loss=f"{mean:.4f}")
             began, losses = time.time(), []
-        if done % config.save_every == 0 or done == config.steps or stopped:
-            save_checkpoint(config, done, trainable, bare_optimizers, ema, facts, main)
+        if (main or sharded or zero) and (done % config.save_every == 0 or done == config.steps or stopped):
+            if zero:
+                states = [whole_moments(*bare_optimizers, weights)]
+            else:
+                states = [optimizer.state_dict()["state"] for optimizer in bare_optimizers]
+            save_checkpoint(config, done, trainable, states, ema, facts, main)
         if stopped:
             progress.close()
             accelerator.print(f"stopped at step {done} of {config.steps}; the same command goes on from there")
             return
-        if done % config.sample_every == 0:
+        if (main or sharded) and done % config.sample_every == 0:
             (folder / "samples").mkdir(exist_ok=True)
             with_averaged_weights(objective.sample, folder / "samples" / f"{done:06d}.png")
     progress.close()

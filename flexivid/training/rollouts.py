@@ -12,6 +12,7 @@ from flexivid.flexible import FlexTransformer
 from flexivid.session import Session
 from flexivid.training.config import Config
 from flexivid.training.loop import step_generator
+from flexivid.training.zero import autocast
 
 
 class RollOuts:
@@ -51,7 +52,7 @@ class RollOuts:
             return {}
 
         pipe.set_progress_bar_config(disable=True)
-        with self.accelerator.autocast():
+        with autocast(self.accelerator):
             pipe(
                 prompt_embeds=text.to(device),
                 negative_prompt_embeds=empty.to(device),

@@ -13,6 +13,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from flexivid.training.config import Config
+from flexivid.training.zero import check_zero, is_zero
 
 
 def is_sharded(accelerator: Accelerator) -> bool:
@@ -21,8 +22,8 @@ def is_sharded(accelerator: Accelerator) -> bool:
 
 def check_sharding(accelerator: Accelerator, config: Config) -> None:
     """Raises ValueError for launches and configs that cannot be trained together."""
-    if accelerator.distributed_type == DistributedType.DEEPSPEED:
-        raise ValueError("DeepSpeed is not supported: configs/accelerate/fsdp.yaml shards weights as its stage 3 does")
+    if is_zero(accelerator):
+        check_zero(accelerator, config)
     if not is_sharded(accelerator):
         return
     if not accelerator.is_fsdp2:

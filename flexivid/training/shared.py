@@ -13,6 +13,7 @@ from flexivid.flexible import FlexTransformer
 from flexivid.training.distill import DistillObjective, Student, predict
 from flexivid.training.loop import step_generator
 from flexivid.training.noise import State
+from flexivid.training.zero import autocast
 
 
 class SharedObjective(DistillObjective):
@@ -30,7 +31,7 @@ class SharedObjective(DistillObjective):
         return patch_size, (x_0, conditions, noise, torch.rand(config.batch_size, generator=generator))
 
     def predict_original(self, state: State) -> torch.Tensor:
-        with torch.no_grad(), self.accelerator.autocast():
+        with torch.no_grad(), autocast(self.accelerator):
             return predict(self.original, self.flex.family, state.x_t, state.timestep, state.conditions)
 
     def loss(self, model, step, micro_batch):

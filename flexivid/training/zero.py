@@ -1,0 +1,87 @@
+"""ZeRO (Rajbhandari et al. 2020, arXiv 1910.02054), stages 1 and 2, of DeepSpeed through accelerate.
+
+Every process holds a part of the optimiser's moments, and with stage 2 of the gradients. What is saved and loaded are
+whole tensors, so that a run goes on with or without it, at any number of processes. A weak mode that is not drawn in a
+step gets a gradient of zero, where otherwise it gets none: its moments decay and its weights too.
+"""
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+
+from flexivid.training.config import Config
+
+MOMENTS = ("exp_avg", "exp_avg_sq")  # as torch.optim.AdamW calls them
+
+
+def is_zero(accelerator: Accelerator) -> bool:
+    return accelerator.distributed_type == DistributedType.DEEPSPEED
+
+
+def autocast(accelerator: Accelerator):
+    """Operations in half precision, if that was asked for: accelerate's own, which does nothing with DeepSpeed."""
+    if not is_zero(accelerator):
+        return accelerator.autocast()
+    return torch.autocast(accelerator.device.type, torch.bfloat16, enabled=accelerator.mixed_precision == "bf16")
+
+
+def check_zero(accelerator: Accelerator, config: Config) -> None:
+    """Raises ValueError for launches and configs that cannot be trained together."""
+    plugin = accelerator.state.deepspeed_plugin
+    if plugin.zero_stage not in (1, 2):
+        raise ValueError(
+            f"of DeepSpeed only stages 1 and 2 of ZeRO are supported, not {plugin.zero_stage}: "
+            f"configs/accelerate/fsdp.yaml splits weights"
+        )
+    if plugin.offload_optimizer_device not in (None, "none"):
+        raise ValueError(f"offload_optimizer_device must be none, not {plugin.offload_optimizer_device}")
+    if accelerator.mixed_precision == "fp16":
+        raise ValueError("with DeepSpeed, mixed_precision must be bf16 or no, not fp16")
+    if config.optim.name != "adamw":
+        raise ValueError(f"with DeepSpeed, optim.name must be adamw, not {config.optim.name}")
+
+
+def prepare_zero(accelerator: Accelerator, config: Config, model: torch.nn.Module, optimizer: torch.optim.Optimizer):
+    """What `accelerator.prepare` gives. What is trained stays in float32, and operations are in bfloat16 where it is
+    asked for, as without DeepSpeed, whose own way is to halve all weights and to keep float32 copies."""
+    settings = accelerator.state.deepspeed_plugin.deepspeed_config
+    settings["train_micro_batch_size_per_gpu"] = 1  # is asked for, and does nothing without a data loader of its own
+    settings["gradient_accumulation_steps"] = config.micro_batches
+    settings["gradient_clipping"] = config.optim.clip
+    half = settings["bf16"]
+    settings["bf16"] = {"enabled": False}
+    # No module is safe: gradients are summed over processes in float32.
+    settings["torch_autocast"] = {**half, "dtype": "bfloat16", "lower_precision_safe_modules": []}
+    engine, optimizer = accelerator.prepare(model, optimizer)
+    settings["bf16"] = half  # accelerate reads off it what the launch has asked for
+    return engine, optimizer
+
+
+def whole_moments(optimizer: torch.optim.Optimizer, weights: list[torch.nn.Parameter]) -> dict[int, dict]:
+    """The state of AdamW by number of parameter, as if it were not split. All processes have to ask for it."""
+    from deepspeed.utils import safe_get_full_optimizer_state
+
+    (partition,) = optimizer.param_groups[0]["params"]  # all weights of this process as one
+    step = optimizer.state[partition]["step"]
+    return {
+        i: {"step": step, **{key: safe_get_full_optimizer_state(weight, key) for key in MOMENTS}}
+        for i, weight in enumerate(weights)
+    }
+
+
+def restore_zero(zero_optimizer, weights: list[torch.nn.Parameter], states: dict[int, dict]) -> None:
+    """Gives ZeRO what a checkpoint holds: weights, which it has a copy of, and AdamW's state by number of parameter.
+
+    zero_optimizer: DeepSpeed's. A weight without a state, which has never had a gradient, gets moments of zero.
+    """
+    from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
+
+    for weight in weights:
+        safe_set_full_fp32_param(weight, weight.detach())
+    (partition,) = zero_optimizer.optimizer.param_groups[0]["params"]
+    step = max(state["step"] for state in states.values())
+    zero_optimizer.optimizer.state[partition] = {"step": step} | {key: torch.zeros_like(partition) for key in MOMENTS}
+    zero_optimizer._lazy_init_hp_params_optimizer_state()  # otherwise at the first step
+    for i, state in states.items():
+        for key in MOMENTS:
+            safe_set_full_optimizer_state(weights[i], state[key].to(partition.device), key)
