@@ -101,11 +101,7 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.dimensions and state.is_main_process:
         print_dimensions(arguments.dimensions, arguments.vbench_cache)
     pipe = load_pipeline(arguments, call, state.device)
-    steps = call["steps"]
-    adapters = (arguments.adapter, arguments.direct_adapter)
-    ways = (arguments.modes, arguments.guidance, arguments.schedules)
-    arms = all_arms(arguments.methods, arguments.budgets, steps, *adapters, *ways)
-    arms = reachable(arms, pipe, call, state.print)
+    arms = reachable(all_arms(arguments, call["steps"]), pipe, call, state.print)
     if getattr(pipe, "transformer_2", None) is not None and any(arm.cache for arm in arms):
         raise ValueError(
             "caches on a pipeline of two transformers are not supported yet: leave them out, --rivals steps"

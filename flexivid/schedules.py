@@ -233,7 +233,8 @@ def schedule_for_budget(
         return sum(prices[mode] for mode in Schedule(steps).forwards(modes[-1]))
 
     ladder = [(mode,) * guidance_branches for mode in modes]  # kinds of steps, from coarse to fine
-    limit = _exact(budget) * cost(ladder[-1])
+    full = cost(ladder[-1])
+    limit = _exact(budget) * full
     if mixes:
         mixed_step = (modes[-1], modes[0])
         if cost(mixed_step) <= limit:
@@ -242,8 +243,11 @@ def schedule_for_budget(
             ladder = [*ladder[:-1], mixed_step]
     coarsest, *finer = ladder
     slack = steps * (limit - cost(coarsest))
+    cheapest = steps * cost(coarsest)
     if order == "interleaved":
         keeps = guidance == "kept" and guidance_branches == 2
+        if keeps:
+            cheapest = min(cheapest, cost(ladder[-1], *[(modes[0], KEPT)] * (steps - 1)))
         for count in range(min(steps, steps * limit // cost(ladder[-1])), 0, -1):
             usual, *others = denser_first(count, steps) if keeps else evenly_spread(count, steps)
             # Weak steps before the first powerful one run both branches: it comes earlier where that is too much.
@@ -255,9 +259,9 @@ def schedule_for_budget(
                     return Schedule(tuple(interleaved))
     if slack < 0:
         # Rounded up: the least that is named here must itself be accepted.
-        least = math.ceil(1000 * prices[modes[0]] / prices[modes[-1]]) / 1000
+        least = math.ceil(1000 * cheapest / (steps * full)) / 1000
         raise BudgetError(
-            f"budget {budget} cannot be reached: with {modes[0]} on every step the least is {least:g}; "
+            f"budget {budget} cannot be reached: with {modes[0]} as the coarsest patch size the least is {least:g}; "
             f"ask for {least:g} or more, or for modes with a coarser patch size"
         )
     fine_to_coarse: list[tuple[str, ...]] = []

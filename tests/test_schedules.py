@@ -249,11 +249,22 @@ def test_unreachable_budget_names_the_least(guidance):
         schedule_for_budget(costs, 40, 0.1, 2, guidance)
     # .14249 is named as .143: .142 would be refused in its turn.
     assert str(error.value).startswith(
-        "budget 0.1 cannot be reached: with 2x4x4 on every step the least is 0.143; ask for 0.143 or more"
+        "budget 0.1 cannot be reached: with 2x4x4 as the coarsest patch size the least is 0.143; ask for 0.143 or more"
     )
     assert schedule_for_budget(costs, 40, 0.143, 2, guidance).steps[0] == ("2x4x4", "2x4x4")
     with pytest.raises(BudgetError):
         schedule_for_budget(costs, 40, 0.142, 2, guidance)
+
+
+def test_the_least_with_kept_guidance_is_one_powerful_step():
+    costs = {"1x2x2": 100_000, "2x4x4": 14_249}  # (2 + .14249 + 39 x .14249) / 80 = .0962
+    with pytest.raises(BudgetError, match="the least is 0.097"):
+        schedule_for_budget(costs, 40, 0.096, 2, "kept")
+    steps = schedule_for_budget(costs, 40, 0.097, 2, "kept").steps
+    assert steps == (("1x2x2", "1x2x2"), *[("2x4x4", "kept")] * 39)
+    # Of two steps one powerful one would cost more than none.
+    with pytest.raises(BudgetError, match="the least is 0.143"):
+        schedule_for_budget(costs, 2, 0.1, 2, "kept")
 
 
 def test_least_budget_is_accepted_and_anything_less_is_not():

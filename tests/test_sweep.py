@@ -19,7 +19,7 @@ import vbench_sweep
 from flexivid.shapes.embedded import ADAPTER, MODEL, SAMPLING
 from flexivid.shapes.world import Scene, fixed_layout, render
 from flexivid.video import write_mp4
-from sweep import arms, bootstrap, metrics, rivals, sampling, scoring, vbench
+from sweep import arms, bootstrap, metrics, rivals, sampling, scoring, settings, vbench
 
 ROOT = Path(__file__).parents[1]
 
@@ -159,14 +159,16 @@ def test_prompts_that_are_no_file_names_are_refused():
 def test_calibrated_schedules_are_arms(tmp_path):
     path = tmp_path / "0.25.json"
     path.write_text('{"schedule": [["2x4x4", "2x4x4"], ["1x2x2", "1x2x2"]], "budget": 0.25}')
-    arm = arms.all_arms(["calibrated"], [0.25], 2, "adapter", None, None, "same", [path])[1]
+    command = ["--methods", "calibrated", "--budgets", "0.25", "--adapter", "adapter", "--schedules", str(path)]
+    arm = arms.all_arms(settings.parse_arguments("", command), steps=2)[1]
     assert arm.name == "calibrated-0.25" and arm.budget == 0.25
     assert arm.flexivid["schedule"] == "2x4x4/2x4x4:1,1x2x2/1x2x2:1"
     assert not {"budget", "guidance"} & arm.flexivid.keys()  # a schedule says both
 
 
 def test_what_comes_near_no_budget_is_said_and_left_out():
-    listed = arms.all_arms(["adapter-fbcache", "steps", "pab"], [0.6, 0.25], 40, "adapter", None, None, "same", [])
+    command = "--methods adapter-fbcache steps pab --budgets 0.6 0.25 --adapter adapter --guidance same".split()
+    listed = arms.all_arms(settings.parse_arguments("", command), steps=40)
     assert [arm.name for arm in listed] == [
         "full",
         "adapter-fbcache-0.25",

@@ -1,10 +1,10 @@
 """The arms of a sweep: ways to spend a share of the full run's FLOPs, flexivid's and its rivals'."""
 
 import json
+from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 from diffusers import DiffusionPipeline
 
@@ -65,29 +65,24 @@ class Arm:
             flexivid.plan(pipe, *sizes, self.steps, call["text_length"], call["guidance_scale"] > 1)
 
 
-def all_arms(
-    methods: list[str],
-    budgets: list[float],
-    steps: int,
-    adapter: Path | None,
-    direct_adapter: Path | None,
-    modes: list,
-    guidance: str | None,
-    schedules: list[Path],
-) -> list[Arm]:
-    """The full run and every method at every budget; those with a cache are still to be tuned (`rivals.tune_all`)."""
-    merged = {"adapter": str(adapter), "merge_lora": True}
+def all_arms(arguments: Namespace, steps: int) -> list[Arm]:
+    """The full run and every method at every budget; those with a cache are still to be tuned (`rivals.tune_all`).
+
+    arguments: those of the command line, checked. steps: of the full run.
+    """
+    methods, guidance = arguments.methods, arguments.guidance
+    merged = {"adapter": str(arguments.adapter), "merge_lora": True}
     trained = {**merged, "guidance": guidance}
     enable = {
         "adapter": trained,
-        "training-free": {"modes": modes, "guidance": guidance},
-        "direct": {"adapter": str(direct_adapter), "merge_lora": True, "guidance": guidance},
+        "training-free": {"modes": arguments.modes, "guidance": guidance},
+        "direct": {"adapter": str(arguments.direct_adapter), "merge_lora": True, "guidance": guidance},
         "adapter-same": {**trained, "guidance": "same"},
         "weak-first": {**trained, "order": "weak-first"},
     }
     arms = {"full": Arm("full", "full", 1.0, steps)}
     if "calibrated" in methods:
-        for path in schedules:
+        for path in arguments.schedules:
             schedule, budget = read_schedule(path), json.loads(path.read_text()).get("budget")
             if not isinstance(budget, float | int):
                 raise ValueError(f"{path} names no budget; the method calibrated takes files of eval/calibrate.py")
@@ -96,7 +91,7 @@ def all_arms(
                 raise ValueError(f"two of --schedules are for a budget of {budget:g}; give one a budget")
             arms[name] = Arm(name, "calibrated", budget, steps, flexivid={**merged, "schedule": schedule.to_text()})
     for method in methods:
-        for budget in budgets:
+        for budget in arguments.budgets:
             name = f"budget-{budget:g}" if method == "adapter" else f"{method}-{budget:g}"
             if method in enable:
                 arms[name] = Arm(name, method, budget, steps, flexivid={**enable[method], "budget": budget})
