@@ -216,7 +216,7 @@ def schedule_for_budget(
         order: `interleaved` or `weak-first`; None is weak-first where steps are mixed, else interleaved.
 
     Raises:
-        BudgetError: the budget is not a number in (0, 1], or less than the cheapest patch size costs.
+        BudgetError: the budget is not a number in (0, 1], or less than the cheapest such schedule costs.
         ValueError: another argument is out of its range, or an order and a guidance do not go together.
     """
     check_budget(budget)
@@ -283,11 +283,12 @@ def denser_first(count: int, steps: int) -> list[int]:
     """`count` of `steps` steps, at 1 + (steps - 3) u^DENSER_FIRST for u evenly from 0 to 1, or the next that is free.
 
     What guidance adds changes most from step to step at high noise, so that what is kept of it ages fastest there. Not
-    at step 0, whose latents hold nothing but noise. The last but one step mends the detail that weak ones have left.
+    at step 0, whose latents hold nothing but noise. The last but one step mends the detail that weak ones have left;
+    one or two powerful steps are too few to spend one on that, and are in the middle of their shares.
     """
     places: list[int] = []
     for k in range(count):
-        u = k / (count - 1) if count > 1 else 0.5
+        u = k / (count - 1) if count > 2 else (2 * k + 1) / (2 * count)
         place = round(1 + max(steps - 3, 0) * u**DENSER_FIRST)
         after, room = places[-1] + 1 if places else 0, steps - count + k  # one step each for those that follow
         places.append(min(max(place, after), room))
@@ -295,7 +296,9 @@ def denser_first(count: int, steps: int) -> list[int]:
 
 
 def least_budget(costs: Mapping[str, float]) -> float:
-    """The least budget that `schedule_for_budget` can meet: the cheapest patch size on every step.
+    """The least budget that `schedule_for_budget` can meet at any guidance: the cheapest patch size on every step.
+
+    With `kept` and many steps less will do: one powerful step, whose guidance the others keep.
 
     costs: FLOPs of one forward by patch size. Raises ValueError where they are empty or not positive.
     """

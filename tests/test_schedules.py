@@ -334,7 +334,7 @@ def test_kept_guidance_pays_for_one_branch_of_weak_steps():
 
 def test_powerful_steps_are_denser_first():
     assert denser_first(7, 40) == [1, 3, 7, 13, 20, 29, 38]
-    assert denser_first(1, 40) == [13]
+    assert denser_first(1, 40) == [13] and denser_first(2, 40) == [5, 24] and denser_first(3, 40) == [1, 13, 38]
     for steps in range(1, 50):
         for count in range(1, steps + 1):
             places = denser_first(count, steps)

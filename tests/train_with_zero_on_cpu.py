@@ -10,6 +10,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
+os.environ["DS_ACCELERATOR"] = "cpu"
 STAGE = int(os.environ.get("FLEXIVID_ZERO_STAGE", "2"))
 
 import accelerate  # noqa: E402

@@ -209,12 +209,13 @@ def train(config: Config, objective: Objective, accelerator: Accelerator) -> Non
                     file.write(json.dumps(line) + "\n")
             progress.set_postfix(loss=f"{mean:.4f}")
             began, losses = time.time(), []
-        if (main or sharded or zero) and (done % config.save_every == 0 or done == config.steps or stopped):
+        if done % config.save_every == 0 or done == config.steps or stopped:
             if zero:
-                states = [whole_moments(*bare_optimizers, weights)]
+                states = [whole_moments(*bare_optimizers, weights, main)]
             else:
                 states = [optimizer.state_dict()["state"] for optimizer in bare_optimizers]
-            save_checkpoint(config, done, trainable, states, ema, facts, main)
+            if main or sharded:
+                save_checkpoint(config, done, trainable, states, ema, facts, main)
         if stopped:
             progress.close()
             accelerator.print(f"stopped at step {done} of {config.steps}; the same command goes on from there")
@@ -222,6 +223,9 @@ def train(config: Config, objective: Objective, accelerator: Accelerator) -> Non
         if (main or sharded) and done % config.sample_every == 0:
             (folder / "samples").mkdir(exist_ok=True)
             with_averaged_weights(objective.sample, folder / "samples" / f"{done:06d}.png")
+        # DeepSpeed's own groups of processes give up after minutes, the one of `wait_for_everyone` after a day.
+        if zero and (done % config.save_every == 0 or done % config.sample_every == 0):
+            accelerator.wait_for_everyone()
     progress.close()
     if main or sharded:
         with_averaged_weights(objective.save, folder / "result")

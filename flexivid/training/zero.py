@@ -1,9 +1,11 @@
 """ZeRO (Rajbhandari et al. 2020, arXiv 1910.02054), stages 1 and 2, of DeepSpeed through accelerate.
 
 Every process holds a part of the optimiser's moments, and with stage 2 of the gradients. What is saved and loaded are
-whole tensors, so that a run goes on with or without it, at any number of processes. A weak mode that is not drawn in a
-step gets a gradient of zero, where otherwise it gets none: its moments decay and its weights too.
+whole tensors, so that a run goes on with or without it, at any number of processes. It is not quite the same run: what
+has no gradient in a step, such as a weak mode that is not drawn, has one of zero here, and AdamW goes on to move it.
 """
+
+from importlib.metadata import version
 
 import torch
 from accelerate import Accelerator
@@ -12,6 +14,8 @@ from accelerate.utils import DistributedType
 from flexivid.training.config import Config
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # as torch.optim.AdamW calls them
+LEAST_VERSION = (0, 19)  # older ones may not know torch_autocast, and leave precision as it is without a word
+BUCKET = 500_000_000  # gradients that are summed over processes at once: DeepSpeed's own number
 
 
 def is_zero(accelerator: Accelerator) -> bool:
@@ -28,6 +32,8 @@ def autocast(accelerator: Accelerator):
 def check_zero(accelerator: Accelerator, config: Config) -> None:
     """Raises ValueError for launches and configs that cannot be trained together."""
     plugin = accelerator.state.deepspeed_plugin
+    if tuple(int(part) for part in version("deepspeed").split(".")[:2]) < LEAST_VERSION:
+        raise ValueError(f"DeepSpeed {version('deepspeed')} is too old: pip install 'deepspeed>=0.19.8'")
     if plugin.zero_stage not in (1, 2):
         raise ValueError(
             f"of DeepSpeed only stages 1 and 2 of ZeRO are supported, not {plugin.zero_stage}: "
@@ -45,9 +51,14 @@ def prepare_zero(accelerator: Accelerator, config: Config, model: torch.nn.Modul
     """What `accelerator.prepare` gives. What is trained stays in float32, and operations are in bfloat16 where it is
     asked for, as without DeepSpeed, whose own way is to halve all weights and to keep float32 copies."""
     settings = accelerator.state.deepspeed_plugin.deepspeed_config
-    settings["train_micro_batch_size_per_gpu"] = 1  # is asked for, and does nothing without a data loader of its own
+    # Batch sizes are asked for, and do nothing without a data loader of DeepSpeed's.
+    settings["train_micro_batch_size_per_gpu"] = 1
+    settings["train_batch_size"] = config.micro_batches * accelerator.num_processes
     settings["gradient_accumulation_steps"] = config.micro_batches
     settings["gradient_clipping"] = config.optim.clip
+    trained = sum(weight.numel() for weight in optimizer.param_groups[0]["params"])
+    for bucket in ("reduce_bucket_size", "allgather_bucket_size"):
+        settings["zero_optimization"][bucket] = min(BUCKET, trained)  # is allocated, however little is trained
     half = settings["bf16"]
     settings["bf16"] = {"enabled": False}
     # No module is safe: gradients are summed over processes in float32.
@@ -57,16 +68,21 @@ def prepare_zero(accelerator: Accelerator, config: Config, model: torch.nn.Modul
     return engine, optimizer
 
 
-def whole_moments(optimizer: torch.optim.Optimizer, weights: list[torch.nn.Parameter]) -> dict[int, dict]:
-    """The state of AdamW by number of parameter, as if it were not split. All processes have to ask for it."""
+def whole_moments(optimizer: torch.optim.Optimizer, weights: list[torch.nn.Parameter], main: bool) -> dict[int, dict]:
+    """The state of AdamW by number of parameter, as if it were not split: on the CPU of the main process, others none.
+
+    All processes have to ask for it. Weight by weight, because all of them may not fit on a GPU.
+    """
     from deepspeed.utils import safe_get_full_optimizer_state
 
     (partition,) = optimizer.param_groups[0]["params"]  # all weights of this process as one
-    step = optimizer.state[partition]["step"]
-    return {
-        i: {"step": step, **{key: safe_get_full_optimizer_state(weight, key) for key in MOMENTS}}
-        for i, weight in enumerate(weights)
-    }
+    state = optimizer.state[partition]
+    states = {}
+    for i, weight in enumerate(weights if state else []):  # none: no step has had a finite gradient yet
+        moments = {key: safe_get_full_optimizer_state(weight, key) for key in MOMENTS}
+        if main:
+            states[i] = {"step": state["step"]} | {key: moment.cpu() for key, moment in moments.items()}
+    return states
 
 
 def restore_zero(zero_optimizer, weights: list[torch.nn.Parameter], states: dict[int, dict]) -> None:
@@ -79,6 +95,8 @@ def restore_zero(zero_optimizer, weights: list[torch.nn.Parameter], states: dict
     for weight in weights:
         safe_set_full_fp32_param(weight, weight.detach())
     (partition,) = zero_optimizer.optimizer.param_groups[0]["params"]
+    if not states:
+        return
     step = max(state["step"] for state in states.values())
     zero_optimizer.optimizer.state[partition] = {"step": step} | {key: torch.zeros_like(partition) for key in MOMENTS}
     zero_optimizer._lazy_init_hp_params_optimizer_state()  # otherwise at the first step
