@@ -15,6 +15,7 @@ from diffusers import WanPipeline
 from families import tiny_trainable_pipeline
 
 import flexivid
+import pareto
 import vbench_sweep
 from flexivid.shapes.embedded import ADAPTER, MODEL, SAMPLING
 from flexivid.shapes.world import Scene, fixed_layout, render
@@ -290,3 +291,17 @@ class TestVBench:
         assert answer["status"] == "scored", answer
         assert answer["score"] == pytest.approx(expected, abs=5e-3)
         assert answer["videos"].keys() == {"a clip-0.mp4", "a clip-1.mp4"}
+
+
+def test_arms_of_several_sweeps_are_joined_if_their_clips_are_the_same(tmp_path):
+    def results(name, quality, arms):
+        rows = [{"arm": arm, "metrics": {"psnr": {"mean": quality}}, "of": name} for arm in ["full", *arms]]
+        path = tmp_path / f"{name}.json"
+        path.write_text(json.dumps({"arms": rows}))
+        return path
+
+    first, second = results("first", 30.0, ["steps-2"]), results("second", 30.00001, ["steps-2", "pab-0.5"])
+    found = [(row["arm"], row["of"]) for row in pareto.joined([first, second])["arms"]]
+    assert found == [("full", "first"), ("steps-2", "first"), ("pab-0.5", "second")]
+    with pytest.raises(ValueError, match="their full runs differ"):
+        pareto.joined([first, results("third", 31.0, [])])
