@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKLWan, WanPipeline, WanTransformer3DModel
+from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 from diffusers.utils import logging
 from filelock import FileLock
 
@@ -26,6 +27,14 @@ def pytest_configure():
         cores = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
         torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def usual_attention_backend():
+    """`set_attention_backend` of diffusers changes that of every model, and so of every test that comes after."""
+    before = _AttentionBackendRegistry.get_active_backend()[0]
+    yield
+    _AttentionBackendRegistry.set_active_backend(before)
 
 
 def tiny_transformer(seed: int = 0, **overrides) -> WanTransformer3DModel:
