@@ -117,7 +117,7 @@ def test_any_stock_pipeline(tmp_path):
     arms = "--budgets 1.0 0.8 --methods training-free steps --timed-rounds 1 --report-prompts 1 --modes 1x4x4".split()
     folders = ["--model", str(tmp_path / "model"), "--output", str(tmp_path / "out")]
     prompts = ["--prompts", str(tmp_path / "prompts.txt")]
-    # In a process of its own: late in a worker that has run many tests it took minutes, and alone seconds.
+    # In a process of its own, as people run it.
     command = [sys.executable, "eval/vbench_sweep.py", *folders, *prompts, *sizes, *arms]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
