@@ -98,6 +98,7 @@ def test_processes_and_micro_batches_change_nothing(tmp_path, settings):
         ("whole", ONE, {}),
         ("parts", ONE, {"micro_batches": 2}),
         ("processes", TWO, {}),
+        ("both", TWO, {"micro_batches": 2}),
     ):
         path, output = write(tmp_path, name, settings, **more)
         run(command, path)

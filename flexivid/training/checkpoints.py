@@ -111,13 +111,12 @@ def load_checkpoint(folder: Path, trainable: dict, optimizers: list, ema: EMAMod
         for i, p in enumerate(ema.shadow_params):
             p.copy_(part_like(tensors[f"ema.{i}"], p))
     ema.optimization_step = int(metadata["ema_step"])
-    weights = list(trainable.values())
-    for k, optimizer in enumerate(optimizers):
-        parameters = weights if zero is not None else optimizer.param_groups[0]["params"]
-        states = optimizer_states(tensors, k, parameters)
-        if zero is not None:
-            restore_zero(zero, weights, states)
-        else:
+    if zero is not None:
+        weights = list(trainable.values())
+        restore_zero(zero, weights, optimizer_states(tensors, 0, weights))
+    else:
+        for k, optimizer in enumerate(optimizers):
+            states = optimizer_states(tensors, k, optimizer.param_groups[0]["params"])
             optimizer.load_state_dict({**optimizer.state_dict(), "state": states})
     return int(metadata["step"])
 

@@ -31,9 +31,9 @@ def autocast(accelerator: Accelerator):
 
 def check_zero(accelerator: Accelerator, config: Config) -> None:
     """Raises ValueError for launches and configs that cannot be trained together."""
-    plugin = accelerator.state.deepspeed_plugin
-    if tuple(int(part) for part in version("deepspeed").split(".")[:2]) < LEAST_VERSION:
-        raise ValueError(f"DeepSpeed {version('deepspeed')} is too old: pip install 'deepspeed>=0.19.8'")
+    plugin, installed = accelerator.state.deepspeed_plugin, version("deepspeed")
+    if tuple(int(part) for part in installed.split(".")[:2]) < LEAST_VERSION:
+        raise ValueError(f"DeepSpeed {installed} is too old: pip install 'deepspeed>=0.19.8'")
     if plugin.zero_stage not in (1, 2):
         raise ValueError(
             f"of DeepSpeed only stages 1 and 2 of ZeRO are supported, not {plugin.zero_stage}: "
@@ -94,9 +94,9 @@ def restore_zero(zero_optimizer, weights: list[torch.nn.Parameter], states: dict
 
     for weight in weights:
         safe_set_full_fp32_param(weight, weight.detach())
-    (partition,) = zero_optimizer.optimizer.param_groups[0]["params"]
     if not states:
         return
+    (partition,) = zero_optimizer.optimizer.param_groups[0]["params"]
     step = max(state["step"] for state in states.values())
     zero_optimizer.optimizer.state[partition] = {"step": step} | {key: torch.zeros_like(partition) for key in MOMENTS}
     zero_optimizer._lazy_init_hp_params_optimizer_state()  # otherwise at the first step
