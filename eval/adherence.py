@@ -22,7 +22,7 @@ from diffusers.utils import logging
 from tqdm import tqdm
 
 import flexivid
-from flexivid.flexible import compile_blocks
+from flexivid.model.flexible import compile_blocks
 from flexivid.shapes.embedded import ADAPTER, MODEL, SAMPLING
 from flexivid.shapes.oracle import judge
 from flexivid.shapes.prompts import load_prompts

@@ -20,8 +20,9 @@ from tqdm import tqdm
 
 import flexivid
 from flexivid.api import _attached
-from flexivid.calibration import best_schedule, residual_errors, step_weights, summed_error
-from flexivid.schedules import KEPT, check_budget, schedule_for_budget
+from flexivid.sampling.budget import check_budget, schedule_for_budget
+from flexivid.sampling.calibration import best_schedule, residual_errors, step_weights, summed_error
+from flexivid.sampling.schedule import KEPT
 from flexivid.shapes.embedded import ADAPTER, MODEL, SAMPLING
 from flexivid.shapes.prompts import load_prompts
 from flexivid.shapes.world import all_scenes

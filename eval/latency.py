@@ -25,7 +25,7 @@ from tqdm import tqdm
 from transformers import UMT5Config, UMT5EncoderModel
 
 import flexivid
-from flexivid.flexible import compile_blocks
+from flexivid.model.flexible import compile_blocks
 from flexivid.shapes.embedded import MODEL
 from flexivid.stock_pipelines import now
 from sweep.architectures import ARCHITECTURES, TEXT_ENCODER, Architecture, build_pipeline, random_weights

@@ -22,10 +22,10 @@ from accelerate import PartialState
 from diffusers import DiffusionPipeline, WanPipeline
 from tqdm import tqdm
 
+from flexivid.devices import share_cores
 from flexivid.shapes.embedded import MODEL
 from flexivid.shapes.world import parse_caption
 from flexivid.stock_pipelines import load, pipeline_class, set_guidance_scale
-from flexivid.threads import share_cores
 from sweep.arms import Arm, all_arms, reachable, tuned
 from sweep.report import write_report
 from sweep.results import assemble, write_csv, write_pareto

@@ -17,11 +17,11 @@ from diffusers.utils import logging
 from tqdm import tqdm
 
 import flexivid
-from flexivid.adapter import read_config
-from flexivid.parametrisation import PARAMETRISATIONS
+from flexivid.diffusion import PARAMETRISATIONS
+from flexivid.model.adapter import read_config
+from flexivid.shapes.build import encode
 from flexivid.shapes.embedded import MODEL
 from flexivid.shapes.world import sample_clips
-from flexivid.training.embedded import encode
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402

@@ -1,10 +1,11 @@
 """flexivid: run a pretrained video diffusion transformer with large patches on most steps, its own on a few."""
 
-from flexivid.adapter import AdapterError
 from flexivid.api import disable, enable, plan, summary
-from flexivid.schedules import BudgetError, Schedule
-from flexivid.session import Summary
-from flexivid.tubelet import FlexTubeletEmbed, FlexTubeletUnembed
+from flexivid.model.adapter import AdapterError
+from flexivid.patches.tubelet import FlexTubeletEmbed, FlexTubeletUnembed
+from flexivid.sampling.budget import BudgetError
+from flexivid.sampling.schedule import Schedule
+from flexivid.sampling.session import Summary
 
 __version__ = "0.1.0"
 __all__ = [

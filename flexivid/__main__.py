@@ -8,7 +8,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from flexivid.adapter import merge_adapters
+from flexivid.model.adapter import merge_adapters
 from flexivid.models import page
 
 

@@ -20,23 +20,17 @@ from diffusers.hooks.group_offloading import (
 from diffusers.loaders.lora_base import _func_optionally_disable_offloading
 from torch import nn
 
-from flexivid.adapter import load_adapter, locate_adapter, read_config
-from flexivid.families import family_of
-from flexivid.family import patch_size_of
-from flexivid.flexible import FlexTransformer
-from flexivid.folding import token_grid
-from flexivid.lora import HOOK_NAME, remove_lora
-from flexivid.parametrisation import PARAMETRISATIONS
-from flexivid.schedules import (
-    Schedule,
-    check_budget,
-    check_order,
-    format_patch_size,
-    multiple_of,
-    parse_patch_size,
-    spatially_doubled,
-)
-from flexivid.session import Session, Summary
+from flexivid.diffusion import PARAMETRISATIONS
+from flexivid.model.adapter import load_adapter, locate_adapter, read_config
+from flexivid.model.families import family_of
+from flexivid.model.family import patch_size_of
+from flexivid.model.flexible import FlexTransformer
+from flexivid.model.lora import HOOK_NAME, remove_lora
+from flexivid.patches.folding import token_grid
+from flexivid.patches.sizes import format_patch_size, multiple_of, parse_patch_size, spatially_doubled
+from flexivid.sampling.budget import check_budget, check_order
+from flexivid.sampling.schedule import Schedule
+from flexivid.sampling.session import Session, Summary
 
 COMPONENTS = ("transformer", "transformer_2")
 

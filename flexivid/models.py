@@ -9,12 +9,13 @@ from dataclasses import dataclass, field
 import diffusers
 import torch
 
-from flexivid.families import FAMILIES, family_of
-from flexivid.family import patch_size_of
-from flexivid.flexible import FlexTransformer
-from flexivid.flops import FlopCounter
-from flexivid.folding import Size3
-from flexivid.schedules import format_patch_size, least_budget
+from flexivid.model.families import FAMILIES, family_of
+from flexivid.model.family import patch_size_of
+from flexivid.model.flexible import FlexTransformer
+from flexivid.patches.folding import Size3
+from flexivid.patches.sizes import format_patch_size
+from flexivid.sampling.budget import least_budget
+from flexivid.sampling.flops import FlopCounter
 
 FEATURES = ("text-to-video", "image-to-video", "cache", "compile", "offload", "user LoRA", "train")
 # By family, in the order of FEATURES. `yes` is what a test does on a small random pipeline of the real classes, `-`

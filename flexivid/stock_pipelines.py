@@ -10,7 +10,7 @@ import diffusers
 import torch
 from diffusers import DiffusionPipeline
 
-from flexivid.families import family_of
+from flexivid.model.families import family_of
 
 # What pipelines call an argument of ours.
 ARGUMENTS = {

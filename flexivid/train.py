@@ -22,21 +22,21 @@ from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGr
 from diffusers.utils import logging as diffusers_logging  # noqa: E402
 from huggingface_hub import HfApi  # noqa: E402
 
-from flexivid.threads import share_cores  # noqa: E402
+from flexivid.devices import share_cores  # noqa: E402
 from flexivid.training.checkpoints import check_checkpoint  # noqa: E402
 from flexivid.training.config import load_config  # noqa: E402
 from flexivid.training.forecast import check_model, forecast  # noqa: E402
 from flexivid.training.loop import check_optimizer, clips_per_part, train  # noqa: E402
-from flexivid.training.sharding import check_sharding  # noqa: E402
+from flexivid.training.parallel.sharding import check_sharding  # noqa: E402
 
 
 def build_objective(config, accelerator):
     if config.objective == "pretrain" and not (config.base and config.base.is_dir()):
         raise ValueError(f"base must be the folder of what pretrain starts from, not {config.base}")
     if config.objective == "vae":
-        from flexivid.training.vae import VaeObjective as Objective
+        from flexivid.shapes.vae import VaeObjective as Objective
     elif config.objective == "pretrain":
-        from flexivid.training.pretrain import PretrainObjective as Objective
+        from flexivid.shapes.pretrain import PretrainObjective as Objective
     elif config.objective == "shared":
         from flexivid.training.shared import SharedObjective as Objective
     else:

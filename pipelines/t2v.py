@@ -28,10 +28,12 @@ from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
 import flexivid
-from flexivid.adapter import locate_adapter, read_config
-from flexivid.families import family_of
-from flexivid.family import patch_size_of
-from flexivid.schedules import check_budget, parse_patch_size, read_schedule
+from flexivid.model.adapter import locate_adapter, read_config
+from flexivid.model.families import family_of
+from flexivid.model.family import patch_size_of
+from flexivid.patches.sizes import parse_patch_size
+from flexivid.sampling.budget import check_budget
+from flexivid.sampling.schedule import read_schedule
 from flexivid.shapes.embedded import ADAPTER, MODEL, USUAL
 from flexivid.stock_pipelines import (
     ARGUMENTS,

@@ -14,7 +14,7 @@ from diffusers.utils import logging
 from filelock import FileLock
 
 import vbench_sweep
-from flexivid.training.embedded import TEXT_DIM, build_pipeline, build_text_encoder, build_tokenizer
+from flexivid.shapes.build import TEXT_DIM, build_pipeline, build_text_encoder, build_tokenizer
 from flexivid.video import write_mp4
 
 logging.set_verbosity_error()

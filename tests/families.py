@@ -54,13 +54,13 @@ from transformers import (
     T5EncoderModel,
 )
 
-from flexivid.families import family_of
-from flexivid.family import patch_size_of
-from flexivid.flexible import FlexTransformer
-from flexivid.lora import add_lora
+from flexivid.model.families import family_of
+from flexivid.model.family import patch_size_of
+from flexivid.model.flexible import FlexTransformer
+from flexivid.model.lora import add_lora
 from flexivid.models import weak_patch_sizes
-from flexivid.resize import resize_matrix
-from flexivid.training.embedded import build_tokenizer
+from flexivid.patches.resize import resize_matrix
+from flexivid.shapes.build import build_tokenizer
 
 CHANNELS, TEXT = 4, 16
 

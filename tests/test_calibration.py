@@ -5,8 +5,9 @@ import itertools
 import numpy as np
 import pytest
 
-from flexivid.calibration import best_schedule, residual_errors, summed_error
-from flexivid.schedules import BudgetError, Schedule
+from flexivid.sampling.budget import BudgetError
+from flexivid.sampling.calibration import best_schedule, residual_errors, summed_error
+from flexivid.sampling.schedule import Schedule
 
 COSTS = {"1x2x2": 1000, "1x4x4": 230, "2x4x4": 140}
 

@@ -9,8 +9,9 @@ import torch
 from accelerate import Accelerator
 from conftest import tiny_pipeline, write_clip
 
-from flexivid.training import latents
-from flexivid.training.clips import (
+from flexivid.training.config import ClipsConfig
+from flexivid.training.data import latents
+from flexivid.training.data.clips import (
     BrokenClip,
     Bucket,
     Reader,
@@ -20,7 +21,6 @@ from flexivid.training.clips import (
     frame_indices,
     load_clip,
 )
-from flexivid.training.config import ClipsConfig
 
 
 class TestListings:

@@ -18,19 +18,19 @@ from families import (
 )
 from test_family_pipelines import check_clock
 
-from flexivid import families as families_module
-from flexivid import positions
-from flexivid.adapter import AdapterConfig, load_adapter, read_config, save_adapter, transformer_shape
-from flexivid.families import FAMILIES, family_of
-from flexivid.family import centred_tables, patch_size_of
-from flexivid.flexible import Choice, FlexTransformer
-from flexivid.flops import FlopCounter, flop_counter_mode
-from flexivid.folding import folding_for
-from flexivid.lora import add_lora, remove_lora
-from flexivid.modes import WeakMode
-from flexivid.parametrisation import noise_level, output_for_x0
-from flexivid.schedules import multiple_of, parse_patch_size
-from flexivid.session import Session
+from flexivid.diffusion import noise_level, output_for_x0
+from flexivid.model import families as families_module
+from flexivid.model.adapter import AdapterConfig, load_adapter, read_config, save_adapter, transformer_shape
+from flexivid.model.families import FAMILIES, family_of
+from flexivid.model.family import centred_tables, patch_size_of
+from flexivid.model.flexible import Choice, FlexTransformer
+from flexivid.model.lora import add_lora, remove_lora
+from flexivid.model.weak_mode import WeakMode
+from flexivid.patches import positions
+from flexivid.patches.folding import folding_for
+from flexivid.patches.sizes import multiple_of, parse_patch_size
+from flexivid.sampling.flops import FlopCounter, flop_counter_mode
+from flexivid.sampling.session import Session
 
 pytestmark = pytest.mark.filterwarnings("ignore:In CPU autocast")  # Mochi asks for one in float32
 every_family = pytest.mark.parametrize("name", TINY)

@@ -17,9 +17,9 @@ from test_family_pipelines import PIPELINES, sample
 from test_flexible import config_of
 
 import flexivid
-from flexivid.adapter import save_adapter
-from flexivid.families import FAMILIES, family_of
-from flexivid.lora import add_lora
+from flexivid.model.adapter import save_adapter
+from flexivid.model.families import FAMILIES, family_of
+from flexivid.model.lora import add_lora
 from flexivid.models import FEATURES, PUBLISHED, SUPPORT, cost_line, family_lines
 
 TESTS = Path(__file__).parent

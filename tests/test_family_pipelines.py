@@ -11,10 +11,10 @@ from diffusers import (
 from families import IMAGE_PIPELINES, STEPS, TINY, tiny_image_pipeline, tiny_pipeline
 
 import flexivid
-from flexivid.flops import flop_counter_mode
-from flexivid.lora import HOOK_NAME
-from flexivid.parametrisation import FLOWS, noise_level
-from flexivid.schedules import KEPT
+from flexivid.diffusion import FLOWS, noise_level
+from flexivid.model.lora import HOOK_NAME
+from flexivid.sampling.flops import flop_counter_mode
+from flexivid.sampling.schedule import KEPT
 from flexivid.stock_pipelines import set_guidance_scale, usual_arguments
 
 PIPELINES = [name for name in TINY if name != "wan-i2v"]

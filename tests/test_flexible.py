@@ -10,11 +10,11 @@ from families import randomise_adapter, upsampled
 from peft import LoraConfig
 
 import flexivid
-from flexivid.adapter import AdapterConfig, load_adapter, read_config, save_adapter, transformer_shape
-from flexivid.flexible import Choice, FlexTransformer
-from flexivid.flops import FlopCounter, flop_counter_mode
-from flexivid.folding import folding_for
-from flexivid.lora import add_lora, remove_lora
+from flexivid.model.adapter import AdapterConfig, load_adapter, read_config, save_adapter, transformer_shape
+from flexivid.model.flexible import Choice, FlexTransformer
+from flexivid.model.lora import add_lora, remove_lora
+from flexivid.patches.folding import folding_for
+from flexivid.sampling.flops import FlopCounter, flop_counter_mode
 
 WEAK = ["1x4x4", "2x2x2", "2x4x4"]
 

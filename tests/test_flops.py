@@ -4,8 +4,8 @@ import pytest
 import torch
 from diffusers import WanTransformer3DModel
 
-from flexivid.flexible import FlexTransformer
-from flexivid.flops import FlopCounter
+from flexivid.model.flexible import FlexTransformer
+from flexivid.sampling.flops import FlopCounter
 
 
 def wan2_1_1_3b():

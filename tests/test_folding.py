@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from flexivid.folding import block_sources, folding_for
+from flexivid.patches.folding import block_sources, folding_for
 
 SIZES = [(1, 2, 2), (5, 16, 16), (4, 6, 10), (21, 10, 6), (2, 2, 14)]
 MULTIPLES = [(1, 2, 2), (2, 1, 1), (2, 2, 2), (3, 1, 4), (4, 4, 4)]

@@ -8,7 +8,7 @@ from diffusers.hooks import FirstBlockCacheConfig, TaylorSeerCacheConfig
 from PIL import Image
 
 import flexivid
-from flexivid.flops import flop_counter_mode
+from flexivid.sampling.flops import flop_counter_mode
 
 MODES = ["1x4x4", "2x2x2", "2x4x4"]
 

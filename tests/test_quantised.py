@@ -10,9 +10,9 @@ from test_training_scale import ONE, losses, run, start_and_signal, write
 
 import flexivid
 from flexivid.api import _attached
-from flexivid.flexible import FlexTransformer
-from flexivid.lora import add_lora
-from flexivid.modes import dense_weight
+from flexivid.model.flexible import FlexTransformer
+from flexivid.model.lora import add_lora
+from flexivid.model.weak_mode import dense_weight
 
 quantization = pytest.importorskip("torchao.quantization", reason="torchao is missing: make test-quantised")
 pytest.importorskip("bitsandbytes", reason="bitsandbytes is missing: make test-quantised")

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from einops import EinopsError, rearrange
 
-from flexivid.resize import (
+from flexivid.patches.resize import (
     bilinear_matrix,
     embedder_to_folded,
     head_to_folded,

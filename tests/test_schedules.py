@@ -6,17 +6,9 @@ from functools import partial
 
 import pytest
 
-from flexivid.schedules import (
-    BudgetError,
-    Schedule,
-    denser_first,
-    explicit_schedule,
-    format_patch_size,
-    least_budget,
-    multiple_of,
-    parse_patch_size,
-    schedule_for_budget,
-)
+from flexivid.patches.sizes import format_patch_size, multiple_of, parse_patch_size
+from flexivid.sampling.budget import BudgetError, denser_first, least_budget, schedule_for_budget
+from flexivid.sampling.schedule import Schedule, explicit_schedule
 
 weak_first = partial(schedule_for_budget, order="weak-first")
 

@@ -14,7 +14,7 @@ from families import tiny_pipeline as tiny_family_pipeline
 from PIL import Image
 from test_flexible import attach, config_of
 
-from flexivid.adapter import save_adapter
+from flexivid.model.adapter import save_adapter
 
 SCRIPT = Path(__file__).parents[1] / "pipelines/t2v.py"
 CAPTION = "a plain red circle growing on a black background"

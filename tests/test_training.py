@@ -14,7 +14,7 @@ from conftest import forward_inputs, tiny_pipeline, tiny_transformer
 from diffusers import AutoencoderKLWan
 from safetensors.torch import load_file
 
-from flexivid.adapter import AdapterConfig, save_adapter, transformer_shape
+from flexivid.model.adapter import AdapterConfig, save_adapter, transformer_shape
 from flexivid.training.config import DistillConfig, load_config
 from flexivid.training.configuration_page import page
 from flexivid.training.distill import (

@@ -11,13 +11,13 @@ from diffusers import DiffusionPipeline
 from families import TRAINABLE, tiny_trainable_pipeline
 
 import flexivid
-from flexivid.families import family_of
-from flexivid.family import patch_size_of
-from flexivid.schedules import spatially_doubled
+from flexivid.model.families import family_of
+from flexivid.model.family import patch_size_of
+from flexivid.patches.sizes import spatially_doubled
 from flexivid.stock_pipelines import call_arguments
-from flexivid.training.clips import Bucket
-from flexivid.training.conditions import conditions_of
 from flexivid.training.config import ClipsConfig, Config, load_config
+from flexivid.training.data.clips import Bucket
+from flexivid.training.data.conditions import conditions_of
 from flexivid.training.distill import DistillObjective, predict
 from flexivid.training.forecast import check_model
 from flexivid.training.loop import train

@@ -27,7 +27,7 @@ from flexivid.training.config import Config
 from flexivid.training.distill import DistillObjective, build_student
 from flexivid.training.forecast import check_model, forecast
 from flexivid.training.loop import step_generator
-from flexivid.training.sharding import check_sharding
+from flexivid.training.parallel.sharding import check_sharding
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = str(ROOT / "tests/train_without_samples.py")

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from flexivid.resize import resize_embedder, resize_head
-from flexivid.tubelet import FlexTubeletEmbed, FlexTubeletUnembed
+from flexivid.patches.resize import resize_embedder, resize_head
+from flexivid.patches.tubelet import FlexTubeletEmbed, FlexTubeletUnembed
 
 BASE = (1, 2, 2)
 COARSE = [(1, 4, 4), (2, 4, 4), (2, 2, 2), (3, 5, 3), (1, 1, 1)]

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field, replace
 from diffusers import DiffusionPipeline
 
 import flexivid
-from flexivid.schedules import BudgetError, read_schedule
+from flexivid.sampling.budget import BudgetError
+from flexivid.sampling.schedule import read_schedule
 from sweep.rivals import CACHES, NEAR
 
 METHODS = {

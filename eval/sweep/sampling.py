@@ -19,7 +19,7 @@ from diffusers import DiffusionPipeline
 from tqdm import tqdm
 
 from flexivid.api import COMPONENTS
-from flexivid.flops import flop_counter_mode
+from flexivid.sampling.flops import flop_counter_mode
 from flexivid.stock_pipelines import call_arguments
 from flexivid.video import enlarge, write_mp4
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from diffusers.utils import logging
 
-from flexivid.schedules import read_schedule
+from flexivid.sampling.schedule import read_schedule
 from flexivid.shapes.embedded import ADAPTER, MODEL, USUAL
 from flexivid.shapes.prompts import load_prompts
 from flexivid.stock_pipelines import pipeline_class, usual_arguments, without_weights

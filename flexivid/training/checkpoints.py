@@ -10,10 +10,10 @@ from diffusers.training_utils import EMAModel
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from flexivid.adapter import whole
+from flexivid.model.adapter import whole
 from flexivid.training.config import Config
-from flexivid.training.sharding import part_like
-from flexivid.training.zero import restore_zero
+from flexivid.training.parallel.sharding import part_like
+from flexivid.training.parallel.zero import restore_zero
 
 CHECKPOINTS = "checkpoint-*.safetensors"
 

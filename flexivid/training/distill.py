@@ -11,23 +11,23 @@ from diffusers import DiffusionPipeline
 from diffusers.training_utils import cast_training_params
 from huggingface_hub import HfApi
 
-from flexivid.adapter import AdapterConfig, load_adapter, read_config, save_adapter, transformer_shape
-from flexivid.family import Family
-from flexivid.flexible import FlexTransformer
-from flexivid.lora import add_lora
-from flexivid.session import Session
-from flexivid.training.clips import Bucket
-from flexivid.training.conditions import clip_arguments
+from flexivid.model.adapter import AdapterConfig, load_adapter, read_config, save_adapter, transformer_shape
+from flexivid.model.family import Family
+from flexivid.model.flexible import FlexTransformer
+from flexivid.model.lora import add_lora
+from flexivid.sampling.session import Session
+from flexivid.shapes.data import ShapesData
+from flexivid.shapes.pretrain import sample_and_judge
 from flexivid.training.config import Config, DistillConfig
-from flexivid.training.latents import build_cache, encoders_of
+from flexivid.training.data.clips import Bucket
+from flexivid.training.data.conditions import clip_arguments
+from flexivid.training.data.latents import build_cache, encoders_of
 from flexivid.training.loop import clips_per_part, configure_speed, global_batch_slice, step_generator
 from flexivid.training.noise import NoiseLevels, State, on_rows
-from flexivid.training.pretrain import sample_and_judge
+from flexivid.training.parallel.sharding import block_classes
+from flexivid.training.parallel.zero import autocast
 from flexivid.training.report import SIGMAS, draw_errors, write_card
 from flexivid.training.rollouts import RollOuts
-from flexivid.training.shapes_data import ShapesData
-from flexivid.training.sharding import block_classes
-from flexivid.training.zero import autocast
 from flexivid.video import write_picture
 
 
@@ -99,7 +99,7 @@ def distillation_loss(errors: torch.Tensor) -> torch.Tensor:
 def corrected_distillation_loss(
     errors: torch.Tensor, errors_before: torch.Tensor, corrected: torch.Tensor, anchor: float
 ) -> torch.Tensor:
-    """What is left of a weak prediction's error in an interleaved schedule (`schedules.py`), and a share of the whole.
+    """What is left of a weak prediction's error in an interleaved schedule (`budget.py`), and a share of the whole.
 
     There a weak step at t predicts x0_weak(t) + [x0_powerful(t_k) - x0_weak(t_k)], so that its error is e(t) - e(t_k):
     a weak mode may be wrong, as long as it stays equally wrong until the next powerful step.

@@ -7,16 +7,17 @@ import torch
 from diffusers import DiffusionPipeline, UniPCMultistepScheduler
 from torch.autograd.graph import saved_tensors_hooks
 
-from flexivid.families import family_of
-from flexivid.family import patch_size_of
-from flexivid.flops import FlopCounter, flop_counter_mode
-from flexivid.parametrisation import FLOWS
-from flexivid.schedules import least_budget, parse_patch_size, schedule_for_budget
+from flexivid.diffusion import FLOWS
+from flexivid.model.families import family_of
+from flexivid.model.family import patch_size_of
+from flexivid.patches.sizes import parse_patch_size
+from flexivid.sampling.budget import least_budget, schedule_for_budget
+from flexivid.sampling.flops import FlopCounter, flop_counter_mode
 from flexivid.stock_pipelines import latent_channels_of, pipeline_class, without_weights
-from flexivid.training.clips import Bucket
 from flexivid.training.config import Config
+from flexivid.training.data.clips import Bucket
+from flexivid.training.data.latents import check_buckets, clips_of
 from flexivid.training.distill import Student, build_student, distillation_loss, weak_errors
-from flexivid.training.latents import check_buckets, clips_of
 from flexivid.training.loop import clips_per_part
 from flexivid.training.noise import State, on_rows
 

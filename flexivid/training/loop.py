@@ -15,12 +15,12 @@ from accelerate import Accelerator
 from diffusers.training_utils import EMAModel
 from tqdm import tqdm
 
-from flexivid.adapter import whole
-from flexivid.flexible import compile_blocks
+from flexivid.model.adapter import whole
+from flexivid.model.flexible import compile_blocks
 from flexivid.training.checkpoints import load_checkpoint, run_facts, save_checkpoint
 from flexivid.training.config import Config
-from flexivid.training.sharding import is_sharded, outer_weights
-from flexivid.training.zero import is_zero, prepare_zero, whole_moments
+from flexivid.training.parallel.sharding import is_sharded, outer_weights
+from flexivid.training.parallel.zero import is_zero, prepare_zero, whole_moments
 
 
 class Objective(Protocol):

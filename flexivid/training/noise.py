@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import torch
 
-from flexivid.family import Family
-from flexivid.parametrisation import FLOWS, noise_level, predicted_x0, timestep_at
+from flexivid.diffusion import FLOWS, noise_level, predicted_x0, timestep_at
+from flexivid.model.family import Family
 
 
 def shift_sigma(sigma: torch.Tensor, shift: float) -> torch.Tensor:

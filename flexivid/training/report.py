@@ -5,7 +5,7 @@ from pathlib import Path
 
 import matplotlib
 
-from flexivid.adapter import CONFIG_NAME, LORA_NAME, WEIGHTS_NAME, AdapterConfig
+from flexivid.model.adapter import CONFIG_NAME, LORA_NAME, WEIGHTS_NAME, AdapterConfig
 from flexivid.training.config import Config
 
 matplotlib.use("Agg")

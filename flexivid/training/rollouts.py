@@ -8,11 +8,11 @@ import torch
 from accelerate import Accelerator
 from diffusers import WanPipeline
 
-from flexivid.flexible import FlexTransformer
-from flexivid.session import Session
+from flexivid.model.flexible import FlexTransformer
+from flexivid.sampling.session import Session
 from flexivid.training.config import Config
 from flexivid.training.loop import step_generator
-from flexivid.training.zero import autocast
+from flexivid.training.parallel.zero import autocast
 
 
 class RollOuts:

@@ -9,11 +9,11 @@ import copy
 
 import torch
 
-from flexivid.flexible import FlexTransformer
+from flexivid.model.flexible import FlexTransformer
 from flexivid.training.distill import DistillObjective, Student, predict
 from flexivid.training.loop import step_generator
 from flexivid.training.noise import State
-from flexivid.training.zero import autocast
+from flexivid.training.parallel.zero import autocast
 
 
 class SharedObjective(DistillObjective):

@@ -16,13 +16,14 @@ from diffusers.hooks.hooks import CacheContext, StateManager, _set_cache_context
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from torch import nn
 
-from flexivid.families import family_of
-from flexivid.family import centred_tables, patch_size_of
-from flexivid.folding import Folding, folding_for, token_grid
-from flexivid.lora import HOOK_NAME, LoraSwitch
-from flexivid.modes import WeakMode
-from flexivid.parametrisation import FLOWS, noise_level, normaliser, output_for_x0, predicted_x0, timestep_at
-from flexivid.schedules import KEPT, format_patch_size, parse_patch_size, spatially_doubled
+from flexivid.diffusion import FLOWS, noise_level, normaliser, output_for_x0, predicted_x0, timestep_at
+from flexivid.model.families import family_of
+from flexivid.model.family import centred_tables, patch_size_of
+from flexivid.model.lora import HOOK_NAME, LoraSwitch
+from flexivid.model.weak_mode import WeakMode
+from flexivid.patches.folding import Folding, folding_for, token_grid
+from flexivid.patches.sizes import format_patch_size, parse_patch_size, spatially_doubled
+from flexivid.sampling.schedule import KEPT
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ Policy = Callable[["FlexTransformer", dict, CacheContext | None], Choice]
 class FlexTransformer:
     """Attaches weak modes to a transformer. `policy` says before every forward which patch size runs.
 
-    transformer: a diffusers transformer that has a row in `families.py`. patch_sizes: the weak ones, as `1x4x4`.
+    transformer: a diffusers transformer that has a row in `families`. patch_sizes: the weak ones, as `1x4x4`.
     Raises ValueError for an unknown transformer, a patch size that is no multiple of the base one, or one that is
     already enabled.
     """

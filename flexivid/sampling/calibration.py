@@ -1,6 +1,6 @@
 """The schedule with the least measured error for a budget: dynamic programming over powerful steps and weak modes.
 
-In an interleaved schedule a weak step at t errs by e(t) - e(k), k being the last powerful step (`schedules.py`). With
+In an interleaved schedule a weak step at t errs by e(t) - e(k), k being the last powerful step (`budget.py`). With
 guidance of scale s, e = e_u + s (e_c - e_u) where both branches run, e_b = x0_weak - x0_powerful of a branch; where
 guidance is kept, e = e_c - (s - 1) d, d = x0_c - x0_u of the powerful mode. Errors of steps are taken to add up, each
 with the weight with which the step moves the latents. Pure functions; `eval/calibrate.py` measures the errors.
@@ -11,7 +11,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from flexivid.schedules import KEPT, BudgetError, Schedule
+from flexivid.sampling.budget import BudgetError
+from flexivid.sampling.schedule import KEPT, Schedule
 
 UNITS = 4000  # of cost that the budget is divided into; costs are rounded up, so that the budget holds
 

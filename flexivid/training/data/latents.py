@@ -21,13 +21,13 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from tqdm import tqdm
 
-from flexivid.families import family_of
-from flexivid.training.clips import BrokenClip, Bucket, CaptionedClip, find_clips, load_clip
-from flexivid.training.conditions import clip_arguments, conditions_of
+from flexivid.model.families import family_of
+from flexivid.shapes.build import encode, latent_statistics
+from flexivid.shapes.data import fingerprint
 from flexivid.training.config import ClipsConfig
-from flexivid.training.embedded import encode, latent_statistics
+from flexivid.training.data.clips import BrokenClip, Bucket, CaptionedClip, find_clips, load_clip
+from flexivid.training.data.conditions import clip_arguments, conditions_of
 from flexivid.training.noise import on_rows
-from flexivid.training.shapes_data import fingerprint
 
 SHARD = 32  # clips a file: what a kill loses at most
 

@@ -1,4 +1,4 @@
-"""What flexivid has to know of a family of video DiTs: the fields of one row of the table in `families.py`."""
+"""What flexivid has to know of a family of video DiTs: the fields of one row of the table in `families`."""
 
 import math
 from collections.abc import Callable
@@ -11,9 +11,9 @@ from diffusers import DiffusionPipeline
 from diffusers.configuration_utils import FrozenDict
 from einops import rearrange
 
-from flexivid.folding import Folding, Size3
-from flexivid.parametrisation import Prediction
-from flexivid.positions import centred_rope
+from flexivid.diffusion import Prediction
+from flexivid.patches.folding import Folding, Size3
+from flexivid.patches.positions import centred_rope
 
 Tables = tuple[torch.Tensor, torch.Tensor]
 

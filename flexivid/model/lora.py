@@ -11,7 +11,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 if TYPE_CHECKING:
-    from flexivid.flexible import FlexTransformer
+    from flexivid.model.flexible import FlexTransformer
 
 HOOK_NAME = "flexivid"
 

@@ -3,15 +3,15 @@
 import pytest
 import torch
 
-from flexivid.folding import folding_for
-from flexivid.parametrisation import (
+from flexivid.diffusion import (
     normaliser,
     output_for_x0,
     predicted_x0,
     sigma_to_alpha_s,
     vp_timestep,
 )
-from flexivid.positions import centred_rope, interpolate_table, rope_table, sincos_table, stretched_positions
+from flexivid.patches.folding import folding_for
+from flexivid.patches.positions import centred_rope, interpolate_table, rope_table, sincos_table, stretched_positions
 
 PREDICTIONS = ["flow", "epsilon", "v_prediction"]
 

@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
+from flexivid.shapes.build import encode
 from flexivid.shapes.world import all_scenes, sample_clips
 from flexivid.training.config import DataConfig
-from flexivid.training.embedded import encode
 
 SHARD = 500  # clips a file, so that a kill loses at most one
 

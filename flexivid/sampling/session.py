@@ -7,10 +7,12 @@ import torch
 from diffusers.hooks import FirstBlockCacheConfig
 from diffusers.hooks.hooks import CacheContext
 
-from flexivid.flexible import Choice, FlexTransformer
-from flexivid.flops import FlopCounter
-from flexivid.parametrisation import FLOWS
-from flexivid.schedules import KEPT, Schedule, explicit_schedule, is_mixed, parse_patch_size, schedule_for_budget
+from flexivid.diffusion import FLOWS
+from flexivid.model.flexible import Choice, FlexTransformer
+from flexivid.patches.sizes import parse_patch_size
+from flexivid.sampling.budget import schedule_for_budget
+from flexivid.sampling.flops import FlopCounter
+from flexivid.sampling.schedule import KEPT, Schedule, explicit_schedule, is_mixed
 
 # What pipelines call the context of the unconditional branch: the second name is that of diffusers' guiders.
 UNCONDITIONAL = ("uncond", "pred_uncond")

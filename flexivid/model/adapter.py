@@ -15,8 +15,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch.distributed.tensor import DTensor
 
-from flexivid.flexible import FlexTransformer
-from flexivid.lora import add_lora
+from flexivid.model.flexible import FlexTransformer
+from flexivid.model.lora import add_lora
 
 CONFIG_NAME = "flexivid_config.json"
 WEIGHTS_NAME = "flexivid.safetensors"

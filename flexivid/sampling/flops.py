@@ -8,8 +8,8 @@ from diffusers.models.attention_dispatch import attention_backend
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from flexivid.flexible import FlexTransformer
-from flexivid.lora import HOOK_NAME
+from flexivid.model.flexible import FlexTransformer
+from flexivid.model.lora import HOOK_NAME
 
 
 def flop_counter_mode() -> FlopCounterMode:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from flexivid.resize import PatchSize, apply_to_embedder, apply_to_head, embedder_matrix, resize_matrix
+from flexivid.patches.resize import PatchSize, apply_to_embedder, apply_to_head, embedder_matrix, resize_matrix
 
 Grid = tuple[int, int, int]
 

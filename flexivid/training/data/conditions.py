@@ -8,10 +8,10 @@ import inspect
 import torch
 from diffusers import DiffusionPipeline
 
-from flexivid.families import family_of
+from flexivid.model.families import family_of
 from flexivid.stock_pipelines import call_arguments
-from flexivid.training.clips import Bucket
 from flexivid.training.config import ClipsConfig
+from flexivid.training.data.clips import Bucket
 
 NOT_CONDITIONS = ("hidden_states", "timestep", "return_dict", "attention_kwargs")
 

@@ -14,9 +14,9 @@ from diffusers.configuration_utils import FrozenDict
 from diffusers.models.embeddings import PatchEmbed, get_2d_sincos_pos_embed
 from diffusers.models.transformers.transformer_mochi import MochiRoPE
 
-from flexivid.family import Family, Tables, centred_tables, patch_size_of
-from flexivid.folding import Folding, Size3, token_grid
-from flexivid.positions import middle
+from flexivid.model.family import Family, Tables, centred_tables, patch_size_of
+from flexivid.patches.folding import Folding, Size3, token_grid
+from flexivid.patches.positions import middle
 
 # What most classes call the modules that LoRA adapts.
 ATTENTION_AND_FEED_FORWARD = r"transformer_blocks\.\d+\.(attn1\.(to_q|to_k|to_v|to_out\.0)|ff\.net\.(0\.proj|2))"

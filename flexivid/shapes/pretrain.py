@@ -7,20 +7,20 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from diffusers import AutoencoderKLWan, WanPipeline
 
-from flexivid.shapes.embedded import SAMPLING
-from flexivid.shapes.oracle import adherence_shares
-from flexivid.shapes.prompts import load_prompts
-from flexivid.training.config import Config
-from flexivid.training.embedded import (
+from flexivid.shapes.build import (
     build_pipeline,
     build_text_encoder,
     build_tokenizer,
     build_transformer,
     tile_clips,
 )
+from flexivid.shapes.data import ShapesData
+from flexivid.shapes.embedded import SAMPLING
+from flexivid.shapes.oracle import adherence_shares
+from flexivid.shapes.prompts import load_prompts
+from flexivid.training.config import Config
 from flexivid.training.loop import configure_speed, global_batch_slice, step_generator
 from flexivid.training.noise import shift_sigma
-from flexivid.training.shapes_data import ShapesData
 
 
 @torch.no_grad()

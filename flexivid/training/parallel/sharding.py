@@ -13,7 +13,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from flexivid.training.config import Config
-from flexivid.training.zero import check_zero, is_zero
+from flexivid.training.parallel.zero import check_zero, is_zero
 
 
 def is_sharded(accelerator: Accelerator) -> bool:

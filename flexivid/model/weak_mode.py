@@ -5,9 +5,9 @@ import math
 import torch
 from torch import nn
 
-from flexivid.parametrisation import PARAMETRISATIONS
-from flexivid.resize import embedder_to_folded, head_to_folded, resize_embedder, resize_head
-from flexivid.schedules import multiple_of, parse_patch_size
+from flexivid.diffusion import PARAMETRISATIONS
+from flexivid.patches.resize import embedder_to_folded, head_to_folded, resize_embedder, resize_head
+from flexivid.patches.sizes import multiple_of, parse_patch_size
 
 
 def dense_weight(layer: nn.Module) -> torch.Tensor:

@@ -1,0 +1,49 @@
+"""Patch sizes and their notation: frames x height x width in latent pixels, as in `1x4x4`."""
+
+import re
+
+PatchSize = tuple[int, int, int]
+
+_NOTATION = "write frames x height x width in latent pixels, for example 1x4x4"
+
+
+def parse_patch_size(text: str) -> PatchSize:
+    """`"1x4x4"` -> `(1, 4, 4)`: frames, height, width in latent pixels. Raises ValueError that names what is wrong."""
+    numbers = text.split("x")
+    if not all(re.fullmatch("[0-9]+", number) for number in numbers):
+        raise ValueError(f"{text!r} is not a patch size; {_NOTATION}")
+    if len(numbers) != 3:
+        count = "1 number" if len(numbers) == 1 else f"{len(numbers)} numbers"
+        raise ValueError(f"{text!r} is not a patch size: it has {count} instead of 3; {_NOTATION}")
+    t, h, w = map(int, numbers)
+    if 0 in (t, h, w):
+        raise ValueError(f"{text!r} is not a patch size: each number must be at least 1; {_NOTATION}")
+    return t, h, w
+
+
+def format_patch_size(patch_size: PatchSize) -> str:
+    """`(1, 4, 4)` -> `"1x4x4"`, the inverse of `parse_patch_size`."""
+    t, h, w = patch_size
+    return f"{t}x{h}x{w}"
+
+
+def spatially_doubled(base: PatchSize) -> str:
+    """The weak patch size that is tried first: twice as large in space."""
+    t, h, w = base
+    return format_patch_size((t, 2 * h, 2 * w))
+
+
+def multiple_of(patch_size: PatchSize, base: PatchSize) -> PatchSize:
+    """How many base patches a patch spans: `(1, 4, 4)` over `(1, 2, 2)` -> `(1, 2, 2)`.
+
+    Raises ValueError, with patch sizes that would do, where a number is not a positive multiple of the base's.
+    """
+    if any(p < b or p % b for p, b in zip(patch_size, base, strict=True)):
+        t, h, w = base
+        space, time, both = (format_patch_size(p) for p in ((t, 2 * h, 2 * w), (2 * t, h, w), (2 * t, 2 * h, 2 * w)))
+        raise ValueError(
+            f"{format_patch_size(patch_size)} is not an integer multiple of the model's own patch size "
+            f"{format_patch_size(base)}; for example {space}, {time} or {both} would be"
+        )
+    t, h, w = (p // b for p, b in zip(patch_size, base, strict=True))
+    return t, h, w
