@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from diffusers import WanPipeline
 
 from flexivid.model.flexible import FlexTransformer
-from flexivid.sampling.session import Session
+from flexivid.sampling.runner import PipelineRunner
 from flexivid.training.config import Config
 from flexivid.training.loop import step_generator
 from flexivid.training.parallel.zero import autocast
@@ -43,7 +43,7 @@ class RollOuts:
         text = conditions["encoder_hidden_states"]
         noise = torch.randn(x_0.shape, generator=generator)
         empty = self.data.empty_text(text.shape[1]).expand_as(text)
-        Session(pipe, {"transformer": self.flex}, budget=settings.on_policy_budget, schedule=None)
+        PipelineRunner(pipe, {"transformer": self.flex}, budget=settings.on_policy_budget, schedule=None)
         states, sigmas = [], []
 
         def keep(pipe, index: int, timestep, tensors: dict) -> dict:
