@@ -56,6 +56,7 @@ class Run:
         self.summary = Summary(schedule)
         self.diffusion = diffusion
         self.calls = len(schedule.steps[0])  # of the transformer in a step, as far as is known
+        self.costs: dict[int, Mapping[str, int]] = {}  # FLOPs of one forward by branch and patch size, as they came
         self.corrections: dict[tuple[int, str], torch.Tensor] = {}
         self.guidance: torch.Tensor | None = None
         self._schedule, self._first = schedule, 0
@@ -63,7 +64,7 @@ class Run:
         self._memo: dict = {}
 
     def replan(self, schedule: Schedule, step: int) -> None:
-        """Another schedule from a step on: guidance has ended or begun."""
+        """Another schedule from a step on: see `outdated`."""
         self._schedule, self._first, self.calls = schedule, step, len(schedule.steps[0])
 
     def planned(self, step: int) -> tuple[str, ...]:
@@ -71,6 +72,14 @@ class Run:
         if not 0 <= step - self._first < len(self._schedule.steps):
             raise ValueError("the transformer was called by something else than the pipeline that was enabled")
         return self._schedule.steps[step - self._first]
+
+    def outdated(self, step: int, branches: int) -> bool:
+        """Whether a step is not what was planned for: guidance has ended or begun, or the plan did not know all costs.
+
+        A plan is made when the first branch is called. The other one may have a longer text.
+        """
+        unknown = self._first == 0 and step > 0 and any(costs != self.costs[0] for costs in self.costs.values())
+        return branches != self.branches or unknown
 
     @property
     def branches(self) -> int:
@@ -100,6 +109,7 @@ class Run:
             self._conditional = None
         self.summary.steps[-1].append(name)
         self.calls = max(self.calls, call.branch + 1)
+        self.costs[call.branch] = costs
         # Guidance of a mixed step needs the weak prediction of both branches.
         own = [] if name == KEPT else [name] * (2 if is_mixed(planned) and call.branch == 1 else 1)
         batch = len(call.arguments["hidden_states"])

@@ -93,16 +93,23 @@ class PipelineRunner:
             self._run = Run(schedule, replace(self.counter.twin.diffusion, alphas_cumprod=table))
         elif self._run is None or (self.family.guidance == "separate" and at.branch >= branches):
             raise ValueError("the transformer was called by something else than the pipeline that was enabled")
-        elif at.branch == 0 and branches != self._run.branches:
-            self._run.replan(self._rest(at, costs, branches, len(call.arguments["hidden_states"])), at.step)
+        elif at.branch == 0 and self._run.outdated(at.step, branches):
+            self._run.replan(self._rest(at, branches, len(call.arguments["hidden_states"])), at.step)
         return self._run
 
-    def _rest(self, at: Position, costs: Mapping[str, int], branches: int, batch: int) -> Schedule:
-        """What is left of the steps, with another number of branches, at what is left of the budget."""
-        left, summary = at.steps - at.step, self._run.summary
+    def _rest(self, at: Position, branches: int, batch: int) -> Schedule:
+        """What is left of the steps, with another number of branches or other costs, at what is left of the budget."""
+        left, run, summary = at.steps - at.step, self._run, self._run.summary
         if self.budget is None:
-            return Schedule(tuple(step[:1] * branches for step in self._run.rest(at.step).steps))
-        full = left * branches * costs[self.powerful] * batch
+            steps = run.rest(at.step).steps
+            return Schedule(steps if branches == run.branches else tuple(step[:1] * branches for step in steps))
+        calls = max(branches, run.calls) if branches == run.branches else branches
+        of_branches = [run.costs.get(branch, run.costs[0]) for branch in range(calls)]
+        mean = {name: sum(costs[name] for costs in of_branches) / calls for name in of_branches[0]}
+        # Where guidance is kept, a weak step runs its first branch only.
+        least = {name: 0 if name == self.powerful else cost for name, cost in of_branches[0].items()}
+        costs = {name: max(cost, least[name]) for name, cost in mean.items()}
+        full = left * calls * costs[self.powerful] * batch
         budget = (self.budget * (summary.flops_full + full) - summary.flops_used) / full
         try:
             return self._bought(costs, left, branches, min(budget, 1.0))
