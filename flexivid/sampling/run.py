@@ -11,7 +11,7 @@ from flexivid.model.call import Call
 from flexivid.model.flexible import FlexTransformer
 from flexivid.sampling.clock import Position
 from flexivid.sampling.observe import Observer
-from flexivid.sampling.schedule import KEPT, Schedule, is_mixed
+from flexivid.sampling.schedule import KEPT, REUSED, Schedule, is_mixed
 
 
 @dataclass
@@ -50,6 +50,7 @@ class Run:
 
     corrections: by guidance branch and weak patch size, x0_powerful - x0_weak.
     guidance: x0_cond - x0_uncond.
+    held: by guidance branch, the last x0 itself, for steps that reuse it.
     """
 
     def __init__(self, schedule: Schedule, diffusion: Diffusion):
@@ -59,13 +60,15 @@ class Run:
         self.costs: dict[int, Mapping[str, int]] = {}  # FLOPs of one forward by branch and patch size, as they came
         self.corrections: dict[tuple[int, str], torch.Tensor] = {}
         self.guidance: torch.Tensor | None = None
-        self._schedule, self._first = schedule, 0
+        self.held: dict[int, torch.Tensor] = {}
+        self._schedule, self._first, self._replanned = schedule, 0, False
         self._conditional: tuple[Call, torch.Tensor] | None = None  # of this step, where another branch needs it
         self._memo: dict = {}
 
-    def replan(self, schedule: Schedule, step: int) -> None:
-        """Another schedule from a step on: see `outdated`."""
-        self._schedule, self._first, self.calls = schedule, step, len(schedule.steps[0])
+    def replan(self, schedule: Schedule, first: int) -> None:
+        """Another schedule from now on, see `outdated`. first: the step of this run that is the first of it."""
+        self._schedule, self._first, self.calls = schedule, first, len(schedule.steps[0])
+        self._replanned = True
 
     def planned(self, step: int) -> tuple[str, ...]:
         """The patch size of each guidance branch. Raises ValueError for a step that there is not."""
@@ -73,22 +76,19 @@ class Run:
             raise ValueError("the transformer was called by something else than the pipeline that was enabled")
         return self._schedule.steps[step - self._first]
 
-    def outdated(self, step: int, branches: int) -> bool:
+    def outdated(self, step: int, branches: int, by_costs: bool) -> bool:
         """Whether a step is not what was planned for: guidance has ended or begun, or the plan did not know all costs.
 
         A plan is made when the first branch is called. The other one may have a longer text.
+        by_costs: the plan is that of a budget.
         """
-        unknown = self._first == 0 and step > 0 and any(costs != self.costs[0] for costs in self.costs.values())
-        return branches != self.branches or unknown
+        by_costs = by_costs and not self._replanned and step > 0
+        return branches != self.branches or (by_costs and any(costs != self.costs[0] for costs in self.costs.values()))
 
     @property
     def branches(self) -> int:
         """Guidance branches that the schedule tells apart."""
         return len(self._schedule.steps[0])
-
-    def rest(self, step: int) -> Schedule:
-        """What is planned from a step on."""
-        return Schedule(self._schedule.steps[step - self._first :])
 
     def forward(
         self,
@@ -111,7 +111,7 @@ class Run:
         self.calls = max(self.calls, call.branch + 1)
         self.costs[call.branch] = costs
         # Guidance of a mixed step needs the weak prediction of both branches.
-        own = [] if name == KEPT else [name] * (2 if is_mixed(planned) and call.branch == 1 else 1)
+        own = [] if name in (KEPT, REUSED) else [name] * (2 if is_mixed(planned) and call.branch == 1 else 1)
         batch = len(call.arguments["hidden_states"])
         self.summary.flops_used += sum(costs[patch_size] for patch_size in (*compared, *own)) * batch
         self.summary.flops_full += costs[flex.powerful] * batch
@@ -121,7 +121,9 @@ class Run:
             self._learn(flex, call, output[0], at, compared, observer)
         else:
             level = call.level(self.diffusion, at.sigma)
-            if name == KEPT:
+            if name == REUSED:
+                prediction = self._reused(call, level)
+            elif name == KEPT:
                 prediction = self._with_kept_guidance(call, level)
             elif not is_mixed(planned):
                 prediction = self._corrected(flex, call, level, name)
@@ -129,6 +131,8 @@ class Run:
                 prediction = self._mixed(flex, call, level, name)
             output = call.output_of(prediction)
 
+        if self._schedule.is_held(index):
+            self._hold(call, output[0], at)
         guides = is_mixed(planned) or planned[-1] == KEPT or self._schedule.gives_guidance(index, flex.powerful)
         needed = call.branch == 0 and (guides or observer is not None)
         self._conditional = (call, output[0]) if needed else None
@@ -138,7 +142,7 @@ class Run:
 
     def drop(self) -> None:
         """Lets go of every tensor; what is left is the summary."""
-        self.corrections, self.guidance, self._conditional, self._memo = {}, None, None, {}
+        self.corrections, self.held, self.guidance, self._conditional, self._memo = {}, {}, None, None, {}
 
     def _learn(self, flex, call: Call, output: torch.Tensor, at: Position, compared, observer: Observer | None) -> None:
         """What a powerful prediction knows better than the weak ones, and what guidance adds, both in x0."""
@@ -192,6 +196,24 @@ class Run:
         conditional_call = replace(conditional_call, context=call.context)
         weak_conditional = flex.predict(conditional_call, patch_size, self.diffusion, level)
         return call.latents_of(powerful) + weak_unconditional - weak_conditional
+
+    def _hold(self, call: Call, output: torch.Tensor, at: Position) -> None:
+        """Keeps the x0 of a prediction, and as it is what a model predicts beside."""
+        if self._schedule.steps[at.step - self._first][0] == REUSED:
+            return
+        prediction, level = call.latents_of(output).float(), call.level(self.diffusion, at.sigma)
+        channels = min(prediction.shape[1], call.latents.shape[1])
+        x_0 = self.diffusion.x0(call.latents[:, :channels].float(), prediction[:, :channels], level)
+        self.held[call.branch] = torch.cat([x_0, prediction[:, channels:]], 1)
+
+    def _reused(self, call: Call, level: Level) -> torch.Tensor:
+        """x0 = x0(t_k), t_k the last step that computed one: no forward."""
+        if call.branch not in self.held:
+            raise ValueError("a step is to reuse the x0 of a guidance branch that began with it")
+        held, latents = self.held[call.branch], call.latents
+        channels = min(held.shape[1], latents.shape[1])
+        prediction = self.diffusion.output(latents[:, :channels].float(), held[:, :channels], level)
+        return torch.cat([prediction, held[:, channels:]], 1).to(latents.dtype)
 
     def _shifted(self, prediction: torch.Tensor, x0_difference: torch.Tensor, level: Level) -> torch.Tensor:
         """The prediction whose x0 is larger by a difference."""

@@ -13,7 +13,7 @@ from flexivid.sampling.clock import Clock, Position
 from flexivid.sampling.flops import FlopCounter
 from flexivid.sampling.observe import Forward, Observer
 from flexivid.sampling.run import Run, Summary
-from flexivid.sampling.schedule import KEPT, Schedule, explicit_schedule
+from flexivid.sampling.schedule import KEPT, Schedule, explicit_schedule, is_reused
 
 
 class PipelineRunner:
@@ -77,7 +77,7 @@ class PipelineRunner:
     def _bought(self, costs: Mapping[str, int], steps: int, branches: int, budget: float) -> Schedule:
         # On one or two latent frames a temporal patch saves no token, and costs more than the powerful one.
         useful = {name: cost for name, cost in costs.items() if name == self.powerful or cost < costs[self.powerful]}
-        usual = "kept" if branches == 2 and self.order != "weak-first" else "same"
+        usual = "kept" if branches == 2 and self.order in (None, "interleaved") else "same"
         return schedule_for_budget(useful, steps, budget, branches, self.guidance or usual, self.order)
 
     def _keep_planned(self, call: Call, at: Position, costs: Mapping[str, int]) -> Run:
@@ -93,16 +93,17 @@ class PipelineRunner:
             self._run = Run(schedule, replace(self.counter.twin.diffusion, alphas_cumprod=table))
         elif self._run is None or (self.family.guidance == "separate" and at.branch >= branches):
             raise ValueError("the transformer was called by something else than the pipeline that was enabled")
-        elif at.branch == 0 and self._run.outdated(at.step, branches):
-            self._run.replan(self._rest(at, branches, len(call.arguments["hidden_states"])), at.step)
+        elif at.branch == 0 and self._run.outdated(at.step, branches, self.budget is not None):
+            if self.budget is None:
+                steps = self._run.summary.schedule.steps
+                self._run.replan(Schedule(tuple(step[:1] * branches for step in steps)), first=0)
+            else:
+                self._run.replan(self._rest(at, branches, len(call.arguments["hidden_states"])), first=at.step)
         return self._run
 
     def _rest(self, at: Position, branches: int, batch: int) -> Schedule:
         """What is left of the steps, with another number of branches or other costs, at what is left of the budget."""
         left, run, summary = at.steps - at.step, self._run, self._run.summary
-        if self.budget is None:
-            steps = run.rest(at.step).steps
-            return Schedule(steps if branches == run.branches else tuple(step[:1] * branches for step in steps))
         calls = max(branches, run.calls) if branches == run.branches else branches
         of_branches = [run.costs.get(branch, run.costs[0]) for branch in range(calls)]
         mean = {name: sum(costs[name] for costs in of_branches) / calls for name in of_branches[0]}
@@ -160,6 +161,8 @@ def check_guidance(schedule: Schedule, powerful: str) -> None:
     after_powerful = False
     for index, step in enumerate(schedule.steps):
         after_powerful |= step == (powerful,) * 2
+        if is_reused(step):
+            continue
         if step[-1] == KEPT:
             if not after_powerful:
                 raise ValueError(f"step {index} keeps the guidance of a powerful step before it, and there is none")
