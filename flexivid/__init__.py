@@ -2,6 +2,8 @@
 
 from flexivid.api import costs, disable, enable, observe, plan, summary
 from flexivid.model.adapter import AdapterError
+from flexivid.model.families import register
+from flexivid.model.family import Family
 from flexivid.patches.tubelet import FlexTubeletEmbed, FlexTubeletUnembed
 from flexivid.sampling.budget import BudgetError
 from flexivid.sampling.observe import Forward, Observer
@@ -14,6 +16,7 @@ __all__ = [
     "BudgetError",
     "FlexTubeletEmbed",
     "FlexTubeletUnembed",
+    "Family",
     "Forward",
     "Observer",
     "Schedule",
@@ -23,5 +26,6 @@ __all__ = [
     "enable",
     "observe",
     "plan",
+    "register",
     "summary",
 ]
