@@ -16,7 +16,7 @@ from flexivid.model.family import patch_size_of
 from flexivid.patches.sizes import spatially_doubled
 from flexivid.stock_pipelines import call_arguments
 from flexivid.training.config import ClipsConfig, Config, load_config
-from flexivid.training.data.clips import Bucket
+from flexivid.training.data.buckets import Bucket
 from flexivid.training.data.conditions import conditions_of
 from flexivid.training.distill import DistillObjective, predict
 from flexivid.training.forecast import check_model

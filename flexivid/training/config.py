@@ -8,7 +8,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError, model_validator
 
 from flexivid.shapes.world import all_scenes
-from flexivid.training.data.clips import Bucket
+from flexivid.training.data.buckets import Bucket
 
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]

@@ -19,7 +19,7 @@ from flexivid.sampling.session import Session
 from flexivid.shapes.data import ShapesData
 from flexivid.shapes.pretrain import sample_and_judge
 from flexivid.training.config import Config, DistillConfig
-from flexivid.training.data.clips import Bucket
+from flexivid.training.data.buckets import Bucket
 from flexivid.training.data.conditions import clip_arguments
 from flexivid.training.data.latents import build_cache, encoders_of
 from flexivid.training.loop import clips_per_part, configure_speed, global_batch_slice, step_generator

@@ -25,7 +25,8 @@ from flexivid.model.families import family_of
 from flexivid.shapes.build import encode, latent_statistics
 from flexivid.shapes.data import fingerprint
 from flexivid.training.config import ClipsConfig
-from flexivid.training.data.clips import BrokenClip, Bucket, CaptionedClip, find_clips, load_clip
+from flexivid.training.data.buckets import Bucket
+from flexivid.training.data.clips import BrokenClip, CaptionedClip, find_clips, load_clip
 from flexivid.training.data.conditions import clip_arguments, conditions_of
 from flexivid.training.noise import on_rows
 
