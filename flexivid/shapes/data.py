@@ -2,7 +2,6 @@
 
 import hashlib
 import math
-import os
 from dataclasses import astuple
 from pathlib import Path
 
@@ -10,20 +9,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
-from flexivid.shapes.build import encode
+from flexivid.files import replacing
 from flexivid.shapes.world import all_scenes, sample_clips
+from flexivid.tensors import fingerprint
 from flexivid.training.config import DataConfig
+from flexivid.training.data.encoding import encode
 
 SHARD = 500  # clips a file, so that a kill loses at most one
-
-
-def fingerprint(module: torch.nn.Module) -> str:
-    """A short hash of a module's weights but LoRA, in the half precision in which they are shipped."""
-    digest = hashlib.sha256()
-    for name, tensor in module.state_dict().items():
-        if "lora_" not in name:
-            digest.update(tensor.half().cpu().numpy().tobytes())
-    return digest.hexdigest()[:12]
 
 
 def world_fingerprint() -> str:
@@ -67,8 +59,8 @@ class ShapesData:
             rows = {scene: row for row, scene in enumerate(all_scenes())}
             latents = torch.cat([encode(vae, part) for part in clips.split(25)])
             captions = torch.tensor([rows[scene] for scene in scenes])
-            save_file({"latents": latents.half(), "captions": captions}, f"{path}.partial")
-            os.replace(f"{path}.partial", path)
+            with replacing(path) as partial:
+                save_file({"latents": latents.half(), "captions": captions}, partial)
         return load_file(path)
 
     def batch(self, count: int, generator: torch.Generator, images: bool = False) -> tuple[torch.Tensor, dict]:

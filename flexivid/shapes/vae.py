@@ -13,10 +13,11 @@ from accelerate import Accelerator
 from diffusers import AutoencoderKLWan
 from tqdm import tqdm
 
-from flexivid.shapes.build import build_vae, decode, encode, latent_statistics, tile_clips
+from flexivid.shapes.build import build_vae, tile_clips
 from flexivid.shapes.oracle import adherence_shares
 from flexivid.shapes.world import sample_clips
 from flexivid.training.config import Config
+from flexivid.training.data.encoding import decode, encode, latent_statistics
 from flexivid.training.loop import global_batch_slice, step_generator
 
 

@@ -18,14 +18,15 @@ from flexivid.model.lora import add_lora
 from flexivid.sampling.session import Session
 from flexivid.shapes.data import ShapesData
 from flexivid.shapes.pretrain import sample_and_judge
+from flexivid.tensors import on_rows
 from flexivid.training.config import Config, DistillConfig
 from flexivid.training.data.buckets import Bucket
 from flexivid.training.data.conditions import clip_arguments
 from flexivid.training.data.latents import build_cache, encoders_of
 from flexivid.training.loop import clips_per_part, configure_speed, global_batch_slice, step_generator
-from flexivid.training.noise import NoiseLevels, State, on_rows
+from flexivid.training.noise import NoiseLevels, State
+from flexivid.training.parallel.launch import autocast
 from flexivid.training.parallel.sharding import block_classes
-from flexivid.training.parallel.zero import autocast
 from flexivid.training.report import SIGMAS, draw_errors, write_card
 from flexivid.training.rollouts import RollOuts
 from flexivid.video import write_picture

@@ -14,12 +14,13 @@ from flexivid.patches.sizes import parse_patch_size
 from flexivid.sampling.budget import least_budget, schedule_for_budget
 from flexivid.sampling.flops import FlopCounter, flop_counter_mode
 from flexivid.stock_pipelines import latent_channels_of, pipeline_class, without_weights
+from flexivid.tensors import on_rows
 from flexivid.training.config import Config
 from flexivid.training.data.buckets import Bucket
 from flexivid.training.data.latents import check_buckets, clips_of
 from flexivid.training.distill import Student, build_student, distillation_loss, weak_errors
 from flexivid.training.loop import clips_per_part
-from flexivid.training.noise import State, on_rows
+from flexivid.training.noise import State
 
 GIB = 2**30
 

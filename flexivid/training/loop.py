@@ -1,7 +1,6 @@
 """One training loop for every objective: optimiser, EMA, log, checkpoints that survive a kill."""
 
 import json
-import os
 import signal
 import threading
 import time
@@ -15,12 +14,14 @@ from accelerate import Accelerator
 from diffusers.training_utils import EMAModel
 from tqdm import tqdm
 
-from flexivid.model.adapter import whole
+from flexivid.files import write_text
 from flexivid.model.flexible import compile_blocks
+from flexivid.tensors import whole
 from flexivid.training.checkpoints import load_checkpoint, run_facts, save_checkpoint
 from flexivid.training.config import Config
-from flexivid.training.parallel.sharding import is_sharded, outer_weights
-from flexivid.training.parallel.zero import is_zero, prepare_zero, whole_moments
+from flexivid.training.parallel.launch import is_sharded, is_zero
+from flexivid.training.parallel.sharding import outer_weights
+from flexivid.training.parallel.zero import prepare_zero, whole_moments
 
 
 class Objective(Protocol):
@@ -158,8 +159,7 @@ def train(config: Config, objective: Objective, accelerator: Accelerator) -> Non
         # Lines past the checkpoint belong to steps that are about to be made again; a kill may have cut off the last.
         lines = log_path.read_text().splitlines(keepends=True) if log_path.exists() else []
         kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= start]
-        log_path.with_suffix(".partial").write_text("".join(kept))
-        os.replace(log_path.with_suffix(".partial"), log_path)
+        write_text(log_path, "".join(kept))
         count = sum(p.numel() for p in weights)
         print(f"{config.objective}: {count / 1e6:.2f} M trainable parameters, step {start} of {config.steps}")
     progress = tqdm(total=config.steps, initial=start, disable=not main, mininterval=10, maxinterval=60)

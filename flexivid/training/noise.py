@@ -1,6 +1,5 @@
 """Noise levels to train at, and noisy latents, for flow matching and VP models alike."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -82,8 +81,3 @@ class NoiseLevels:
         alpha, s = self.alpha_s(timestep)
         x_t = alpha.view(-1, 1, 1, 1, 1) * x_0 + s.view(-1, 1, 1, 1, 1) * noise
         return State(x_t, timestep, alpha, s, conditions)
-
-
-def on_rows(conditions: dict, change: Callable[[torch.Tensor], torch.Tensor]) -> dict:
-    """Changes what a dictionary of arguments holds for each clip; tables, sizes and numbers stay as they are."""
-    return {name: change(value) if torch.is_tensor(value) else value for name, value in conditions.items()}

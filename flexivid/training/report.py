@@ -1,10 +1,10 @@
 """What a distillation has reached: its error over the noise level as a picture, and the adapter's model card."""
 
-import os
 from pathlib import Path
 
 import matplotlib
 
+from flexivid.files import replacing, write_text
 from flexivid.model.adapter import CONFIG_NAME, LORA_NAME, WEIGHTS_NAME, AdapterConfig
 from flexivid.training.config import Config
 
@@ -57,7 +57,8 @@ def draw_errors(errors: dict[str, list[float]], path: Path) -> None:
     panel.grid(alpha=0.3)
     panel.legend()
     figure.tight_layout()
-    figure.savefig(path, dpi=100)
+    with replacing(path) as partial:
+        figure.savefig(partial, dpi=100, format="png")
     plt.close(figure)
 
 
@@ -84,6 +85,4 @@ def write_card(folder: Path, adapter: AdapterConfig, config: Config, errors: dic
         facts="\n".join(f"- {name.replace('_', ' ')}: {value}" for name, value in facts.items()),
         errors="\n".join(rows),
     )
-    beside = folder / "README.md.partial"
-    beside.write_text(text)
-    os.replace(beside, folder / "README.md")
+    write_text(folder / "README.md", text)

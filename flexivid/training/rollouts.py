@@ -12,7 +12,7 @@ from flexivid.model.flexible import FlexTransformer
 from flexivid.sampling.session import Session
 from flexivid.training.config import Config
 from flexivid.training.loop import step_generator
-from flexivid.training.parallel.zero import autocast
+from flexivid.training.parallel.launch import autocast
 
 
 class RollOuts:

@@ -13,7 +13,7 @@ from flexivid.model.flexible import FlexTransformer
 from flexivid.training.distill import DistillObjective, Student, predict
 from flexivid.training.loop import step_generator
 from flexivid.training.noise import State
-from flexivid.training.parallel.zero import autocast
+from flexivid.training.parallel.launch import autocast
 
 
 class SharedObjective(DistillObjective):

@@ -8,7 +8,6 @@ It is made again when any of these has changed.
 
 import hashlib
 import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,14 +20,14 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from tqdm import tqdm
 
+from flexivid.files import replacing
 from flexivid.model.families import family_of
-from flexivid.shapes.build import encode, latent_statistics
-from flexivid.shapes.data import fingerprint
+from flexivid.tensors import fingerprint, on_rows
 from flexivid.training.config import ClipsConfig
 from flexivid.training.data.buckets import Bucket
 from flexivid.training.data.clips import BrokenClip, CaptionedClip, find_clips, load_clip
 from flexivid.training.data.conditions import clip_arguments, conditions_of
-from flexivid.training.noise import on_rows
+from flexivid.training.data.encoding import encode, latent_statistics
 
 SHARD = 32  # clips a file: what a kill loses at most
 
@@ -189,9 +188,8 @@ def _write_shard(path: Path, start: int, clips: list[CaptionedClip], made_with: 
         "sources": sources,
         "broken": broken,
     }
-    beside = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    save_file(tensors, beside, {name: json.dumps(value) for name, value in metadata.items()})
-    os.replace(beside, path)
+    with replacing(path) as partial:
+        save_file(tensors, partial, {name: json.dumps(value) for name, value in metadata.items()})
 
 
 def clips_of(config: ClipsConfig) -> list[CaptionedClip]:

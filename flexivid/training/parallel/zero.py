@@ -9,24 +9,12 @@ from importlib.metadata import version
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
 
 from flexivid.training.config import Config
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # as torch.optim.AdamW calls them
 LEAST_VERSION = (0, 19)  # older ones may not know torch_autocast, and leave precision as it is without a word
 BUCKET = 500_000_000  # gradients that are summed over processes at once: DeepSpeed's own number
-
-
-def is_zero(accelerator: Accelerator) -> bool:
-    return accelerator.distributed_type == DistributedType.DEEPSPEED
-
-
-def autocast(accelerator: Accelerator):
-    """Operations in half precision, if that was asked for: accelerate's own, which does nothing with DeepSpeed."""
-    if not is_zero(accelerator):
-        return accelerator.autocast()
-    return torch.autocast(accelerator.device.type, torch.bfloat16, enabled=accelerator.mixed_precision == "bf16")
 
 
 def check_zero(accelerator: Accelerator, config: Config) -> None:
