@@ -174,7 +174,7 @@ def costs_of(model: Published) -> dict[str, int]:
     weak = weak_patch_sizes(patch_size_of(transformer.config), family.temporal)
     counter = FlopCounter(FlexTransformer(transformer, weak, "snr"))
     call = family.example(transformer.config, model.latents, model.text_length)
-    return {patch_size: counter.count(patch_size, call) for patch_size in counter.twin.patch_sizes}
+    return counter.costs(call)
 
 
 def family_lines() -> list[str]:

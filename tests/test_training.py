@@ -14,6 +14,7 @@ from conftest import forward_inputs, tiny_pipeline, tiny_transformer
 from diffusers import AutoencoderKLWan
 from safetensors.torch import load_file
 
+from flexivid.diffusion import Level
 from flexivid.model.adapter import AdapterConfig, save_adapter, transformer_shape
 from flexivid.training.config import DistillConfig, load_config
 from flexivid.training.configuration_page import page
@@ -90,7 +91,7 @@ def test_sampled_noise_levels_are_those_of_the_schedule():
 def state_of(inputs: dict, sigma: list[float]) -> State:
     sigma = torch.tensor(sigma)
     conditions = {"encoder_hidden_states": inputs["encoder_hidden_states"]}
-    return State(inputs["hidden_states"], 1000 * sigma, 1 - sigma, sigma, conditions)
+    return State(inputs["hidden_states"], 1000 * sigma, Level(1 - sigma, sigma), conditions)
 
 
 @pytest.mark.parametrize("parametrisation", ["snr", "direct"])

@@ -62,6 +62,7 @@ WAN = Family(
     channels_last=True,
     positions="rope",
     centred=_of_latents(token_axis=1),
+    positions_of_sizes=True,
     prediction="flow",
     guidance="separate",
     lora_targets=r"blocks\.\d+\.(attn1\.(to_q|to_k|to_v|to_out\.0)|ffn\.net\.(0\.proj|2))",
@@ -183,6 +184,7 @@ HUNYUAN_VIDEO = Family(
     channels_last=False,
     positions="rope",
     centred=_of_latents(token_axis=0),
+    positions_of_sizes=True,
     prediction="flow",
     guidance="embedded",
     lora_targets=(
@@ -256,6 +258,7 @@ SANA_VIDEO = Family(
     channels_last=True,
     positions="rope",
     centred=_of_latents(token_axis=1),
+    positions_of_sizes=True,
     prediction="flow",
     guidance="batched",
     lora_targets=r"transformer_blocks\.\d+\.attn1\.(to_q|to_k|to_v|to_out\.0)",  # the feed-forward is a convolution

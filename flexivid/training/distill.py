@@ -4,6 +4,8 @@ Trained are the coarse embedders, heads and patch-size embeddings, and a LoRA pe
 so that the powerful mode stays exact.
 """
 
+from dataclasses import replace
+
 import torch
 from accelerate import Accelerator
 from accelerate.utils.memory import clear_device_cache
@@ -15,7 +17,7 @@ from flexivid.model.adapter import AdapterConfig, load_adapter, read_config, sav
 from flexivid.model.family import Family
 from flexivid.model.flexible import FlexTransformer
 from flexivid.model.lora import add_lora
-from flexivid.sampling.session import Session
+from flexivid.sampling.runner import PipelineRunner
 from flexivid.shapes.data import ShapesData
 from flexivid.shapes.pretrain import sample_and_judge
 from flexivid.tensors import on_rows
@@ -51,9 +53,8 @@ class Student(torch.nn.Module):
     def forward(self, patch_sizes: list[str], x_t, timestep, conditions: dict) -> list[torch.Tensor]:
         """The network's output at each of the patch sizes."""
         flex, predictions = self._flex[0], []
-        flex.corrections.clear()  # what a sampling run in between has left
         for patch_size in patch_sizes:
-            flex.policy = flex.fixed_policy(patch_size)
+            flex.fix(patch_size)
             predictions.append(predict(self.transformer, flex.family, x_t, timestep, conditions))
         return predictions
 
@@ -89,7 +90,7 @@ def weak_errors(student: torch.nn.Module, flex: FlexTransformer, patch_sizes: li
     with torch.no_grad():
         (powerful,) = student([flex.powerful], *arguments)
     weak = student(patch_sizes, *arguments)
-    return torch.stack([state.x0_difference(flex.family, output - powerful) for output in weak])
+    return torch.stack([state.x0_difference(flex.diffusion, output - powerful) for output in weak])
 
 
 def distillation_loss(errors: torch.Tensor) -> torch.Tensor:
@@ -138,8 +139,8 @@ class DistillObjective:
         self.model = self.build_model()
         self.flex = self.model._flex[0]
         table = getattr(self.pipeline.scheduler, "alphas_cumprod", None)
-        self.flex.alphas_cumprod = table
-        self.levels = NoiseLevels(self.flex.family, config.flow_shift, table)
+        self.flex.diffusion = replace(self.flex.diffusion, alphas_cumprod=table)
+        self.levels = NoiseLevels(self.flex.diffusion, config.flow_shift)
         configure_speed(self.pipeline.transformer, config)
         self.drawn: tuple[int, tuple] | None = None
         if config.clips is not None:
@@ -184,7 +185,7 @@ class DistillObjective:
         patch_sizes, values = self.part(step, micro_batch)
         if len(values) == 3:  # states of the student's own runs come with their noise level
             x_t, timestep, conditions = values
-            state = State(x_t, timestep, *self.levels.alpha_s(timestep), conditions)
+            state = State(x_t, timestep, self.flex.diffusion.level(timestep), conditions)
             return distillation_loss(weak_errors(model, self.flex, patch_sizes, state))
         x_0, conditions, noise, u, u_before = values
         if settings.correction_gap == 0:
@@ -236,7 +237,7 @@ class DistillObjective:
             return self._sample_budgets(path)
         coarsest = self.config.distill.modes[-1]
         schedule = f"{coarsest}:35,{self.flex.powerful}:5"
-        Session(self.pipeline, {"transformer": self.flex}, budget=None, schedule=schedule)
+        PipelineRunner(self.pipeline, {"transformer": self.flex}, budget=None, schedule=schedule)
         with autocast(self.accelerator):
             drawn = path if self.accelerator.is_main_process else None
             shares = sample_and_judge(self.pipeline, drawn, steps=40, count=32)
@@ -253,7 +254,7 @@ class DistillObjective:
         rows = {}
         for prompt in settings.prompts:
             for budget in settings.budgets:
-                Session(self.pipeline, {"transformer": self.flex}, budget=budget, schedule=None)
+                PipelineRunner(self.pipeline, {"transformer": self.flex}, budget=budget, schedule=None)
                 generator = torch.Generator().manual_seed(0)
                 with autocast(self.accelerator):
                     frames = self.pipeline(prompt=prompt, **call, generator=generator, output_type="np").frames[0]

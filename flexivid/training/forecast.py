@@ -2,12 +2,13 @@
 
 import math
 import warnings
+from dataclasses import replace
 
 import torch
 from diffusers import DiffusionPipeline, UniPCMultistepScheduler
 from torch.autograd.graph import saved_tensors_hooks
 
-from flexivid.diffusion import FLOWS
+from flexivid.diffusion import FLOWS, Level
 from flexivid.model.families import family_of
 from flexivid.model.family import patch_size_of
 from flexivid.patches.sizes import parse_patch_size
@@ -42,7 +43,9 @@ def _student(config: Config, pipe: DiffusionPipeline) -> tuple[Student, int]:
         student = build_student(transformer, config.distill.model_copy(update={"adapter": None}))
     if config.gradient_checkpointing:
         transformer.enable_gradient_checkpointing()
-    student._flex[0].alphas_cumprod = torch.linspace(1, 0, 1000)  # any will do: values cost nothing
+    flex = student._flex[0]
+    table = torch.linspace(1, 0, 1000)  # any will do: values cost nothing
+    flex.diffusion = replace(flex.diffusion, alphas_cumprod=table)
     return student, base_count
 
 
@@ -67,14 +70,12 @@ def _state(pipe: DiffusionPipeline, call: dict) -> State:
     family = family_of(pipe.transformer)
     conditions = {name: value for name, value in call.items() if name not in ("hidden_states", "timestep")}
     level = torch.empty(len(call["timestep"]), device="meta")
-    return State(family.latents(call), call["timestep"], level, level, conditions)
+    return State(family.latents(call), call["timestep"], Level(level, level), conditions)
 
 
 def _costs(student: Student, call: dict) -> dict[str, int]:
     """FLOPs of one forward of one clip, by patch size."""
-    flex = student._flex[0]
-    counter = FlopCounter(flex)
-    return {patch_size: counter.count(patch_size, call) for patch_size in flex.patch_sizes}
+    return FlopCounter(student._flex[0]).costs(call)
 
 
 def check_model(config: Config) -> None:
