@@ -18,13 +18,13 @@ from flexivid.diffusion import Level
 from flexivid.model.adapter import AdapterConfig, save_adapter, transformer_shape
 from flexivid.training.config import DistillConfig, load_config
 from flexivid.training.configuration_page import page
-from flexivid.training.distill import (
+from flexivid.training.noise import State, shift_sigma, uniform_steps_sigma
+from flexivid.training.student import (
     build_student,
     corrected_distillation_loss,
     distillation_loss,
     weak_errors,
 )
-from flexivid.training.noise import State, shift_sigma, uniform_steps_sigma
 
 ROOT = Path(__file__).parents[1]
 

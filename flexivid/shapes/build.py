@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
 from flexivid.files import replacing
 from flexivid.shapes.world import all_scenes
-from flexivid.training.config import Config
+from flexivid.training.config import TransformerConfig, VaeConfig
 
 TEXT_DIM = 64
 
@@ -41,16 +41,16 @@ def build_text_encoder(vocabulary_size: int, seed: int) -> UMT5EncoderModel:
     return encoder
 
 
-def build_vae(config: Config) -> AutoencoderKLWan:
+def build_vae(config: VaeConfig) -> AutoencoderKLWan:
     """A fresh autoencoder, whose latents are not yet normalised."""
     vae = AutoencoderKLWan(
-        base_dim=config.vae.base_dim,
-        z_dim=config.vae.z_dim,
+        base_dim=config.base_dim,
+        z_dim=config.z_dim,
         dim_mult=[1, 2, 4],
         num_res_blocks=1,
         temperal_downsample=[True, True],
-        latents_mean=[0.0] * config.vae.z_dim,
-        latents_std=[1.0] * config.vae.z_dim,
+        latents_mean=[0.0] * config.z_dim,
+        latents_std=[1.0] * config.z_dim,
         scale_factor_temporal=4,
         scale_factor_spatial=4,
     )
@@ -66,17 +66,17 @@ def build_vae(config: Config) -> AutoencoderKLWan:
     return vae
 
 
-def build_transformer(config: Config) -> WanTransformer3DModel:
+def build_transformer(config: TransformerConfig, channels: int) -> WanTransformer3DModel:
     return WanTransformer3DModel(
         patch_size=(1, 2, 2),
-        num_attention_heads=config.transformer.heads,
+        num_attention_heads=config.heads,
         attention_head_dim=64,
-        in_channels=config.vae.z_dim,
-        out_channels=config.vae.z_dim,
+        in_channels=channels,
+        out_channels=channels,
         text_dim=TEXT_DIM,
         freq_dim=64,
-        ffn_dim=config.transformer.ffn_dim,
-        num_layers=config.transformer.layers,
+        ffn_dim=config.ffn_dim,
+        num_layers=config.layers,
         cross_attn_norm=True,
         qk_norm="rms_norm_across_heads",
     )

@@ -18,6 +18,16 @@ from flexivid.training.data.encoding import encode
 SHARD = 500  # clips a file, so that a kill loses at most one
 
 
+HELD_OUT_CLIPS = 8  # that errors are measured on; their layouts are drawn from another seed than those of training
+
+
+def check_words(config: DataConfig) -> None:
+    """Raises ValueError if `config.word_weights` names what is no word of the world."""
+    known = {word for scene in all_scenes() for word in astuple(scene)}
+    if unknown := sorted(set(config.word_weights) - known):
+        raise ValueError(f"data.word_weights names {', '.join(unknown)}; the words are {', '.join(sorted(known))}")
+
+
 def world_fingerprint() -> str:
     """A short hash of what the world renders, so that latents of another world are not taken for it."""
     clips, _ = sample_clips(64, torch.Generator().manual_seed(0), frames=3, size=16)
@@ -32,8 +42,10 @@ class ShapesData:
     `config.word_weights`.
     """
 
+    held_out = HELD_OUT_CLIPS
+
     def __init__(self, config: DataConfig, vae, tokenizer, text_encoder):
-        self.config = config
+        self.config, self.vae = config, vae
         folder = config.cache / f"{fingerprint(vae.encoder)}-{world_fingerprint()}-{config.frames}x{config.size}"
         counts = [min(SHARD, config.clips - start) for start in range(0, config.clips, SHARD)]
         progress = tqdm(enumerate(counts), total=len(counts), desc="latents")
@@ -77,6 +89,15 @@ class ShapesData:
         embeddings = self.text_embeddings[captions]
         text = torch.nn.functional.pad(embeddings, (0, 0, 0, length - embeddings.shape[1]))
         return latents.float(), {"encoder_hidden_states": text}
+
+    def validation(self) -> list[tuple[torch.Tensor, dict]]:
+        """Clips that are rendered for this alone."""
+        generator = torch.Generator().manual_seed(20_000_000)
+        clips, scenes = sample_clips(HELD_OUT_CLIPS, generator, self.config.frames, self.config.size)
+        rows = {scene: row for row, scene in enumerate(all_scenes())}
+        text = self.text_embeddings[[rows[scene] for scene in scenes]]
+        device = next(self.vae.parameters()).device
+        return [(encode(self.vae, clips.to(device)).float().cpu(), {"encoder_hidden_states": text})]
 
     def empty_text(self, length: int) -> torch.Tensor:
         """The embedding of the empty caption, (1, length, dim)."""

@@ -42,6 +42,15 @@ def run_facts(config: Config) -> dict:
     return facts | data | {"optim.name": config.optim.name, "base": base.hexdigest()}
 
 
+def facts_of_last_checkpoint(folder: Path) -> dict:
+    """What the last checkpoint remembers of its run, {} if there is none."""
+    path = last_checkpoint(folder)
+    if path is None:
+        return {}
+    with safe_open(path, "pt") as file:
+        return json.loads(file.metadata()["run"])
+
+
 def check_checkpoint(config: Config) -> None:
     """Raises ValueError if `config.output` holds the checkpoint of another run, or of more steps than are asked for."""
     path = last_checkpoint(config.output)

@@ -52,6 +52,8 @@ def prepare_zero(accelerator: Accelerator, config: Config, model: torch.nn.Modul
     # No module is safe: gradients are summed over processes in float32.
     settings["torch_autocast"] = {**half, "dtype": "bfloat16", "lower_precision_safe_modules": []}
     engine, optimizer = accelerator.prepare(model, optimizer)
+    # It steps within `backward`, and leaves a step out that is not finite; by itself it looks only at half precision.
+    optimizer.optimizer.check_grad_overflow = True
     settings["bf16"] = half  # accelerate reads off it what the launch has asked for
     return engine, optimizer
 
