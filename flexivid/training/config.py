@@ -7,6 +7,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError, model_validator
 
 from flexivid.training.data.buckets import Bucket
+from flexivid.training.unread import check_all_is_read
 
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -197,12 +198,9 @@ class Config(Section):
                 "gradient_checkpointing needs distill.modes_per_step 1: blocks run again in the backward pass, when "
                 "only the LoRA of the last mode is active"
             )
-        if self.objective == "shared" and (self.base_dtype != "float32" or self.distill.adapter):
-            raise ValueError("shared trains all weights: base_dtype must be float32, and there is no distill.adapter")
-        if self.objective == "vae" and (self.compile or self.attention_backend or self.data.word_weights):
-            raise ValueError("compile, attention_backend and data.word_weights are for transformers, not for vae")
-        if self.clips is not None and self.objective not in ("distill", "shared"):
-            raise ValueError(f"clips are for distill and shared, not for {self.objective}")
+        if self.objective == "shared" and self.base_dtype != "float32":
+            raise ValueError("shared trains all weights: base_dtype must be float32")
+        check_all_is_read(self)
         return self
 
 
