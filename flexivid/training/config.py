@@ -179,7 +179,7 @@ class Config(Section):
     )
     log_every: Positive = Field(10, description="steps between lines of log.jsonl and of the trackers")
     save_every: Positive = Field(200, description="steps between checkpoints")
-    sample_every: Positive = Field(500, description="steps between pictures in `samples`")
+    sample_every: Positive = Field(500, description="steps between pictures in `samples` and lines of validation.jsonl")
     keep_checkpoints: Positive = Field(1, description="how many of the last checkpoints are kept")
     trackers: list[str] = Field(["tensorboard"], description="of accelerate: tensorboard, wandb, trackio, ...")
     push_to_hub: str | None = Field(None, description="hub repository that the finished adapter is uploaded to")
