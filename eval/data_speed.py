@@ -15,10 +15,11 @@ from unittest import mock
 from accelerate import Accelerator
 from diffusers.utils import logging
 
-from flexivid.shapes.build import encode
 from flexivid.training.config import load_config
-from flexivid.training.data.clips import BrokenClip, Bucket, find_clips, load_clip
+from flexivid.training.data.buckets import Bucket
+from flexivid.training.data.clips import BrokenClip, find_clips, load_clip
 from flexivid.training.data.conditions import conditions_of
+from flexivid.training.data.encoding import encode
 from flexivid.training.distill import DistillObjective
 
 

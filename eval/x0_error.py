@@ -19,9 +19,9 @@ from tqdm import tqdm
 import flexivid
 from flexivid.diffusion import PARAMETRISATIONS
 from flexivid.model.adapter import read_config
-from flexivid.shapes.build import encode
 from flexivid.shapes.embedded import MODEL
 from flexivid.shapes.world import sample_clips
+from flexivid.training.data.encoding import encode
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402

@@ -16,11 +16,12 @@ from flexivid.model.family import patch_size_of
 from flexivid.patches.sizes import spatially_doubled
 from flexivid.stock_pipelines import call_arguments
 from flexivid.training.config import ClipsConfig, Config, load_config
-from flexivid.training.data.clips import Bucket
+from flexivid.training.data.buckets import Bucket
 from flexivid.training.data.conditions import conditions_of
-from flexivid.training.distill import DistillObjective, predict
+from flexivid.training.distill import DistillObjective
 from flexivid.training.forecast import check_model
 from flexivid.training.loop import train
+from flexivid.training.student import predict
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 # Whose tiny model stands in for the published one.
@@ -57,8 +58,8 @@ def test_an_adapter_for_another_family(tmp_path, folder, accelerator, name, sour
     pipe.save_pretrained(tmp_path / "base")
     (tmp_path / "prompts.txt").write_text("a red circle\na blue square\n")
     bucket = BUCKET.get(name, "9x64x96")
-    clips = {"cache": tmp_path / "cache", "buckets": [bucket], "fps": 10, "max_sequence_length": 16, "teacher_steps": 4}
-    clips[source] = folder if source == "folder" else tmp_path / "prompts.txt"
+    clips = {"cache": tmp_path / "cache", "buckets": [bucket], "fps": 10, "max_sequence_length": 16}
+    clips |= {"folder": folder} if source == "folder" else {"prompts": tmp_path / "prompts.txt", "teacher_steps": 4}
     patch_size = spatially_doubled(patch_size_of(pipe.transformer.config))
     config = Config(
         objective="distill",

@@ -1,6 +1,5 @@
 """Noise levels to train at, and noisy latents, for flow matching and VP models alike."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -74,8 +73,3 @@ class NoiseLevels:
         level = self.diffusion.level(timestep)
         x_t = level.alpha.view(-1, 1, 1, 1, 1) * x_0 + level.s.view(-1, 1, 1, 1, 1) * noise
         return State(x_t, timestep, level, conditions)
-
-
-def on_rows(conditions: dict, change: Callable[[torch.Tensor], torch.Tensor]) -> dict:
-    """Changes what a dictionary of arguments holds for each clip; tables, sizes and numbers stay as they are."""
-    return {name: change(value) if torch.is_tensor(value) else value for name, value in conditions.items()}

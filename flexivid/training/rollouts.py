@@ -10,18 +10,19 @@ from diffusers import WanPipeline
 
 from flexivid.model.flexible import FlexTransformer
 from flexivid.sampling.runner import PipelineRunner
+from flexivid.training.batches import step_generator
 from flexivid.training.config import Config
-from flexivid.training.loop import step_generator
-from flexivid.training.parallel.zero import autocast
+from flexivid.training.objective import Data
+from flexivid.training.parallel.launch import autocast
 
 
 class RollOuts:
     """A pool of (x_t, timestep, text), sampled anew every `on_policy_every` steps: every state of one batch's run.
 
-    data: as in `DistillObjective`. Every process samples the same pool, from the same weights.
+    Every process samples the same pool, from the same weights.
     """
 
-    def __init__(self, pipe: WanPipeline, flex: FlexTransformer, data, config: Config, accelerator: Accelerator):
+    def __init__(self, pipe: WanPipeline, flex: FlexTransformer, data: Data, config: Config, accelerator: Accelerator):
         self.pipe, self.flex, self.data, self.config, self.accelerator = pipe, flex, data, config, accelerator
         self.block = None
 

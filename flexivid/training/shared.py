@@ -9,18 +9,18 @@ import copy
 
 import torch
 
-from flexivid.model.flexible import FlexTransformer
-from flexivid.training.distill import DistillObjective, Student, predict
-from flexivid.training.loop import step_generator
+from flexivid.training.batches import step_generator
+from flexivid.training.distill import DistillObjective
 from flexivid.training.noise import State
-from flexivid.training.parallel.zero import autocast
+from flexivid.training.parallel.launch import autocast
+from flexivid.training.student import Student, predict, unfrozen_student
 
 
 class SharedObjective(DistillObjective):
     def build_model(self) -> Student:
-        transformer, settings = self.pipeline.transformer, self.config.distill
+        transformer = self.pipeline.transformer
         self.original = copy.deepcopy(transformer).requires_grad_(False).to(self.accelerator.device)
-        return Student(FlexTransformer(transformer.requires_grad_(True), settings.modes, settings.parametrisation))
+        return unfrozen_student(transformer, self.config.distill)
 
     def draw(self, step):
         config, generator = self.config, step_generator(self.config.seed, step)
@@ -51,5 +51,5 @@ class SharedObjective(DistillObjective):
         return torch.stack([state.x0_difference(diffusion, output - original) for output in outputs])
 
     def save(self, folder):
-        super().save(folder / "adapter", base_model=str(folder / "model"))
+        super().save(folder / "adapter", model="../model")
         self.pipeline.to(dtype=torch.float16).save_pretrained(folder / "model")

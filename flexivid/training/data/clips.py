@@ -9,7 +9,6 @@ A folder holds one of
 
 import csv
 import json
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +17,8 @@ import decord
 import numpy as np
 import torch
 from torch.nn.functional import interpolate
+
+from flexivid.training.data.buckets import Bucket
 
 PATH_KEYS, CAPTION_KEYS = ("file_name", "media_path", "video"), ("caption", "text", "prompt")
 EXTENSIONS = {".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v"}
@@ -31,25 +32,6 @@ class BrokenClip(Exception):
 class CaptionedClip:
     path: Path
     caption: str
-
-
-@dataclass(frozen=True, order=True)
-class Bucket:
-    """A size that clips are cut to: frames x height x width, written as `81x480x832`."""
-
-    frames: int
-    height: int
-    width: int
-
-    @classmethod
-    def parse(cls, text: str) -> "Bucket":
-        """Raises ValueError for anything but three numbers above 0."""
-        if not re.fullmatch(r"[1-9]\d*x[1-9]\d*x[1-9]\d*", text):
-            raise ValueError(f"a bucket is frames x height x width such as 81x480x832, not {text!r}")
-        return cls(*map(int, text.split("x")))
-
-    def __str__(self) -> str:
-        return f"{self.frames}x{self.height}x{self.width}"
 
 
 def find_clips(folder: Path) -> list[CaptionedClip]:
