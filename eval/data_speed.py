@@ -17,8 +17,9 @@ from diffusers.utils import logging
 
 from flexivid.shapes.build import encode
 from flexivid.training.config import load_config
-from flexivid.training.data.buckets import Bucket
-from flexivid.training.data.clips import BrokenClip, find_clips, load_clip
+from flexivid.training.data.buckets import BrokenClip, Bucket
+from flexivid.training.data.captions import find_clips
+from flexivid.training.data.clips import load_clip
 from flexivid.training.data.conditions import conditions_of
 from flexivid.training.distill import DistillObjective
 

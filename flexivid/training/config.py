@@ -8,6 +8,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError, model_validator
 
 from flexivid.shapes.world import all_scenes
+from flexivid.text import read_text
 from flexivid.training.data.buckets import Bucket
 
 Positive = Annotated[int, Field(gt=0)]
@@ -209,7 +210,7 @@ class Config(Section):
 def load_config(path: str | Path, overrides: list[str] = ()) -> Config:
     """Reads a YAML file and applies `--section.key value` overrides. Raises ValueError that names what is wrong."""
     try:
-        tree = yaml.safe_load(Path(path).read_text())
+        tree = yaml.safe_load(read_text(path))
     except FileNotFoundError:
         raise ValueError(f"no config file at {path}") from None
     except yaml.YAMLError as error:
