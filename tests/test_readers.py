@@ -122,7 +122,7 @@ def test_frames_that_are_not_wanted_are_not_held(tmp_path, monkeypatch):
     held, stack = [], np.stack
 
     def counted(pictures):  # each of which holds the frame that it is of
-        held.append(sum(isinstance(thing, av.VideoFrame) for thing in gc.get_objects()))
+        held.append(sum(type(thing) is av.VideoFrame for thing in gc.get_objects()))
         return stack(pictures)
 
     monkeypatch.setattr("decord.VideoReader", None)
