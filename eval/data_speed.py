@@ -1,4 +1,4 @@
-"""How fast clips are read, by decord and by av, and what keeping latents saves of a training step.
+"""How fast clips are read, and by av alone, and what keeping latents saves of a training step.
 
     python eval/data_speed.py --config configs/real-clips.yaml
 
@@ -57,9 +57,9 @@ def main() -> None:
 
     count = read_all()
     print(f"{count} clips of {config.clips.folder}, {', '.join(map(str, buckets))} at {config.clips.fps:g} a second")
-    print(f"decord: {count / seconds_of(read_all, arguments.rounds):.2f} clips a second")
+    print(f"as flexivid reads them: {count / seconds_of(read_all, arguments.rounds):.2f} clips a second")
     with mock.patch("decord.VideoReader", None):
-        print(f"av:     {count / seconds_of(read_all, arguments.rounds):.2f} clips a second")
+        print(f"by av alone: {count / seconds_of(read_all, arguments.rounds):.2f} clips a second")
 
     with tempfile.TemporaryDirectory() as folder:
         kept = config.clips.model_copy(update={"cache": Path(folder)})

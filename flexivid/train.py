@@ -52,11 +52,19 @@ def check_login(repository: str) -> None:
         raise ValueError(f"push_to_hub {repository} needs a login, `hf auth login`: {error}") from None
 
 
+def missing_clips(config) -> Path | None:
+    """The folder or the file that a config names and that is not there: a dry run can do without."""
+    source = config.clips and (config.clips.folder or config.clips.prompts)
+    return source if source is not None and not source.exists() else None
+
+
 def dry_run(config, accelerator) -> int:
     if config.objective != "distill":
         raise ValueError(f"--dry-run is for distill, not for {config.objective}")
     text = forecast(config, accelerator.num_processes, accelerator.mixed_precision == "bf16")
     accelerator.print(text)
+    if (missing := missing_clips(config)) is not None:
+        accelerator.print(f"{missing} is not there yet: training needs it")
     return 0
 
 
@@ -91,7 +99,7 @@ def main() -> int:
         check_sharding(accelerator, config)
         clips_per_part(config, config.batch_size, accelerator.num_processes)
         if has_modes:
-            check_model(config)
+            check_model(config, with_clips=not arguments.dry_run or missing_clips(config) is None)
         if arguments.dry_run:
             return dry_run(config, accelerator)
         share_cores(int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes)))
