@@ -1,4 +1,4 @@
-"""How fast clips are read, by decord and by av, and what keeping latents saves of a training step.
+"""How fast clips are read, and by av alone, and what keeping latents saves of a training step.
 
     python eval/data_speed.py --config configs/real-clips.yaml
 
@@ -16,8 +16,9 @@ from accelerate import Accelerator
 from diffusers.utils import logging
 
 from flexivid.training.config import load_config
-from flexivid.training.data.buckets import Bucket
-from flexivid.training.data.clips import BrokenClip, find_clips, load_clip
+from flexivid.training.data.buckets import BrokenClip, Bucket
+from flexivid.training.data.captions import find_clips
+from flexivid.training.data.clips import load_clip
 from flexivid.training.data.conditions import conditions_of
 from flexivid.training.data.encoding import encode
 from flexivid.training.distill import DistillObjective
@@ -56,9 +57,9 @@ def main() -> None:
 
     count = read_all()
     print(f"{count} clips of {config.clips.folder}, {', '.join(map(str, buckets))} at {config.clips.fps:g} a second")
-    print(f"decord: {count / seconds_of(read_all, arguments.rounds):.2f} clips a second")
+    print(f"as flexivid reads them: {count / seconds_of(read_all, arguments.rounds):.2f} clips a second")
     with mock.patch("decord.VideoReader", None):
-        print(f"av:     {count / seconds_of(read_all, arguments.rounds):.2f} clips a second")
+        print(f"by av alone: {count / seconds_of(read_all, arguments.rounds):.2f} clips a second")
 
     with tempfile.TemporaryDirectory() as folder:
         kept = config.clips.model_copy(update={"cache": Path(folder)})

@@ -42,7 +42,7 @@ from sweep.settings import (
     pipeline_call,
     read_prompts,
 )
-from sweep.vbench import availability, score_arms
+from sweep.vbench import DIMENSIONS, availability, score_arms
 
 PROBE_CLIPS = 2  # that caches are tuned on
 PACKAGES = ("flexivid", "torch", "diffusers", "transformers", "peft")
@@ -68,11 +68,13 @@ def print_plan(arguments, pipe, arms: list[Arm], clips: list[Clip], call: dict) 
     print("The minutes suppose that seconds follow FLOPs; decoding, tuning, timing and scoring come on top.")
 
 
-def print_dimensions(names: list[str], cache) -> None:
+def print_dimensions(names: list[str], cache, own_prompts: bool) -> None:
+    """What each dimension lacks. own_prompts: the sweep is on those of VBench, which some dimensions need."""
     print("VBench dimensions:")
     for name, missing in availability(cache).items():
         if name in names:
-            print(f"  {name:24}{missing or 'can be scored'}")
+            unfit = "" if own_prompts or DIMENSIONS[name].any_prompt else "other prompts: --prompts vbench"
+            print(f"  {name:24}{'; '.join(filter(None, (missing, unfit))) or 'can be scored'}")
 
 
 def load_pipeline(arguments: argparse.Namespace, call: dict, device: torch.device) -> DiffusionPipeline:
@@ -98,8 +100,9 @@ def run(arguments: argparse.Namespace) -> None:
         share_cores(state.num_processes)
     folder, identity = arguments.output, identity_of(arguments, clips, call, state.device)
     check_identity(folder / "sweep.json", identity)
-    if arguments.dimensions and state.is_main_process:
-        print_dimensions(arguments.dimensions, arguments.vbench_cache)
+    if state.is_main_process and (arguments.dimensions or arguments.dry_run):
+        names = arguments.dimensions or list(DIMENSIONS)
+        print_dimensions(names, arguments.vbench_cache, arguments.prompts == "vbench")
     pipe = load_pipeline(arguments, call, state.device)
     arms = reachable(all_arms(arguments, call["steps"]), pipe, call, state.print)
     if getattr(pipe, "transformer_2", None) is not None and any(arm.cache for arm in arms):

@@ -54,10 +54,18 @@ def check_login(repository: str) -> None:
         raise ValueError(f"push_to_hub {repository} needs a login, `hf auth login`: {error}") from None
 
 
+def missing_clips(config: Config) -> Path | None:
+    """The folder or the file that a config names and that is not there: a dry run can do without."""
+    source = config.clips and (config.clips.folder or config.clips.prompts)
+    return source if source is not None and not source.exists() else None
+
+
 def dry_run(config: Config, accelerator: Accelerator) -> None:
     if config.objective != "distill":
         raise ValueError(f"--dry-run is for distill, not for {config.objective}")
     accelerator.print(forecast(config, accelerator.num_processes, accelerator.mixed_precision == "bf16"))
+    if (missing := missing_clips(config)) is not None:
+        accelerator.print(f"{missing} is not there yet: training needs it")
 
 
 def launched(config: Config) -> Accelerator:
@@ -98,7 +106,7 @@ def main() -> int:
         check_config(config)
         accelerator = launched(config)
         if config.objective in ("distill", "shared"):
-            check_model(config)
+            check_model(config, with_clips=not arguments.dry_run or missing_clips(config) is None)
         if arguments.dry_run:
             dry_run(config, accelerator)
             return 0

@@ -47,6 +47,7 @@ from flexivid.stock_pipelines import (
     usual_arguments,
     without_weights,
 )
+from flexivid.text import read_prompts
 from flexivid.video import write_mp4, write_picture, write_side_by_side
 
 PACKAGES = ("torch", "diffusers", "transformers", "peft")
@@ -111,7 +112,7 @@ def check_arguments(arguments: argparse.Namespace) -> list[str]:
             raise ValueError(f"{name} must be at least 1, not {getattr(arguments, name)}")
     prompts = list(arguments.prompt or [])
     if arguments.prompt_file:
-        prompts += [line.strip() for line in arguments.prompt_file.read_text().splitlines() if line.strip()]
+        prompts += read_prompts(arguments.prompt_file)
         if not prompts:
             raise ValueError(f"{arguments.prompt_file} holds no prompt; write one a line")
     elif not prompts and not arguments.model:

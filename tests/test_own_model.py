@@ -31,7 +31,9 @@ def test_the_page_runs_and_its_model_is_known(page):
 def test_a_coarse_token_stands_at_the_centre_of_what_it_covers(page):
     folding = folding_for((5, 8, 12), (1, 2, 2), (1, 2, 2), True)
     module = page["Positions"]()
-    centred = page["positions_of_coarse_tokens"](module, module.forward, folding, None, 48, "cpu").unflatten(0, (5, 2, 3))
+    centred = page["positions_of_coarse_tokens"](module, module.forward, folding, None, 48, "cpu").unflatten(
+        0, (5, 2, 3)
+    )
     stock = module((5, 4, 6), 48, "cpu").unflatten(0, (5, 4, 6))
     torch.testing.assert_close(centred[1, 1, 2], stock[1, 2:4, 4:6].mean((0, 1)))
 

@@ -6,7 +6,6 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from architectures import write_architecture
 from diffusers import DiffusionPipeline
 from families import TRAINABLE, tiny_trainable_pipeline
 
@@ -142,28 +141,3 @@ def test_every_config_trains_a_tiny_model_of_its_class(tmp_path, folder, acceler
     }
     trained(config.model_copy(update=small), accelerator)
     assert (tmp_path / "out/result/flexivid.safetensors").exists()
-
-
-class TestPublished:
-    @pytest.mark.parametrize(
-        ("file", "name", "index"),
-        [
-            ("ltx-video-lora.yaml", "LTX-Video 2B", {}),
-            ("cogvideox-5b-lora.yaml", "CogVideoX-5B", {}),
-            ("mochi-lora.yaml", "Mochi 1", {}),
-            ("hunyuan-video-lora.yaml", "HunyuanVideo", {}),
-            ("wan2.2-ti2v-5b-lora.yaml", "Wan2.2-TI2V-5B", {"expand_timesteps": True}),
-            (
-                "wan2.2-a14b-lora.yaml",
-                "Wan2.1-T2V-14B, Wan2.2-A14B",
-                {"transformer_2": None, "boundary_ratio": 0.875},
-            ),
-        ],
-    )
-    def test_configs_fit_the_published_models(self, tmp_path, folder, file, name, index):
-        """Sizes, modes and budgets, from the public configurations alone."""
-        config = load_config(CONFIGS / file)
-        base = write_architecture(name, tmp_path / "base", **index)
-        check_model(
-            config.model_copy(update={"base": base, "clips": config.clips.model_copy(update={"folder": folder})})
-        )

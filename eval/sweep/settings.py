@@ -15,6 +15,7 @@ from flexivid.sampling.schedule import read_schedule
 from flexivid.shapes.embedded import ADAPTER, MODEL, USUAL
 from flexivid.shapes.prompts import load_prompts
 from flexivid.stock_pipelines import pipeline_class, usual_arguments, without_weights
+from flexivid.text import read_prompts as prompts_of_file
 from sweep.arms import METHODS
 from sweep.rivals import CACHES
 from sweep.sampling import Clip
@@ -112,7 +113,7 @@ def read_prompts(arguments: argparse.Namespace) -> list[str]:
         path = Path(arguments.prompts)
         if not path.exists():
             raise ValueError(f"--prompts must be shapes, vbench or a text file, and there is no file {path}")
-        prompts = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+        prompts = prompts_of_file(path)
     if not prompts:
         raise ValueError(f"no prompts in {arguments.prompts}")
     return prompts[: arguments.max_prompts]

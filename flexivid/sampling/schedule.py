@@ -13,6 +13,7 @@ from itertools import groupby, islice, takewhile
 from pathlib import Path
 
 from flexivid.patches.sizes import format_patch_size, parse_patch_size
+from flexivid.text import read_text
 
 KEPT = "kept"  # stands for the patch size of an unconditional branch that does not run
 REUSED = "reused"  # stands for that of a step that runs nothing: every branch holds its last x0
@@ -171,7 +172,7 @@ def read_schedule(path: Path) -> Schedule:
     Raises ValueError, or OSError if there is no such file.
     """
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(read_text(path))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not JSON: {error}") from None
     if not isinstance(content, dict) or "schedule" not in content:

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError, model_validator
 
+from flexivid.text import read_text
 from flexivid.training.data.buckets import Bucket
 from flexivid.training.unread import check_all_is_read
 
@@ -228,7 +229,7 @@ def load_config(path: str | Path, overrides: list[str] = ()) -> Config:
     Raises ValueError that names what is wrong.
     """
     try:
-        tree = yaml.safe_load(Path(path).read_text())
+        tree = yaml.safe_load(read_text(path))
     except FileNotFoundError:
         raise ValueError(f"no config file at {path}") from None
     except yaml.YAMLError as error:

@@ -12,6 +12,7 @@ from flexivid.diffusion import FLOWS, Level
 from flexivid.model.families import family_of
 from flexivid.model.family import patch_size_of
 from flexivid.patches.sizes import parse_patch_size
+from flexivid.published import load_index, load_part
 from flexivid.sampling.budget import least_budget, schedule_for_budget
 from flexivid.sampling.flops import FlopCounter, flop_counter_mode
 from flexivid.stock_pipelines import latent_channels_of, pipeline_class, without_weights
@@ -81,11 +82,11 @@ def _costs(student: Student, call: dict) -> dict[str, int]:
     return FlopCounter(student._flex[0]).costs(call)
 
 
-def check_model(config: Config) -> None:
+def check_model(config: Config, with_clips: bool = True) -> None:
     """Raises ValueError for what would fail after hours, from configs alone.
 
     That is a model that adapters cannot be used on, data that is not there or does not fit it, and budgets that the
-    modes cannot reach.
+    modes cannot reach. with_clips: look for the clips or prompts too.
     """
     pipe = _base(config)
     family, transformer = family_of(pipe.transformer), pipe.transformer.config
@@ -93,7 +94,7 @@ def check_model(config: Config) -> None:
         raise ValueError(f"{family.transformer_class} of diffusers takes no LoRA, and cannot be trained yet")
     if config.clips is None and family.name != "wan":
         raise ValueError("the rendered world is for the embedded model; give clips.folder or clips.prompts")
-    index = DiffusionPipeline.load_config(str(config.base))
+    index = load_index(config.base)
     two = index.get("transformer_2", [None])[0] is not None
     if two and config.clips is not None and (config.clips.prompts or config.validation.prompts):
         raise ValueError(
@@ -111,13 +112,14 @@ def check_model(config: Config) -> None:
         )
     if config.distill.on_policy and (family.guidance != "separate" or two):
         raise ValueError(f"on_policy is for pipelines such as Wan's, with one transformer; {config.base} is none")
-    scheduler = UniPCMultistepScheduler.load_config(str(config.base), subfolder="scheduler")
+    scheduler = load_part(config.base, "scheduler", UniPCMultistepScheduler)
     # Others shift by the size of the clip, or are no flow matching.
     shift = scheduler.get("flow_shift", scheduler.get("shift", config.flow_shift))
     if family.prediction in FLOWS and not scheduler.get("use_dynamic_shifting") and shift != config.flow_shift:
         raise ValueError(f"flow_shift is {config.flow_shift}, and the scheduler of {config.base} has {shift}")
     if config.clips is not None:
-        clips_of(config.clips)
+        if with_clips:
+            clips_of(config.clips)
         stride, shrink = family.compression(pipe)
         patch_frames, _, patch_width = patch_size_of(transformer)
         check_buckets(config.clips, stride, shrink * patch_width, patch_frames)

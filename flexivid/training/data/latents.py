@@ -19,9 +19,11 @@ from tqdm import tqdm
 
 from flexivid.model.families import family_of
 from flexivid.tensors import fingerprint, on_rows
+from flexivid.text import read_prompts
 from flexivid.training.config import ClipsConfig
-from flexivid.training.data.buckets import Bucket
-from flexivid.training.data.clips import CaptionedClip, find_clips, load_clip
+from flexivid.training.data.buckets import BrokenClip, Bucket
+from flexivid.training.data.captions import CaptionedClip, find_clips
+from flexivid.training.data.clips import load_clip
 from flexivid.training.data.conditions import clip_arguments, conditions_of
 from flexivid.training.data.encoding import encode, latent_statistics
 from flexivid.training.data.held_out import Places, choose_held_out, split
@@ -132,7 +134,7 @@ def clips_of(config: ClipsConfig) -> list[CaptionedClip]:
         raise ValueError(
             f"clips.prompts must be a text file with a prompt a line, and there is no file {config.prompts}"
         )
-    prompts = [line.strip() for line in config.prompts.read_text().splitlines() if line.strip()]
+    prompts = read_prompts(config.prompts)
     if not prompts:
         raise ValueError(f"no prompts in {config.prompts}")
     return [CaptionedClip(Path(f"sample-{number}"), prompt) for number, prompt in enumerate(prompts)]
@@ -217,6 +219,8 @@ def build_cache(
         return on_rows(conditions, lambda tensor: tensor[0].cpu())
 
     def encode_file(number: int, clip: CaptionedClip) -> tuple[Bucket, torch.Tensor]:
+        if clip.problem:
+            raise BrokenClip(clip.problem)
         bucket, frames = load_clip(clip.path, buckets, config.fps)
         return bucket, encode(pipe.vae, frames[None].to(device, pipe.vae.dtype))[0]
 

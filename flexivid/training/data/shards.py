@@ -16,8 +16,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from flexivid.files import replacing
-from flexivid.training.data.buckets import Bucket
-from flexivid.training.data.clips import BrokenClip, CaptionedClip
+from flexivid.training.data.buckets import BrokenClip, Bucket
+from flexivid.training.data.captions import CaptionedClip
 
 # (number of the clip, clip) -> its bucket and latents (C, T, H, W); raises BrokenClip.
 Encode = Callable[[int, CaptionedClip], tuple[Bucket, torch.Tensor]]
