@@ -156,7 +156,7 @@ def read_schedule(path: Path) -> Schedule:
     """
     try:
         content = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # of JSON or of UTF-8
         raise ValueError(f"{path} is not JSON: {error}") from None
     if not isinstance(content, dict) or "schedule" not in content:
         raise ValueError(f'{path} holds no schedule; it should look like {{"schedule": [["2x4x4", "2x4x4"], ...]}}')
