@@ -85,7 +85,7 @@ def share(text: str) -> float:
     return _number(text, float, "must be a share, above 0 and below 1", lambda value: 0 < value < 1)
 
 
-def budget(text: str) -> float:
+def budget_share(text: str) -> float:
     try:
         value = float(text)
     except ValueError:

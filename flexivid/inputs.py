@@ -109,8 +109,7 @@ def check_model(model: str | Path) -> None:
 def empty_pipeline(model: str | Path, with_image: bool = False) -> DiffusionPipeline:
     """The pipeline of a model on the meta device, without weights."""
     check_model(model)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of copies between tensors that have no data
+    with warnings.catch_warnings(action="ignore"):  # of copies between tensors that have no data
         return without_weights(model, pipeline_class(model, with_image))
 
 
@@ -138,9 +137,9 @@ def check_sizes(pipe: DiffusionPipeline, frames: int, height: int, width: int) -
 def check_arm(pipe: DiffusionPipeline, call: dict, **settings) -> None:
     """Raises what `flexivid.enable` with these settings, and a call of the pipeline, would raise.
 
-    pipe: without weights. call: frames, height, width, steps, text_length, guided, as `flexivid.plan` takes them.
+    pipe: without weights. call: by the names of `stock_pipelines.ARGUMENTS`.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    sizes = (call[name] for name in ("frames", "height", "width", "steps", "text_length"))
+    with warnings.catch_warnings(action="ignore"):
         flexivid.enable(pipe, **settings)
-        flexivid.plan(pipe, **call)
+        flexivid.plan(pipe, *sizes, guided=call["guidance_scale"] > 1)

@@ -28,7 +28,7 @@ from flexivid.command_line import (
     Parser,
     add_device,
     add_prompts,
-    budget,
+    budget_share,
     command,
     count,
     guidance_scale,
@@ -65,7 +65,11 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--prompt", action="append", help="may be given several times")
     add_prompts(parser, "--prompt-file")
     add("--negative-prompt", default="")
-    add("--budget", type=budget, help="share of the full FLOPs, above 0 and up to 1; 0.25 unless there is a --schedule")
+    add(
+        "--budget",
+        type=budget_share,
+        help="share of the full FLOPs, above 0 and up to 1; 0.25 unless there is a --schedule",
+    )
     add("--schedule", help="instead of a budget, for example 2x4x4:35,1x2x2:5, or a .json file of eval/calibrate.py")
     add("--guidance", choices=["same", "kept", "weak-uncond"], help="of weak steps in a budget; see enable()")
     add("--order", choices=["interleaved", "weak-first"], help="of powerful and weak steps in a budget")
@@ -173,8 +177,7 @@ def check_with_model(arguments: argparse.Namespace) -> type[DiffusionPipeline]:
     """
     model = arguments.model or MODEL
     pipeline = pipeline_class(model, arguments.image is not None)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of copies between tensors that have no data
+    with warnings.catch_warnings(action="ignore"):  # of copies between tensors that have no data
         empty = without_weights(model, pipeline)
         if not arguments.model:
             fill(arguments, USUAL | {"merge_lora": True})
