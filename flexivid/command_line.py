@@ -142,7 +142,7 @@ def add_prompts(parser: argparse.ArgumentParser, *other_names: str, default: str
 
 
 def add_rounds(parser: argparse.ArgumentParser, *other_names: str, default: int) -> None:
-    help_ = "how often everything is timed, after a run that does not count; the median is what is said"
+    help_ = "how often everything is timed; the median is what is said"
     parser.add_argument("--rounds", *other_names, dest="rounds", type=count, default=default, help=help_)
 
 

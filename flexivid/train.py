@@ -8,20 +8,22 @@ A run writes checkpoints, `log.jsonl`, pictures and its result to the config's `
 from its last checkpoint.
 """
 
-import argparse
 import os
 import signal
 import sys
 from datetime import timedelta
 from pathlib import Path
 
-# Launched as a script, Python puts flexivid/ itself first on the path; what is imported is the package.
-sys.path[0] = str(Path(__file__).resolve().parents[1])
+if __name__ == "__main__":
+    # Launched as a script, Python puts flexivid/ itself first on the path; what is imported is the package.
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs  # noqa: E402
 from diffusers.utils import logging as diffusers_logging  # noqa: E402
 from huggingface_hub import HfApi  # noqa: E402
 
+from flexivid import inputs  # noqa: E402
+from flexivid.command_line import MISTAKES, Parser, refuse  # noqa: E402
 from flexivid.devices import share_cores  # noqa: E402
 from flexivid.training.checkpoints import check_checkpoint  # noqa: E402
 from flexivid.training.config import load_config  # noqa: E402
@@ -60,19 +62,20 @@ def dry_run(config, accelerator) -> int:
     return 0
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+def main(argv: list[str] | None = None) -> int:
+    parser = Parser(description=__doc__)
     parser.add_argument("--config", required=True, help="YAML file; --section.key value overrides a setting")
     parser.add_argument("--dry-run", action="store_true", help="print what a distillation will cost, and stop")
-    arguments, overrides = parser.parse_known_args()
     diffusers_logging.set_verbosity_error()
     try:
+        arguments, overrides = parser.parse_known_args(argv)
         config = load_config(arguments.config, overrides)
         has_modes = config.objective in ("distill", "shared")
         if has_modes and config.base is None:
             raise ValueError("base must be the pipeline that is trained, a folder or a hub id")
+        inputs.check_output_folder(config.output)
+        if has_modes:
+            inputs.check_model(config.base)
         check_checkpoint(config)
         check_optimizer(config)
         # Weak modes are drawn per step, so that the parameters of the others get no gradient in it.
@@ -98,9 +101,8 @@ def main() -> int:
         if config.push_to_hub is not None:
             check_login(config.push_to_hub)
         objective = build_objective(config, accelerator)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    except MISTAKES as error:
+        return refuse(error)
     train(config, objective, accelerator)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # nothing is left to save
     # Not within `train`: the models must be gone before the processes part, or they may wait for each other for ever.

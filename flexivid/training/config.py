@@ -15,7 +15,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
 class OptimConfig(Section):
@@ -212,7 +212,7 @@ def load_config(path: str | Path, overrides: list[str] = ()) -> Config:
         tree = yaml.safe_load(Path(path).read_text())
     except FileNotFoundError:
         raise ValueError(f"no config file at {path}") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not YAML: {error}") from None
     if not isinstance(tree, dict):
         raise ValueError(f"{path} holds {type(tree).__name__}, not a mapping of settings")
@@ -225,9 +225,14 @@ def load_config(path: str | Path, overrides: list[str] = ()) -> Config:
         node = tree
         for section in sections:
             node = node.setdefault(section, {})
-        node[key] = yaml.safe_load(value)
+            if not isinstance(node, dict):
+                raise ValueError(f"the override {name} is of no setting: {section} is not a section of {path}")
+        try:
+            node[key] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise ValueError(f"the override {name} {value} is not YAML") from None
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
-        problems = "\n".join(f"  {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        raise ValueError(f"{path}:\n{problems}") from None
+        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise ValueError(f"{path}: {problems}") from None
