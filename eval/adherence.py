@@ -23,7 +23,7 @@ from tqdm import tqdm
 import flexivid
 from flexivid.command_line import Parser, add_batch, command, count
 from flexivid.files import write_text
-from flexivid.inputs import check_arm, check_output_folder, empty_wan_pipeline, read_json
+from flexivid.inputs import check_arm, check_model, check_output_folder, empty_wan_pipeline, read_json
 from flexivid.model.flexible import compile_blocks
 from flexivid.shapes.embedded import ADAPTER, MODEL, SAMPLING, USUAL
 from flexivid.shapes.oracle import judge
@@ -192,10 +192,11 @@ def main(argv: list[str] | None = None) -> None:
     splits = {"seen": prompts["seen"][: arguments.seen], "held out": prompts["held_out"][: arguments.held_out]}
     scenes = [scene for split in splits.values() for scene in split]
     arms = arms_of(arguments)
-    check_arms(arguments.model, arms)
+    check_model(arguments.model)
     settings = {"dtype": arguments.dtype, "compiled": arguments.compile}
     identities = {arm: identity_of(arguments.model, arm, scenes, **settings) for arm in arms}
     check_output(arguments.output, identities, arguments.seeds)
+    check_arms(arguments.model, arms)
     arguments.output.mkdir(parents=True, exist_ok=True)
     results: dict[str, list[dict]] = {arm.name: [] for arm in arms}
     pipes = {arm: build_pipeline(arguments.model, arm, **settings) for arm in arms}

@@ -35,8 +35,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, default=Path("outputs/budgets.png"))
     arguments = parser.parse_args(argv)
     check_output_file(arguments.output, ".png", ".jpg", ".webp")
-    for share in arguments.budgets:
-        check_arm(empty_wan_pipeline(MODEL), USUAL, adapter=ADAPTER, budget=share)
+    check_arm(empty_wan_pipeline(MODEL), USUAL, adapter=ADAPTER, budget=min(arguments.budgets))
     pipe = WanPipeline.from_pretrained(MODEL, dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     cell, gap = 64 * SCALE, 8

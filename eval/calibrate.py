@@ -110,9 +110,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 def check_arguments(arguments: argparse.Namespace) -> None:
     check_output_folder(arguments.output)
+    call, least = {**USUAL, "steps": arguments.steps}, min(arguments.budgets)
     empty = empty_wan_pipeline(arguments.model)
-    for budget in arguments.budgets:
-        check_arm(empty, {**USUAL, "steps": arguments.steps}, adapter=arguments.adapter, budget=budget, merge_lora=True)
+    check_arm(empty, call, adapter=arguments.adapter, budget=least, merge_lora=True)
 
 
 def compared(residuals: dict[tuple, np.ndarray], costs: dict, budget: float, steps: int) -> dict:

@@ -45,7 +45,7 @@ def check_arguments(arguments: argparse.Namespace) -> None:
     check_output_folder(arguments.output)
     empty = empty_wan_pipeline(arguments.model)
     for adapter in arguments.adapters:
-        check_arm(empty, USUAL, adapter=adapter)
+        check_arm(empty, USUAL, adapter=adapter, budget=1.0)
 
 
 def arms_of(adapters: list[Path]) -> dict[str, dict | None]:

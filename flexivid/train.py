@@ -11,6 +11,7 @@ from its last checkpoint.
 import os
 import signal
 import sys
+import warnings
 from datetime import timedelta
 from pathlib import Path
 
@@ -18,6 +19,7 @@ if __name__ == "__main__":
     # Launched as a script, Python puts flexivid/ itself first on the path; what is imported is the package.
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+import torch  # noqa: E402
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs  # noqa: E402
 from diffusers.utils import logging as diffusers_logging  # noqa: E402
 from huggingface_hub import HfApi  # noqa: E402
@@ -27,6 +29,7 @@ from flexivid.command_line import MISTAKES, Parser, refuse  # noqa: E402
 from flexivid.devices import share_cores  # noqa: E402
 from flexivid.training.checkpoints import check_checkpoint  # noqa: E402
 from flexivid.training.config import load_config  # noqa: E402
+from flexivid.training.distill import build_student  # noqa: E402
 from flexivid.training.forecast import check_model, forecast  # noqa: E402
 from flexivid.training.loop import check_optimizer, clips_per_part, train  # noqa: E402
 from flexivid.training.parallel.sharding import check_sharding  # noqa: E402
@@ -52,6 +55,18 @@ def check_login(repository: str) -> None:
         HfApi().whoami()
     except OSError as error:
         raise ValueError(f"push_to_hub {repository} needs a login, `hf auth login`: {error}") from None
+
+
+def check_student(config) -> None:
+    """Raises ValueError for modes, an adapter and an attention backend that the base cannot be trained with."""
+    transformer = getattr(inputs.empty_pipeline(config.base), config.component)
+    with warnings.catch_warnings(action="ignore"), torch.device("meta"):
+        build_student(transformer, config.distill, config.component)
+    try:
+        if config.attention_backend is not None:
+            transformer.set_attention_backend(config.attention_backend)
+    except (RuntimeError, ImportError) as error:  # for one that is not installed
+        raise ValueError(f"attention_backend {config.attention_backend} cannot be used here: {error}") from None
 
 
 def dry_run(config, accelerator) -> int:
@@ -95,6 +110,7 @@ def main(argv: list[str] | None = None) -> int:
         clips_per_part(config, config.batch_size, accelerator.num_processes)
         if has_modes:
             check_model(config)
+            check_student(config)
         if arguments.dry_run:
             return dry_run(config, accelerator)
         share_cores(int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes)))
