@@ -89,10 +89,12 @@ def check_model(model: str | Path) -> None:
         if folder.exists() or str(model).count("/") != 1:
             raise ValueError(f"no model in diffusers format at {model}: it has no model_index.json")
         return
-    parts = {name: value for name, value in read_json(index).items() if isinstance(value, list)}
-    if "_class_name" not in read_json(index):
+    content = read_json(index)
+    if "_class_name" not in content:
         raise ValueError(f"{index} names no pipeline: it has no _class_name")
-    for name in (name for name, (_, kind) in parts.items() if kind is not None):
+    # A component is written as [library, class], and [null, null] where there is none.
+    parts = [name for name, value in content.items() if isinstance(value, list) and len(value) == 2 and value[1]]
+    for name in parts:
         if not (folder / name).is_dir():
             raise ValueError(f"{model} is incomplete: it has no folder {name}")
         if (folder / name / "config.json").is_file() and not any(

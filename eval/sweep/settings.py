@@ -138,7 +138,7 @@ def pipeline_call(arguments: argparse.Namespace, empty: DiffusionPipeline) -> di
 
 def device_of(state: PartialState, asked: torch.device) -> torch.device:
     """The device of this process. Raises ValueError for one device that several processes would share."""
-    if asked.index is None:
+    if asked.index is None and asked.type == state.device.type:
         return state.device
     if state.num_processes > 1:
         raise ValueError(
