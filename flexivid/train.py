@@ -89,7 +89,7 @@ def main(argv: list[str] | None = None) -> int:
         if has_modes and config.base is None:
             raise ValueError("base must be the pipeline that is trained, a folder or a hub id")
         inputs.check_output_folder(config.output)
-        if has_modes:
+        if has_modes and not arguments.dry_run:  # which needs configs alone
             inputs.check_model(config.base)
         check_checkpoint(config)
         check_optimizer(config)
@@ -110,6 +110,7 @@ def main(argv: list[str] | None = None) -> int:
         clips_per_part(config, config.batch_size, accelerator.num_processes)
         if has_modes:
             check_model(config)
+        if has_modes and not arguments.dry_run:
             check_student(config)
         if arguments.dry_run:
             return dry_run(config, accelerator)
