@@ -11,19 +11,21 @@ prompts of other clips.
 import argparse
 import hashlib
 import json
-import os
+import sys
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from diffusers import WanPipeline
-from diffusers.utils import logging
 from tqdm import tqdm
 
 import flexivid
+from flexivid.command_line import Parser, add_batch, command, count
+from flexivid.files import write_text
+from flexivid.inputs import check_arm, check_model, check_output_folder, empty_wan_pipeline, read_json
 from flexivid.model.flexible import compile_blocks
-from flexivid.shapes.embedded import ADAPTER, MODEL, SAMPLING
+from flexivid.shapes.embedded import ADAPTER, MODEL, SAMPLING, USUAL
 from flexivid.shapes.oracle import judge
 from flexivid.shapes.prompts import load_prompts
 from flexivid.shapes.world import FACTORS, Scene
@@ -44,6 +46,17 @@ class Arm:
     order: str | None = None
 
 
+def settings_of(arm: Arm) -> dict:
+    """Arguments of `flexivid.enable`."""
+    return {
+        "adapter": arm.adapter,
+        "budget": arm.budget,
+        "order": arm.order,
+        "modes": None if arm.adapter else ["1x4x4", "2x4x4"],
+        "merge_lora": arm.adapter is not None,
+    }
+
+
 def build_pipeline(model: Path, arm: Arm, dtype: str, compiled: bool) -> WanPipeline:
     """The arm's own pipeline, so that its compiled blocks stay valid while the arms alternate."""
     dtypes = {"default": torch.float32, "transformer": getattr(torch, dtype)}
@@ -52,10 +65,7 @@ def build_pipeline(model: Path, arm: Arm, dtype: str, compiled: bool) -> WanPipe
     if compiled:
         compile_blocks(pipe.transformer)
     if arm.budget is not None:
-        modes = None if arm.adapter else ["1x4x4", "2x4x4"]
-        merge_lora = arm.adapter is not None
-        settings = {"budget": arm.budget, "order": arm.order, "modes": modes, "merge_lora": merge_lora}
-        flexivid.enable(pipe, adapter=arm.adapter, **settings)
+        flexivid.enable(pipe, **settings_of(arm))
     return pipe
 
 
@@ -72,9 +82,8 @@ def judge_arm(
     pipe: WanPipeline, arm: Arm, scenes: list[Scene], seed: int, path: Path, batch: int, identity: str
 ) -> dict:
     """What the oracle sees in the arm's clip of every scene, as lists of words; kept in `path` after every batch."""
-    result = json.loads(path.read_text()) if path.exists() else {}
-    if result.get("identity") != identity:
-        result = {"identity": identity, "flops_ratio": arm.steps / FULL_STEPS, "shown": []}
+    fresh = {"identity": identity, "flops_ratio": arm.steps / FULL_STEPS, "shown": []}
+    result = read_json(path) if path.exists() else fresh
     for start in tqdm(range(len(result["shown"]), len(scenes), batch), desc=f"{arm.name}, seed {seed}"):
         wanted = scenes[start : start + batch]
         video = pipe(
@@ -87,9 +96,7 @@ def judge_arm(
         result["shown"] += [[words[factor] for factor in FACTORS] for words in seen]
         if arm.budget is not None:
             result["flops_ratio"] = flexivid.summary(pipe).ratio
-        beside = path.with_suffix(".partial")
-        beside.write_text(json.dumps(result))
-        os.replace(beside, path)
+        write_text(path, json.dumps(result))
     return result
 
 
@@ -123,24 +130,25 @@ def summarise(results: dict[str, list[dict]], splits: dict[str, list[Scene]]) ->
     return "\n".join(lines) + "\n"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, default=MODEL)
-    parser.add_argument("--adapter", type=Path, default=ADAPTER)
-    parser.add_argument("--direct-adapter", type=Path, help="an adapter of the other parametrisation to compare")
-    parser.add_argument("--output", type=Path, default=Path("outputs/adherence"))
-    parser.add_argument("--arms", nargs="+", help="only these, beside full")
-    parser.add_argument("--seen", type=int, default=128, help="prompts of combinations seen in training")
-    parser.add_argument("--held-out", type=int, default=64, help="prompts of combinations that were not")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the transformer")
-    parser.add_argument("--compile", action="store_true", help="compile the blocks: 1.3 to 2 times faster")
-    arguments = parser.parse_args()
-    logging.set_verbosity_error()
-    prompts = load_prompts()
-    splits = {"seen": prompts["seen"][: arguments.seen], "held out": prompts["held_out"][: arguments.held_out]}
-    scenes = [scene for split in splits.values() for scene in split]
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = Parser(description=__doc__)
+    add = parser.add_argument
+    add("--model", type=Path, default=MODEL)
+    add("--adapter", type=Path, default=ADAPTER)
+    add("--direct-adapter", type=Path, help="an adapter of the other parametrisation to compare")
+    add("--output", type=Path, default=Path("outputs/adherence"))
+    add("--arms", nargs="+", help="only these, beside full")
+    add("--seen", type=count, default=128, help="prompts of combinations seen in training")
+    add("--held-out", type=count, default=64, help="prompts of combinations that were not")
+    add("--seeds", type=count, default=3)
+    add_batch(parser, default=32)
+    add("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the transformer")
+    add("--compile", action="store_true", help="compile the blocks: 1.3 to 2 times faster")
+    return parser.parse_args(argv)
+
+
+def arms_of(arguments: argparse.Namespace) -> list[Arm]:
+    """Those that are asked for, or all. Raises ValueError for one that there is not."""
     arms = [
         Arm("full"),
         Arm("adapter-0.25", budget=0.25, adapter=arguments.adapter),
@@ -152,11 +160,45 @@ def main() -> None:
     ]
     if arguments.direct_adapter:
         arms.append(Arm("direct-adapter-0.25", budget=0.25, adapter=arguments.direct_adapter))
-    arms = [arm for arm in arms if not arguments.arms or arm.name in ("full", *arguments.arms)]
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    results: dict[str, list[dict]] = {arm.name: [] for arm in arms}
+    if unknown := set(arguments.arms or []) - {arm.name for arm in arms}:
+        raise ValueError(f"there is no arm {min(unknown)}; there are {', '.join(arm.name for arm in arms)}")
+    return [arm for arm in arms if not arguments.arms or arm.name in ("full", *arguments.arms)]
+
+
+def check_arms(model: Path, arms: list[Arm]) -> None:
+    """Raises ValueError for adapters that do not fit the model, and for budgets that cannot be reached."""
+    empty = empty_wan_pipeline(model)
+    for arm in arms:
+        if arm.budget is not None:
+            check_arm(empty, {**USUAL, "steps": arm.steps}, **settings_of(arm))
+
+
+def check_output(folder: Path, identities: dict[Arm, str], seeds: int) -> None:
+    """Raises ValueError for a folder that cannot be written into, or that holds what another run has found."""
+    check_output_folder(folder)
+    for arm, identity in identities.items():
+        for seed in range(seeds):
+            path = folder / f"{arm.name}-seed{seed}.json"
+            if path.exists() and read_json(path).get("identity") != identity:
+                raise ValueError(
+                    f"{path} is of another model, adapter, dtype or other prompts; give another --output, or delete it"
+                )
+
+
+@command
+def main(argv: list[str] | None = None) -> None:
+    arguments = parse_arguments(argv)
+    prompts = load_prompts()
+    splits = {"seen": prompts["seen"][: arguments.seen], "held out": prompts["held_out"][: arguments.held_out]}
+    scenes = [scene for split in splits.values() for scene in split]
+    arms = arms_of(arguments)
+    check_model(arguments.model)
     settings = {"dtype": arguments.dtype, "compiled": arguments.compile}
     identities = {arm: identity_of(arguments.model, arm, scenes, **settings) for arm in arms}
+    check_output(arguments.output, identities, arguments.seeds)
+    check_arms(arguments.model, arms)
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    results: dict[str, list[dict]] = {arm.name: [] for arm in arms}
     pipes = {arm: build_pipeline(arguments.model, arm, **settings) for arm in arms}
     # Seeds outermost: a run that is stopped early has measured every arm on the same clips.
     for seed in range(arguments.seeds):
@@ -164,9 +206,9 @@ def main() -> None:
             path = arguments.output / f"{arm.name}-seed{seed}.json"
             results[arm.name].append(judge_arm(pipes[arm], arm, scenes, seed, path, arguments.batch, identities[arm]))
         table = summarise(results, splits)
-        (arguments.output / "summary.md").write_text(f"Seeds: {seed + 1}\n\n{table}")
+        write_text(arguments.output / "summary.md", f"Seeds: {seed + 1}\n\n{table}")
     print(table)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -3,17 +3,19 @@
 python eval/budget_picture.py --output docs/budgets.png
 """
 
-import argparse
+import sys
 from pathlib import Path
 
 import torch
 from diffusers import WanPipeline
-from diffusers.utils import logging
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
 import flexivid
-from flexivid.shapes.embedded import ADAPTER, MODEL, SAMPLING
+from flexivid.command_line import Parser, budget_share, command, seed
+from flexivid.files import replacing
+from flexivid.inputs import check_arm, check_output_file, empty_wan_pipeline
+from flexivid.shapes.embedded import ADAPTER, MODEL, SAMPLING, USUAL
 
 PROMPTS = (
     "a striped red circle moving right on a black background",
@@ -25,21 +27,23 @@ FRAMES = (0, 8, 16)
 SCALE, HEADER = 2, 18
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--budgets", type=float, nargs="+", default=[1.0, 0.6, 0.4, 0.25])
-    parser.add_argument("--seed", type=int, default=0)
+@command
+def main(argv: list[str] | None = None) -> None:
+    parser = Parser(description=__doc__)
+    parser.add_argument("--budgets", type=budget_share, nargs="+", default=[1.0, 0.6, 0.4, 0.25])
+    parser.add_argument("--seed", type=seed, default=0)
     parser.add_argument("--output", type=Path, default=Path("outputs/budgets.png"))
-    arguments = parser.parse_args()
-    logging.set_verbosity_error()
+    arguments = parser.parse_args(argv)
+    check_output_file(arguments.output, ".png", ".jpg", ".webp")
+    check_arm(empty_wan_pipeline(MODEL), USUAL, adapter=ADAPTER, budget=min(arguments.budgets))
     pipe = WanPipeline.from_pretrained(MODEL, dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     cell, gap = 64 * SCALE, 8
     column = len(FRAMES) * cell + gap
     picture = Image.new("RGB", (len(arguments.budgets) * column - gap, HEADER + len(PROMPTS) * (cell + gap)), "white")
     draw = ImageDraw.Draw(picture)
-    for i, budget in enumerate(tqdm(arguments.budgets)):
-        flexivid.enable(pipe, adapter=ADAPTER, budget=budget, merge_lora=True)
+    for i, share in enumerate(tqdm(arguments.budgets)):
+        flexivid.enable(pipe, adapter=ADAPTER, budget=share, merge_lora=True)
         videos = pipe(
             list(PROMPTS),
             **SAMPLING,
@@ -51,8 +55,9 @@ def main() -> None:
                 image = Image.fromarray((video[frame] * 255).round().astype("uint8")).resize((cell, cell), 0)
                 picture.paste(image, (i * column + k * cell, HEADER + row * (cell + gap)))
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(arguments.output)
+    with replacing(arguments.output) as partial:
+        picture.save(partial)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

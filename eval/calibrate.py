@@ -8,24 +8,24 @@ shows how wrong it is, and what is left of that when a powerful step some steps 
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 import matplotlib
 import numpy as np
 import torch
 from diffusers import WanPipeline
-from diffusers.utils import logging
 from tqdm import tqdm
 
 import flexivid
+from flexivid.command_line import Parser, add_prompts, budget_share, command, count
+from flexivid.files import replacing, write_json
+from flexivid.inputs import check_arm, check_output_folder, empty_wan_pipeline, read_prompts
 from flexivid.model.adapter import read_config
-from flexivid.sampling.budget import check_budget, schedule_for_budget
+from flexivid.sampling.budget import schedule_for_budget
 from flexivid.sampling.calibration import best_schedule, residual_errors, step_weights, summed_error
 from flexivid.sampling.schedule import KEPT
-from flexivid.shapes.embedded import ADAPTER, MODEL, SAMPLING
-from flexivid.shapes.prompts import load_prompts
-from flexivid.shapes.world import all_scenes
-from sweep.sampling import write_json
+from flexivid.shapes.embedded import ADAPTER, MODEL, SAMPLING, USUAL
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
@@ -85,53 +85,66 @@ def draw(residuals: dict[tuple, np.ndarray], sigmas: np.ndarray, path: Path) -> 
     figure.supylabel("mean squared error of the guided x0 to the powerful one")
     panels[0][0].legend(fontsize=8)
     figure.tight_layout()
-    figure.savefig(path, dpi=120)
+    with replacing(path) as partial:
+        figure.savefig(partial, dpi=120)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = Parser(description=__doc__)
     parser.add_argument("--model", type=Path, default=MODEL)
     parser.add_argument("--adapter", type=Path, default=ADAPTER)
-    parser.add_argument("--budgets", type=float, nargs="+", default=[0.5, 0.25])
-    parser.add_argument("--prompts", type=int, default=16)
-    parser.add_argument("--steps", type=int, default=SAMPLING["num_inference_steps"])
+    parser.add_argument("--budgets", type=budget_share, nargs="+", default=[0.5, 0.25])
+    add_prompts(parser, default="shapes-unjudged")
+    parser.add_argument("--max-prompts", type=count, default=16, help="only the first so many")
+    parser.add_argument("--steps", type=count, default=SAMPLING["num_inference_steps"])
     parser.add_argument("--output", type=Path, default=Path("outputs/calibrated"))
-    arguments = parser.parse_args()
-    for budget in arguments.budgets:
-        check_budget(budget)
-    logging.set_verbosity_error()
+    return parser.parse_args(argv)
+
+
+def check_arguments(arguments: argparse.Namespace) -> None:
+    check_output_folder(arguments.output)
+    call, least = {**USUAL, "steps": arguments.steps}, min(arguments.budgets)
+    empty = empty_wan_pipeline(arguments.model)
+    check_arm(empty, call, adapter=arguments.adapter, budget=least, merge_lora=True)
+
+
+def compared(residuals: dict[tuple, np.ndarray], costs: dict, budget: float, steps: int) -> dict:
+    """The schedule found for a budget and the plain one, what they cost and what is predicted of them."""
+    powerful = max(costs, key=costs.get)
+    schedule, error = best_schedule(residuals, costs, powerful, budget)
+    full = 2 * steps * costs[powerful]
+    plain = schedule_for_budget(costs, steps, budget, 2, "kept")
+    print(f"{budget:g}: {schedule}, predicted error {error:.4g}")
+    print(f"  plain: {plain}, predicted error {summed_error(plain, residuals):.4g}")
+    return {
+        "schedule": schedule.to_json(),
+        "budget": budget,
+        "flops_ratio": schedule.cost(costs) / full,
+        "predicted_error": error,
+        "plain_schedule": str(plain),
+        "plain_flops_ratio": plain.cost(costs) / full,
+        "plain_predicted_error": summed_error(plain, residuals),
+    }
+
+
+@command
+def main(argv: list[str] | None = None) -> None:
+    arguments = parse_arguments(argv)
+    captions = read_prompts(arguments.prompts)[: arguments.max_prompts]
+    check_arguments(arguments)
     pipe = WanPipeline.from_pretrained(arguments.model, dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     flexivid.enable(pipe, adapter=arguments.adapter, schedule=f"1x2x2:{arguments.steps}", merge_lora=True)
-    judged = {scene for split in load_prompts().values() for scene in split}
-    scenes = [scene for scene in all_scenes() if scene not in judged]
-    picks = torch.randperm(len(scenes), generator=torch.Generator().manual_seed(1))[: arguments.prompts].tolist()
-    errors, sigmas, costs = measure(
-        pipe, [scenes[pick].caption for pick in picks], read_config(arguments.adapter).patch_sizes, arguments.steps
-    )
+    modes = read_config(arguments.adapter).patch_sizes
+    errors, sigmas, costs = measure(pipe, captions, modes, arguments.steps)
     residuals = {kind: residual_errors(values, sigmas) for kind, values in errors.items()}
     arguments.output.mkdir(parents=True, exist_ok=True)
     draw(residuals, sigmas, arguments.output / "errors.png")
-    powerful = max(costs, key=costs.get)
+    made_with = {"model": str(arguments.model), "adapter": str(arguments.adapter)}
     for budget in arguments.budgets:
-        schedule, error = best_schedule(residuals, costs, powerful, budget)
-        full = 2 * arguments.steps * costs[powerful]
-        plain = schedule_for_budget(costs, arguments.steps, budget, 2, "kept")
-        result = {
-            "schedule": schedule.to_json(),
-            "budget": budget,
-            "flops_ratio": schedule.cost(costs) / full,
-            "predicted_error": error,
-            "plain_schedule": str(plain),
-            "plain_flops_ratio": plain.cost(costs) / full,
-            "plain_predicted_error": summed_error(plain, residuals),
-            "model": str(arguments.model),
-            "adapter": str(arguments.adapter),
-        }
-        write_json(result, arguments.output / f"{budget:g}.json")
-        print(f"{budget:g}: {schedule}, predicted error {error:.4g}")
-        print(f"  plain: {plain}, predicted error {result['plain_predicted_error']:.4g}")
+        result = compared(residuals, costs, budget, arguments.steps)
+        write_json(arguments.output / f"{budget:g}.json", result | made_with)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

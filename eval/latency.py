@@ -25,12 +25,14 @@ from tqdm import tqdm
 from transformers import UMT5Config, UMT5EncoderModel
 
 import flexivid
+from flexivid.command_line import Parser, add_batch, add_device, add_rounds, command, count, share
+from flexivid.files import replacing, write_json, write_text
+from flexivid.inputs import check_arm, check_output_folder, check_sizes, empty_wan_pipeline
 from flexivid.model.flexible import compile_blocks
 from flexivid.shapes.embedded import MODEL
-from flexivid.stock_pipelines import now
+from flexivid.stock_pipelines import ARGUMENTS, now
 from sweep.architectures import ARCHITECTURES, TEXT_ENCODER, Architecture, build_pipeline, random_weights
-from sweep.sampling import write_json
-from sweep.settings import device_name, exit_status
+from sweep.settings import device_name
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
@@ -116,7 +118,7 @@ def measure(
     enabled |= {patch_size: {"schedule": patch_size} for patch_size in architecture.modes}
     rows = {name: {"compiled": compiled, "batch": batch, "arm": name, "all_seconds": []} for name in enabled}
     # The first of the repeats warms up: it compiles, and asks for memory.
-    for repeat in tqdm(range(arguments.repeats + 1), desc=f"batch {batch}{', compiled' * compiled}"):
+    for repeat in tqdm(range(arguments.rounds + 1), desc=f"batch {batch}{', compiled' * compiled}"):
         for name, how in enabled.items():
             row = rows[name]
             if how is not None:
@@ -135,7 +137,7 @@ def measure(
                 summary = flexivid.summary(pipe)
                 row |= {"flops": summary.flops_used, "flops_ratio": summary.ratio, "schedule": str(summary.schedule)}
                 rows["stock"] |= {"flops": summary.flops_full, "flops_ratio": 1.0}
-                if repeat == arguments.repeats:
+                if repeat == arguments.rounds:
                     row["forwards"] = forwards_by_patch_size(pipe, denoise, device)
                 flexivid.disable(pipe)
     for row in rows.values():
@@ -170,7 +172,7 @@ def write_table(result: dict, path: Path) -> None:
             f"| {row['seconds']:.4g} | {row['seconds_ratio']:.3f} | {row['tflop_per_second']:.4g} | {peak} | {total} "
             f"| {forwards} |"
         )
-    path.write_text("\n".join(lines) + "\n")
+    write_text(path, "\n".join(lines) + "\n")
 
 
 def draw(result: dict, path: Path) -> None:
@@ -190,44 +192,33 @@ def draw(result: dict, path: Path) -> None:
     panel.grid(alpha=0.3)
     panel.legend()
     figure.tight_layout()
-    figure.savefig(path, dpi=120)
+    with replacing(path) as partial:
+        figure.savefig(partial, dpi=120)
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     add = parser.add_argument
     add("--architecture", choices=ARCHITECTURES, default="embedded")
-    add("--budgets", type=float, nargs="+", default=[0.6, 0.4, 0.25])
-    add("--batches", type=int, nargs="+", default=[1])
-    add("--repeats", type=int, default=5)
+    add("--budgets", type=share, nargs="+", default=[0.6, 0.4, 0.25])
+    add_batch(parser, "--batches", nargs="+", default=[1])
+    add_rounds(parser, "--repeats", default=5)
     add("--compile", action="store_true", help="measure once more with compiled blocks, the stock ones included")
-    add("--steps", type=int, help="denoising steps; the usual number of the architecture by default")
-    add("--frames", type=int)
-    add("--height", type=int)
-    add("--width", type=int)
+    add("--steps", type=count, help="denoising steps; the usual number of the architecture by default")
+    add("--frames", type=count)
+    add("--height", type=count)
+    add("--width", type=count)
     add(
         "--dtype", choices=["float32", "bfloat16", "float16"], default="float32", help="of transformer and text encoder"
     )
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add_device(parser)
     add("--denoise-only", action="store_true", help="without text encoder and VAE: UMT5-XXL takes 11 GB in bfloat16")
     add("--output", type=Path, default=Path("outputs/latency"))
-    arguments = parser.parse_args(argv)
-    for budget in arguments.budgets:
-        if not 0 < budget < 1:
-            parser.error(f"a budget is a share of the full FLOPs, above 0 and below 1, not {budget}")
-    for name in ("repeats", "steps", "frames", "height", "width"):
-        if getattr(arguments, name) is not None and getattr(arguments, name) < 1:
-            parser.error(f"--{name} must be at least 1, not {getattr(arguments, name)}")
-    if min(arguments.batches) < 1:
-        parser.error(f"--batches must be at least 1, not {min(arguments.batches)}")
-    return arguments
+    return parser.parse_args(argv)
 
 
-def run(arguments: argparse.Namespace) -> None:
-    architecture, device = ARCHITECTURES[arguments.architecture], torch.device(arguments.device)
-    dtype = getattr(torch, arguments.dtype)
-    if device.type == "cuda":
-        torch.cuda.set_device(device if device.index is not None else 0)  # whose clock and memory are read
+def call_of(arguments: argparse.Namespace, architecture: Architecture) -> dict:
+    """Arguments of the pipeline. Raises ValueError for what cannot be run, before there are any weights."""
     given = {
         "num_inference_steps": arguments.steps,
         "num_frames": arguments.frames,
@@ -235,6 +226,25 @@ def run(arguments: argparse.Namespace) -> None:
         "width": arguments.width,
     }
     call = architecture.sampling | {name: value for name, value in given.items() if value is not None}
+    check_output_folder(arguments.output)
+    if architecture.transformer:
+        empty = build_pipeline(architecture, torch.float32, torch.device("meta"))
+    else:
+        empty = empty_wan_pipeline(MODEL)
+    ours = {name: call[theirs] for name in ARGUMENTS for theirs in ARGUMENTS[name] if theirs in call}
+    check_sizes(empty, *(ours[name] for name in ("frames", "height", "width")))
+    check_arm(empty, ours, budget=min(arguments.budgets), modes=list(architecture.modes), adapter=architecture.adapter)
+    return call
+
+
+@command
+def main(argv: list[str] | None = None) -> None:
+    arguments = parse_arguments(argv)
+    architecture, device = ARCHITECTURES[arguments.architecture], arguments.device
+    call = call_of(arguments, architecture)
+    dtype = getattr(torch, arguments.dtype)
+    if device.type == "cuda":
+        torch.cuda.set_device(device if device.index is not None else 0)  # whose clock and memory are read
     arguments.output.mkdir(parents=True, exist_ok=True)
     result = {
         "command": " ".join(["python eval/latency.py", *sys.argv[1:]]),
@@ -251,17 +261,12 @@ def run(arguments: argparse.Namespace) -> None:
     for compiled in (False, True)[: 1 + arguments.compile]:
         if compiled:
             compile_blocks(pipe.transformer)
-        for batch in arguments.batches:
+        for batch in arguments.batch:
             result["rows"] += measure(pipe, architecture, call, batch, arguments, compiled)
-            write_json(result, arguments.output / "latency.json")
+            write_json(arguments.output / "latency.json", result)
             write_table(result, arguments.output / "latency.md")
             draw(result, arguments.output / "latency.png")
     print((arguments.output / "latency.md").read_text())
-
-
-def main(argv: list[str] | None = None) -> int:
-    arguments = parse_arguments(argv)
-    return exit_status(run, arguments)
 
 
 if __name__ == "__main__":

@@ -6,12 +6,25 @@
 Of several sweeps, which must have sampled the same clips in the same way, an arm is that of the first that has it.
 """
 
-import argparse
-import json
 import math
+import sys
 from pathlib import Path
 
+from flexivid.command_line import Parser, command
+from flexivid.inputs import check_output_file, read_json
 from sweep.results import HIGHER_IS_BETTER, write_pareto
+
+NEEDED = {"arm", "method", "flops_ratio", "seconds_ratio", "metrics"}  # of an arm
+
+
+def read_results(path: Path) -> dict:
+    """A results.json. Raises ValueError for another file."""
+    results = read_json(path)
+    rows = results.get("arms")
+    whole = isinstance(rows, list) and all(isinstance(row, dict) and row.keys() >= NEEDED for row in rows)
+    if not whole or "full" not in {row["arm"] for row in rows}:
+        raise ValueError(f"{path} is no results.json of eval/vbench_sweep.py with a full run and other arms")
+    return results
 
 
 def joined(paths: list[Path]) -> dict:
@@ -19,7 +32,7 @@ def joined(paths: list[Path]) -> dict:
 
     Raises ValueError if their full runs differ: figures of the others would then be of other clips.
     """
-    first, *others = [json.loads(path.read_text()) for path in paths]
+    first, *others = [read_results(path) for path in paths]
     for path, results in zip(paths[1:], others, strict=True):
         ours, theirs = ({row["arm"]: row for row in r["arms"]} for r in (first, results))
         before, now = ours["full"]["metrics"], theirs["full"]["metrics"]
@@ -30,21 +43,26 @@ def joined(paths: list[Path]) -> dict:
     return first
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+@command
+def main(argv: list[str] | None = None) -> None:
+    parser = Parser(description=__doc__)
     parser.add_argument("results", type=Path, nargs="+")
     parser.add_argument("--metrics", nargs="+", choices=HIGHER_IS_BETTER, help="all by default")
     parser.add_argument("--leave-out", nargs="+", default=[], help="methods that are not drawn")
     parser.add_argument("--output", type=Path, default=Path("outputs/pareto.png"))
-    arguments = parser.parse_args()
-    try:
-        results = joined(arguments.results)
-    except ValueError as error:
-        parser.error(str(error))
+    arguments = parser.parse_args(argv)
+    check_output_file(arguments.output, ".png")
+    results = joined(arguments.results)
+    methods = {row["method"] for row in results["arms"]}
+    if unknown := set(arguments.leave_out) - methods:
+        raise ValueError(f"there is no method {min(unknown)} to leave out; there are {', '.join(sorted(methods))}")
     results["arms"] = [row for row in results["arms"] if row["method"] not in arguments.leave_out]
+    measured = {name for row in results["arms"] for name in row["metrics"]}
+    if missing := set(arguments.metrics or []) - measured:
+        raise ValueError(f"no arm has the metric {min(missing)}; they have {', '.join(sorted(measured)) or 'none'}")
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     write_pareto(results, arguments.output, arguments.metrics)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -8,17 +8,18 @@ does no harm can run at a large patch.
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 import matplotlib
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline
-from diffusers.utils import logging
 from tqdm import tqdm
 
+from flexivid.command_line import Parser, add_prompts, command, count, share
+from flexivid.files import replacing, write_json, write_text
+from flexivid.inputs import check_output_folder, empty_wan_pipeline, read_prompts
 from flexivid.shapes.embedded import MODEL, SAMPLING
-from flexivid.shapes.prompts import load_prompts
-from sweep.sampling import write_json
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
@@ -77,52 +78,68 @@ def draw(result: dict, path: Path) -> None:
         panel.legend()
     panels[0].set_ylabel("squared distance to the undisturbed latents,\nshare of their variance")
     figure.tight_layout()
-    figure.savefig(path, dpi=120)
+    with replacing(path) as partial:
+        figure.savefig(partial, dpi=120)
 
 
-@torch.no_grad()
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = Parser(description=__doc__)
     parser.add_argument("--model", type=Path, default=MODEL)
-    parser.add_argument("--prompts", type=int, default=16)
-    parser.add_argument("--cutoff", type=float, default=0.5, help="share of the highest frequency that low-pass keeps")
-    parser.add_argument("--every", type=int, default=3, help="filter every so many steps")
+    add_prompts(parser, default="shapes")
+    parser.add_argument("--max-prompts", type=count, default=16, help="only the first so many")
+    parser.add_argument("--cutoff", type=share, default=0.5, help="share of the highest frequency that low-pass keeps")
+    parser.add_argument("--every", type=count, default=3, help="filter every so many steps")
     parser.add_argument("--output", type=Path, default=Path("outputs/spectrum"))
-    arguments = parser.parse_args()
-    if not 0 < arguments.cutoff < 1:
-        parser.error(f"--cutoff is a share of the highest frequency, between 0 and 1, not {arguments.cutoff}")
-    logging.set_verbosity_error()
-    pipe = WanPipeline.from_pretrained(arguments.model, dtype=torch.float32)
-    captions = [scene.caption for scene in load_prompts()["seen"][: arguments.prompts]]
-    text, negative = pipe.encode_prompt(captions, max_sequence_length=SAMPLING["max_sequence_length"])
-    run = Run(pipe, text, negative, SAMPLING["guidance_scale"])
-    shape = (pipe.transformer.config.in_channels, 5, SAMPLING["height"] // 4, SAMPLING["width"] // 4)
-    x = torch.randn(len(captions), *shape, generator=torch.Generator().manual_seed(0))
+    return parser.parse_args(argv)
+
+
+def measure(run: Run, x: torch.Tensor, every: int, cutoff: float) -> dict:
+    """What filtering one step's update does to the end of a run from the noise x, (B, C, T, H, W)."""
     starts, updates = [], []
     for step in tqdm(range(STEPS), desc="undisturbed run"):
         starts.append(x)
         updates.append(run.update(x, step))
         x = x + updates[-1]
-    steps = list(range(0, STEPS, arguments.every))
+    steps = list(range(0, STEPS, every))
     errors = {f"{kind}, {axis}": [] for axis in AXES for kind in ("low-pass", "high-pass")}
     for step in tqdm(steps, desc="one step filtered"):
         for axis, dimensions in AXES.items():
-            low = low_pass(updates[step], dimensions, arguments.cutoff)
+            low = low_pass(updates[step], dimensions, cutoff)
             for kind, filtered in (("low-pass", low), ("high-pass", updates[step] - low)):
                 changed = run.finish(starts[step] + filtered, step + 1)
                 errors[f"{kind}, {axis}"].append(((changed - x).square().mean() / x.var()).item())
-    result = {"steps": steps, "sigmas": [run.sigmas[step].item() for step in steps], "errors": errors}
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    write_json({"cutoff": arguments.cutoff, "prompts": len(captions), **result}, arguments.output / "spectrum.json")
-    draw(result, arguments.output / "spectrum.png")
-    names = list(errors)
-    lines = ["| step | σ | " + " | ".join(names) + " |", "|---" * (2 + len(names)) + "|"]
-    for row, (step, sigma) in enumerate(zip(steps, result["sigmas"], strict=True)):
-        cells = " | ".join(f"{errors[name][row]:.4f}" for name in names)
+    return {"steps": steps, "sigmas": [run.sigmas[step].item() for step in steps], "errors": errors}
+
+
+def as_table(result: dict) -> str:
+    errors = result["errors"]
+    lines = ["| step | σ | " + " | ".join(errors) + " |", "|---" * (2 + len(errors)) + "|"]
+    for row, (step, sigma) in enumerate(zip(result["steps"], result["sigmas"], strict=True)):
+        cells = " | ".join(f"{values[row]:.4f}" for values in errors.values())
         lines.append(f"| {step} | {sigma:.3f} | {cells} |")
-    (arguments.output / "spectrum.md").write_text("\n".join(lines) + "\n")
-    print("\n".join(lines))
+    return "\n".join(lines)
+
+
+@command
+@torch.no_grad()
+def main(argv: list[str] | None = None) -> None:
+    arguments = parse_arguments(argv)
+    captions = read_prompts(arguments.prompts)[: arguments.max_prompts]
+    check_output_folder(arguments.output)
+    empty_wan_pipeline(arguments.model)
+    pipe = WanPipeline.from_pretrained(arguments.model, dtype=torch.float32)
+    text, negative = pipe.encode_prompt(captions, max_sequence_length=SAMPLING["max_sequence_length"])
+    run = Run(pipe, text, negative, SAMPLING["guidance_scale"])
+    shape = (pipe.transformer.config.in_channels, 5, SAMPLING["height"] // 4, SAMPLING["width"] // 4)
+    noise = torch.randn(len(captions), *shape, generator=torch.Generator().manual_seed(0))
+    result = measure(run, noise, arguments.every, arguments.cutoff)
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    facts = {"cutoff": arguments.cutoff, "prompts": len(captions)}
+    write_json(arguments.output / "spectrum.json", facts | result)
+    draw(result, arguments.output / "spectrum.png")
+    write_text(arguments.output / "spectrum.md", as_table(result) + "\n")
+    print(as_table(result))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

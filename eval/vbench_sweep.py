@@ -3,14 +3,13 @@
     python eval/vbench_sweep.py --dry-run
     python eval/vbench_sweep.py --budgets 1.0 0.6 0.4 0.25 --output outputs/sweep
     accelerate launch --num_processes 8 eval/vbench_sweep.py --output outputs/sweep       # splits the batches over GPUs
-    torchrun --nproc_per_node 2 eval/vbench_sweep.py --cpu --output outputs/sweep         # or over CPU processes
+    torchrun --nproc_per_node 2 eval/vbench_sweep.py --device cpu --output outputs/sweep  # or over CPU processes
 
 A sweep that was stopped goes on where it was; `--output` of another sweep is refused. Results: results.json,
 results.csv, pareto.png, report.html.
 """
 
 import argparse
-import json
 import shlex
 import sys
 import time
@@ -22,7 +21,10 @@ from accelerate import PartialState
 from diffusers import DiffusionPipeline, WanPipeline
 from tqdm import tqdm
 
+from flexivid.command_line import command
 from flexivid.devices import share_cores
+from flexivid.files import write_json
+from flexivid.inputs import SHAPES_SETS, check_sizes, empty_pipeline, read_json
 from flexivid.shapes.embedded import MODEL
 from flexivid.shapes.world import parse_caption
 from flexivid.stock_pipelines import load, pipeline_class, set_guidance_scale
@@ -30,17 +32,17 @@ from sweep.arms import Arm, all_arms, reachable, tuned
 from sweep.report import write_report
 from sweep.results import assemble, write_csv, write_pareto
 from sweep.rivals import tune_all
-from sweep.sampling import Clip, Sampler, clips_of, sample, write_json
+from sweep.sampling import Clip, Sampler, clips_of, sample
 from sweep.scoring import Scorer
 from sweep.settings import (
     check_arguments,
     check_identity,
     device_name,
-    exit_status,
+    device_of,
     identity_of,
     parse_arguments,
     pipeline_call,
-    read_prompts,
+    prompts_of,
 )
 from sweep.vbench import DIMENSIONS, availability, score_arms
 
@@ -88,75 +90,65 @@ def load_pipeline(arguments: argparse.Namespace, call: dict, device: torch.devic
     return pipe.to(device)
 
 
-def run(arguments: argparse.Namespace) -> None:
-    check_arguments(arguments)
-    prompts, call = read_prompts(arguments), pipeline_call(arguments)
-    clips = clips_of(prompts, arguments.videos_per_prompt, arguments.seed)
-    shapes = arguments.prompts == "shapes"
-    scenes = {prompt: parse_caption(prompt) for prompt in prompts} if shapes else None
-    # The other processes wait while the first one tunes the caches, which may take hours.
-    state = PartialState(cpu=arguments.cpu, timeout=timedelta(days=7))
-    if state.device.type == "cpu":
-        share_cores(state.num_processes)
-    folder, identity = arguments.output, identity_of(arguments, clips, call, state.device)
-    check_identity(folder / "sweep.json", identity)
-    if state.is_main_process and (arguments.dimensions or arguments.dry_run):
-        names = arguments.dimensions or list(DIMENSIONS)
-        print_dimensions(names, arguments.vbench_cache, arguments.prompts == "vbench")
-    pipe = load_pipeline(arguments, call, state.device)
-    arms = reachable(all_arms(arguments, call["steps"]), pipe, call, state.print)
-    if getattr(pipe, "transformer_2", None) is not None and any(arm.cache for arm in arms):
+def checked_arms(arguments: argparse.Namespace, empty: DiffusionPipeline, call: dict, say) -> list[Arm]:
+    """The arms that can be run. empty: the pipeline without weights."""
+    check_sizes(empty, *(call[name] for name in ("frames", "height", "width")))
+    arms = reachable(all_arms(arguments, call["steps"]), empty, call, say)
+    if getattr(empty, "transformer_2", None) is not None and any(arm.cache for arm in arms):
         raise ValueError(
             "caches on a pipeline of two transformers are not supported yet: leave them out, --rivals steps"
         )
-    if arguments.dry_run:
-        if state.is_main_process:
-            print_plan(arguments, pipe, arms, clips, call)
-        return
+    return arms
 
+
+def tune(sampler: Sampler, arms: list[Arm], identity: dict, state: PartialState) -> list[Arm]:
+    """The arms with settings of their caches, which the main process finds."""
+    pipe, folder = sampler.pipe, sampler.folder
     if state.is_main_process:
-        write_json(identity, folder / "sweep.json")
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "sweep.json", identity)
 
         def probe() -> int:
-            return sample(pipe, clips[:PROBE_CLIPS], call, count_flops=True, latents=True)[1].flops
+            return sample(pipe, sampler.clips[:PROBE_CLIPS], sampler.call, count_flops=True, latents=True)[1].flops
 
         tune_all(pipe, arms, probe, folder / "tuning.json")
     state.wait_for_everyone()
-    tuning = json.loads((folder / "tuning.json").read_text())
-    arms = tuned(arms, tuning, state.print)
+    return tuned(arms, read_json(folder / "tuning.json"), state.print)
 
-    sampler = Sampler(pipe, clips, folder, call, arguments.batch)
+
+def make(sampler: Sampler, scorer: Scorer, arms: list[Arm], state: PartialState) -> None:
+    """Samples and scores the batches of this process."""
     numbers = list(range(len(sampler.batches)))[state.process_index :: state.num_processes]
     missing = sum(not sampler.record(arm, number).exists() for arm in arms for number in numbers)
     with tqdm(total=missing, desc="batches", disable=not state.is_main_process) as progress:
         for arm in arms:
             progress.set_postfix_str(arm.name)
             sampler.make(arm, numbers, progress)
-    scorer = Scorer(sampler, scenes, state.device)
     for number in tqdm(numbers, desc="scoring", unit="batch", disable=not state.is_main_process):
         scorer.score(arms, number)
     state.wait_for_everyone()
-    if not state.is_main_process:
-        return
-    if state.device.type == "cpu":
-        share_cores(1)  # the others are done
-    sampler.time(arms, arguments.timed_rounds)
-    names = [arm.name for arm in arms]
+
+
+def write_results(
+    arguments: argparse.Namespace, sampler: Sampler, scorer: Scorer, arms: list[Arm], prompts: list[str], device
+) -> None:
+    sampler.time(arms, arguments.rounds)
+    folder, names = sampler.folder, [arm.name for arm in arms]
     vbench = score_arms(arguments.dimensions, folder, names, arguments.vbench_cache, arguments.prompts == "vbench")
     facts = {
         "command": shlex.join(["python", "eval/vbench_sweep.py", *arguments.words]),
         "versions": {name: version(name) for name in PACKAGES},
-        "call": call,
+        "call": sampler.call,
         "prompts": len(prompts),
         "videos_per_prompt": arguments.videos_per_prompt,
         "dtype": arguments.dtype,
-        "device": device_name(state.device),
+        "device": device_name(device),
         "threads": torch.get_num_threads(),
     }
-    if shapes:
+    if scorer.scenes:
         facts["frechet_distance_to_data_of_data"] = scorer.floor(arguments.videos_per_prompt)
     results = assemble(facts, sampler, scorer, arms, arguments.videos_per_prompt, vbench)
-    write_json(results, folder / "results.json")
+    write_json(folder / "results.json", results)
     write_csv(results, folder / "results.csv")
     write_pareto(results, folder / "pareto.png")
     write_report(results, sampler, prompts[: arguments.report_prompts], folder / "report.html")
@@ -164,9 +156,41 @@ def run(arguments: argparse.Namespace) -> None:
         print(folder / name)
 
 
-def main(argv: list[str] | None = None) -> int:
+@command
+def main(argv: list[str] | None = None) -> None:
     arguments = parse_arguments(__doc__, sys.argv[1:] if argv is None else argv)
-    return exit_status(run, arguments)
+    check_arguments(arguments)
+    prompts = prompts_of(arguments)
+    clips = clips_of(prompts, arguments.videos_per_prompt, arguments.seed)
+    empty = empty_pipeline(arguments.model or MODEL)
+    call = pipeline_call(arguments, empty)
+    # The other processes wait while the first one tunes the caches, which may take hours.
+    state = PartialState(cpu=arguments.device.type == "cpu", timeout=timedelta(days=7))
+    device = device_of(state, arguments.device)
+    if device.type == "cpu":
+        share_cores(state.num_processes)
+    identity = identity_of(arguments, clips, call, device)
+    check_identity(arguments.output / "sweep.json", identity)
+    if state.is_main_process and (arguments.dimensions or arguments.dry_run):
+        names = arguments.dimensions or list(DIMENSIONS)
+        print_dimensions(names, arguments.vbench_cache, arguments.prompts == "vbench")
+    arms = checked_arms(arguments, empty, call, state.print)
+    pipe = load_pipeline(arguments, call, device)
+    if arguments.dry_run:
+        if state.is_main_process:
+            print_plan(arguments, pipe, arms, clips, call)
+        return
+
+    sampler = Sampler(pipe, clips, arguments.output, call, arguments.batch)
+    arms = tune(sampler, arms, identity, state)
+    scenes = {prompt: parse_caption(prompt) for prompt in prompts} if arguments.prompts in SHAPES_SETS else None
+    scorer = Scorer(sampler, scenes, device)
+    make(sampler, scorer, arms, state)
+    if not state.is_main_process:
+        return
+    if device.type == "cpu":
+        share_cores(1)  # the others are done
+    write_results(arguments, sampler, scorer, arms, prompts, device)
 
 
 if __name__ == "__main__":

@@ -8,21 +8,25 @@ A run writes checkpoints, `log.jsonl`, pictures and its result to the config's `
 from its last checkpoint. It exits with 2 for a mistake in what it was given, with 1 if it cannot go on.
 """
 
-import argparse
 import os
 import signal
 import sys
+import warnings
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
-# Launched as a script, Python puts flexivid/ itself first on the path; what is imported is the package.
-sys.path[0] = str(Path(__file__).resolve().parents[1])
+if __name__ == "__main__":
+    # Launched as a script, Python puts flexivid/ itself first on the path; what is imported is the package.
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+import torch  # noqa: E402
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs  # noqa: E402
 from diffusers.utils import logging as diffusers_logging  # noqa: E402
 from huggingface_hub import HfApi  # noqa: E402
 
+from flexivid import inputs  # noqa: E402
+from flexivid.command_line import MISTAKES, Parser, refuse  # noqa: E402
 from flexivid.devices import share_cores  # noqa: E402
 from flexivid.shapes.data import check_words  # noqa: E402
 from flexivid.shapes.pretrain import PretrainObjective, ShapesWorld  # noqa: E402
@@ -30,7 +34,7 @@ from flexivid.shapes.vae import VaeObjective  # noqa: E402
 from flexivid.training.batches import clips_per_part  # noqa: E402
 from flexivid.training.checkpoints import check_checkpoint  # noqa: E402
 from flexivid.training.config import Config, load_config  # noqa: E402
-from flexivid.training.distill import DistillObjective  # noqa: E402
+from flexivid.training.distill import DistillObjective, build_student  # noqa: E402
 from flexivid.training.finite import TrainingFailed  # noqa: E402
 from flexivid.training.forecast import check_model, forecast  # noqa: E402
 from flexivid.training.loop import train  # noqa: E402
@@ -52,6 +56,18 @@ def check_login(repository: str) -> None:
         HfApi().whoami()
     except OSError as error:
         raise ValueError(f"push_to_hub {repository} needs a login, `hf auth login`: {error}") from None
+
+
+def check_student(config) -> None:
+    """Raises ValueError for modes, an adapter and an attention backend that the base cannot be trained with."""
+    transformer = getattr(inputs.empty_pipeline(config.base), config.component)
+    with warnings.catch_warnings(action="ignore"), torch.device("meta"):
+        build_student(transformer, config.distill, config.component)
+    try:
+        if config.attention_backend is not None:
+            transformer.set_attention_backend(config.attention_backend)
+    except (RuntimeError, ImportError) as error:  # for one that is not installed
+        raise ValueError(f"attention_backend {config.attention_backend} cannot be used here: {error}") from None
 
 
 def missing_clips(config: Config) -> Path | None:
@@ -93,20 +109,24 @@ def check_config(config: Config) -> None:
     check_optimizer(config)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+def main(argv: list[str] | None = None) -> int:
+    parser = Parser(description=__doc__)
     parser.add_argument("--config", required=True, help="YAML file; --section.key value overrides a setting")
     parser.add_argument("--dry-run", action="store_true", help="print what a distillation will cost, and stop")
-    arguments, overrides = parser.parse_known_args()
     diffusers_logging.set_verbosity_error()
     try:
+        arguments, overrides = parser.parse_known_args(argv)
         config = load_config(arguments.config, overrides)
         check_config(config)
+        has_modes = config.objective in ("distill", "shared")
+        inputs.check_output_folder(config.output)
+        if has_modes and not arguments.dry_run:  # which needs configs alone
+            inputs.check_model(config.base)
         accelerator = launched(config)
-        if config.objective in ("distill", "shared"):
+        if has_modes:
             check_model(config, with_clips=not arguments.dry_run or missing_clips(config) is None)
+        if has_modes and not arguments.dry_run:
+            check_student(config)
         if arguments.dry_run:
             dry_run(config, accelerator)
             return 0
@@ -114,9 +134,8 @@ def main() -> int:
         if config.push_to_hub is not None:
             check_login(config.push_to_hub)
         objective = OBJECTIVES[config.objective](config, accelerator)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    except MISTAKES as error:
+        return refuse(error)
     code = 0
     try:
         train(config, objective, accelerator)

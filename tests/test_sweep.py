@@ -322,7 +322,8 @@ class TestVBench:
 
 def test_arms_of_several_sweeps_are_joined_if_their_clips_are_the_same(tmp_path):
     def results(name, quality, arms):
-        rows = [{"arm": arm, "metrics": {"psnr": {"mean": quality}}, "of": name} for arm in ["full", *arms]]
+        of_all = {"method": "any", "flops_ratio": 1.0, "seconds_ratio": 1.0, "metrics": {"psnr": {"mean": quality}}}
+        rows = [{"arm": arm, **of_all, "of": name} for arm in ["full", *arms]]
         path = tmp_path / f"{name}.json"
         path.write_text(json.dumps({"arms": rows}))
         return path

@@ -1,6 +1,6 @@
 """The arms of a sweep: ways to spend a share of the full run's FLOPs, flexivid's and its rivals'."""
 
-import json
+import warnings
 from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from diffusers import DiffusionPipeline
 
 import flexivid
+from flexivid.inputs import read_json
 from flexivid.sampling.budget import BudgetError
 from flexivid.sampling.schedule import read_schedule
 from sweep.rivals import CACHES, NEAR
@@ -84,7 +85,7 @@ def all_arms(arguments: Namespace, steps: int) -> list[Arm]:
     arms = {"full": Arm("full", "full", 1.0, steps)}
     if "calibrated" in methods:
         for path in arguments.schedules:
-            schedule, budget = read_schedule(path), json.loads(path.read_text()).get("budget")
+            schedule, budget = read_schedule(path), read_json(path).get("budget")
             if not isinstance(budget, float | int):
                 raise ValueError(f"{path} names no budget; the method calibrated takes files of eval/calibrate.py")
             name = f"calibrated-{budget:g}"
@@ -128,12 +129,13 @@ def tuned(arms: list[Arm], tuning: dict, say) -> list[Arm]:
 def reachable(arms: list[Arm], pipe: DiffusionPipeline, call: dict, say) -> list[Arm]:
     """The arms without those of flexivid that the patch sizes cannot bring below their budget; says which.
 
-    Raises what `flexivid.enable` raises for an adapter that does not fit.
+    pipe: without weights. Raises what `flexivid.enable` raises for an adapter that does not fit.
     """
     kept = []
     for arm in arms:
         try:
-            with arm.on(pipe):
+            # Warnings are of copies between tensors that have no data.
+            with warnings.catch_warnings(action="ignore"), arm.on(pipe):
                 arm.plan(pipe, call)
             kept.append(arm)
         except BudgetError as error:

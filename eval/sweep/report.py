@@ -2,13 +2,13 @@
 
 import base64
 import json
-import os
 import tempfile
 from pathlib import Path
 
 import av
 import numpy as np
 
+from flexivid.files import write_text
 from flexivid.video import write_mp4
 from sweep.metrics import HIGHER_IS_BETTER
 
@@ -42,7 +42,4 @@ def write_report(results: dict, sampler, prompts: list[str], path: Path) -> None
     data = {"results": results, "prompts": prompts, "videos": videos, "higher_is_better": HIGHER_IS_BETTER}
     # "</" would end the script that the data is in.
     text = json.dumps(data).replace("</", "<\\/")
-    page = TEMPLATE.read_text().replace(MARK, text)
-    beside = path.with_suffix(".partial")
-    beside.write_text(page)
-    os.replace(beside, path)
+    write_text(path, TEMPLATE.read_text(encoding="utf-8").replace(MARK, text))

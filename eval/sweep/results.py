@@ -2,11 +2,11 @@
 
 import csv
 import json
-import os
 from pathlib import Path
 
 import matplotlib
 
+from flexivid.files import replacing
 from sweep.metrics import HIGHER_IS_BETTER
 from sweep.rivals import CACHES
 from sweep.vbench import total_scores
@@ -59,12 +59,10 @@ def write_csv(results: dict, path: Path) -> None:
         line |= {f"vbench_{name}_score": entry.get("score") for name, entry in row["vbench"].items()}
         line |= {f"vbench_{name}": score for name, score in row["vbench_total"].items()}
         lines.append(line)
-    beside = path.with_suffix(".partial")
-    with beside.open("w", newline="") as file:
+    with replacing(path) as partial, partial.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(dict.fromkeys(name for line in lines for name in line)))
         writer.writeheader()
         writer.writerows(lines)
-    os.replace(beside, path)
 
 
 def write_pareto(results: dict, path: Path, metrics: list[str] | None = None) -> None:
@@ -104,9 +102,9 @@ def write_pareto(results: dict, path: Path, metrics: list[str] | None = None) ->
         line[0].set_ylabel(f"{name.replace('_', ' ')}\n({direction})")
     panels[0][1].legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1))
     figure.tight_layout()
-    beside = path.with_name(f"{path.stem}.partial.png")
-    figure.savefig(beside, dpi=110)
-    os.replace(beside, path)
+    with replacing(path) as partial:
+        figure.savefig(partial, dpi=110)
+    plt.close(figure)
 
 
 def _view(estimates: list[dict], higher_is_better: bool) -> tuple[float, float]:

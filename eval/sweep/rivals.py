@@ -6,7 +6,6 @@ and, for some, on the clip, so that it is found by counting real runs, and only 
 
 import ast
 import io
-import json
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from dataclasses import dataclass
@@ -24,7 +23,8 @@ from diffusers.hooks import (
 )
 from tqdm import tqdm
 
-from sweep.sampling import write_json
+from flexivid.files import write_json
+from flexivid.inputs import read_json
 
 NEAR = 0.05  # a cache that comes no closer to a budget than this does not reach it
 
@@ -148,8 +148,8 @@ def tune(
 
 def tune_all(pipe: DiffusionPipeline, arms: list, probe: Probe, path: Path) -> None:
     """Tunes the cache of every arm that has one. What was found is kept in `path`, and not searched for again."""
-    known = json.loads(path.read_text()) if path.exists() else {}
-    write_json(known, path)
+    known = read_json(path) if path.exists() else {}
+    write_json(path, known)
     missing = [arm for arm in arms if arm.cache is not None and arm.name not in known]
     # Arms that differ in their budget only share the runs.
     groups = [list(group) for _, group in groupby(missing, key=lambda arm: (arm.cache, arm.flexivid))]
@@ -162,4 +162,4 @@ def tune_all(pipe: DiffusionPipeline, arms: list, probe: Probe, path: Path) -> N
         for arm in group:
             settings, share = found[arm.budget]
             known[arm.name] = {"settings": settings, "share": share}
-        write_json(known, path)
+        write_json(path, known)

@@ -4,8 +4,6 @@ A batch is the same clips, prompts and noise for every arm and every number of p
 on all clips of its batch. It is done once `batches/<arm>/<batch>.json` is there, which is written last.
 """
 
-import json
-import os
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -19,6 +17,7 @@ from diffusers import DiffusionPipeline
 from tqdm import tqdm
 
 from flexivid.api import COMPONENTS
+from flexivid.files import write_json
 from flexivid.sampling.flops import flop_counter_mode
 from flexivid.stock_pipelines import call_arguments
 from flexivid.video import enlarge, write_mp4
@@ -58,13 +57,6 @@ def clips_of(prompts: list[str], videos_per_prompt: int, seed: int) -> list[Clip
         raise ValueError(f"the prompt {next(p for p in prompts if prompts.count(p) > 1)!r} is there twice")
     pairs = [(prompt, index) for prompt in prompts for index in range(videos_per_prompt)]
     return [Clip(prompt, index, seed + place) for place, (prompt, index) in enumerate(pairs)]
-
-
-def write_json(value, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f"{path.name}.partial")
-    beside.write_text(json.dumps(value, indent=1) + "\n")
-    os.replace(beside, path)
 
 
 class Meter:
@@ -149,7 +141,8 @@ class Sampler:
             return
         call = {**self.call, "steps": arm.steps}
         folder = self.folder / "videos" / arm.name
-        folder.mkdir(parents=True, exist_ok=True)
+        for place in (folder, self.record(arm, 0).parent):
+            place.mkdir(parents=True, exist_ok=True)
         with arm.on(self.pipe):
             for number in missing:
                 clips = self.batches[number]
@@ -158,7 +151,7 @@ class Sampler:
                 videos, meter = sample(self.pipe, clips, call, count_flops=counted)
                 for clip, frames in zip(clips, videos, strict=True):
                     write_mp4(enlarge(frames, LEAST_HEIGHT), folder / clip.file_name, self.call["fps"])
-                write_json({"flops": meter.flops if counted else None, "clips": len(clips)}, self.record(arm, number))
+                write_json(self.record(arm, number), {"flops": meter.flops if counted else None, "clips": len(clips)})
                 progress.update()
 
     def time(self, arms: list, rounds: int) -> None:
@@ -182,7 +175,7 @@ class Sampler:
                 seconds[arm.name].append(meter.seconds)
         for arm in arms:
             found = {"seconds": median(seconds[arm.name]), "all": seconds[arm.name], "clips": len(clips)}
-            write_json(found, self.timing(arm))
+            write_json(self.timing(arm), found)
 
 
 def read_clip(path: Path, height: int) -> np.ndarray:

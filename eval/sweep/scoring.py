@@ -1,13 +1,12 @@
 """Scores the clips of a sweep from the files that were written, one file of values a batch."""
 
-import io
-import os
 from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from flexivid.files import replacing
 from flexivid.shapes.world import Scene
 from sweep.bootstrap import estimate, estimate_of_sets
 from sweep.metrics import (
@@ -87,13 +86,9 @@ class Scorer:
             features.append(pooled)
         path = self._path(arm, number)
         path.parent.mkdir(parents=True, exist_ok=True)
-        memory = io.BytesIO()
-        np.savez(
-            memory, **{name: np.array([row[name] for row in rows]) for name in rows[0]}, features=np.stack(features)
-        )
-        beside = path.with_suffix(".partial")
-        beside.write_bytes(memory.getvalue())
-        os.replace(beside, path)
+        values = {name: np.array([row[name] for row in rows]) for name in rows[0]}
+        with replacing(path) as partial:
+            np.savez(partial, **values, features=np.stack(features))
 
     def values(self, arm) -> dict[str, np.ndarray]:
         """By metric, one value a clip, (clips,); under "features", (clips, frames, 320)."""

@@ -2,20 +2,29 @@
 
 import argparse
 import hashlib
-import json
 import platform
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from diffusers.utils import logging
+from accelerate import PartialState
+from diffusers import DiffusionPipeline
 
+from flexivid.command_line import (
+    Parser,
+    add_batch,
+    add_device,
+    add_prompts,
+    add_rounds,
+    budget_share,
+    count,
+    guidance_scale,
+    patch_size,
+    seed,
+)
+from flexivid.inputs import SHAPES_SETS, check_output_folder, read_json, read_prompts
 from flexivid.sampling.schedule import read_schedule
 from flexivid.shapes.embedded import ADAPTER, MODEL, USUAL
-from flexivid.shapes.prompts import load_prompts
-from flexivid.stock_pipelines import pipeline_class, usual_arguments, without_weights
-from flexivid.text import read_prompts as prompts_of_file
+from flexivid.stock_pipelines import usual_arguments
 from sweep.arms import METHODS
 from sweep.rivals import CACHES
 from sweep.sampling import Clip
@@ -26,34 +35,35 @@ ADAPTED = ("adapter", "adapter-same", "weak-first", "adapter-half-steps", "adapt
 
 
 def parse_arguments(description: str, argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=description)
     add = parser.add_argument
     add("--model", help="folder or hub id in diffusers format; the embedded model by default")
     add("--adapter", help="flexivid adapter, folder or hub id; the embedded model's by default")
     add("--direct-adapter", help="an adapter of the direct parametrisation, for the method `direct`")
-    add("--modes", nargs="+", help="weak patch sizes of training-free arms; the family's by default")
+    add("--modes", type=patch_size, nargs="+", help="weak patch sizes of training-free arms; the family's by default")
     add("--schedules", type=Path, nargs="+", default=[], help="files of eval/calibrate.py, for the method `calibrated`")
-    add("--budgets", type=float, nargs="+", default=[1.0, 0.6, 0.4, 0.25], help="shares of the full run's FLOPs")
+    add("--budgets", type=budget_share, nargs="+", default=[1.0, 0.6, 0.4, 0.25], help="shares of the full run's FLOPs")
     methods = "; ".join(f"{name}: {meaning}" for name, meaning in METHODS.items())
     add("--methods", nargs="+", choices=METHODS, help=methods)
     add("--rivals", nargs="*", choices=["steps", *CACHES], help="beside flexivid, instead of every one of them")
-    add("--prompts", help="shapes (the embedded world, for models of it), vbench, or a text file with one a line")
-    add("--max-prompts", type=int, help="only the first so many")
-    add("--videos-per-prompt", type=int, default=2)
-    add("--steps", type=int, help="at full compute")
-    add("--guidance-scale", type=float)
+    add_prompts(parser, sets="vbench (VBench's own), ")
+    add("--max-prompts", type=count, help="only the first so many")
+    add("--videos-per-prompt", type=count, default=2)
+    add("--steps", type=count, help="at full compute")
+    add("--guidance-scale", type=guidance_scale)
     add("--guidance", choices=["kept", "same", "weak-uncond"], help="of flexivid's arms, as in flexivid.enable")
-    add("--frames", type=int)
-    add("--height", type=int)
-    add("--width", type=int)
-    add("--seed", type=int, default=0)
-    add("--timed-rounds", type=int, default=3, help="runs whose median is the seconds of an arm")
-    add("--batch", type=int, default=16, help="clips that are sampled at once")
+    add("--frames", type=count)
+    add("--height", type=count)
+    add("--width", type=count)
+    add("--seed", type=seed, default=0)
+    add_rounds(parser, "--timed-rounds", default=3)
+    add_batch(parser, default=16)
     add("--dtype", choices=["float32", "bfloat16", "float16"], default="float32", help="of the transformer")
-    add("--cpu", action="store_true", help="even if there is a GPU")
+    add_device(parser)
+    add("--cpu", dest="device", action="store_const", const=torch.device("cpu"), help="--device cpu")
     add("--dimensions", nargs="*", default=[], help="of VBench: names, or all that the prompts allow")
     add("--vbench-cache", type=Path, help="folder of VBench's weights; ~/.cache/vbench by default")
-    add("--report-prompts", type=int, default=6, help="prompts whose clips are in report.html")
+    add("--report-prompts", type=count, default=6, help="prompts whose clips are in report.html")
     add("--output", type=Path, default=Path("outputs/sweep"))
     add("--dry-run", action="store_true", help="say what would be done and what is missing")
     return parser.parse_args(argv, argparse.Namespace(words=argv))
@@ -72,6 +82,17 @@ def check_arguments(arguments: argparse.Namespace) -> None:
         arguments.adapter = ADAPTER
     if embedded and arguments.modes is None:
         arguments.modes = ["1x4x4", "2x4x4"]
+    arguments.budgets = sorted({budget for budget in arguments.budgets if budget < 1}, reverse=True)
+    if not arguments.budgets:
+        raise ValueError("nothing to compare the full run with: give --budgets below 1")
+    _check_methods(arguments)
+    _check_dimensions(arguments)
+    if arguments.prompts in SHAPES_SETS and (arguments.height or 64) != (arguments.width or 64):
+        raise ValueError("the shapes world is square: give one size as --height and --width")
+    check_output_folder(arguments.output)
+
+
+def _check_methods(arguments: argparse.Namespace) -> None:
     if arguments.methods is None:
         rivals = ["steps", *CACHES] if arguments.rivals is None else arguments.rivals
         arguments.methods = ["adapter", "training-free", *rivals] if arguments.adapter else ["training-free", *rivals]
@@ -84,60 +105,46 @@ def check_arguments(arguments: argparse.Namespace) -> None:
             raise ValueError("the method direct needs --direct-adapter")
         if method in ADAPTED and arguments.adapter is None:
             raise ValueError(f"the method {method} needs --adapter")
-    for budget in arguments.budgets:
-        if not 0 < budget <= 1:
-            raise ValueError(f"a budget is a share of the full FLOPs, above 0 and up to 1, not {budget}")
-    arguments.budgets = sorted({budget for budget in arguments.budgets if budget < 1}, reverse=True)
-    if not arguments.budgets:
-        raise ValueError("nothing to compare the full run with: give --budgets below 1")
+
+
+def _check_dimensions(arguments: argparse.Namespace) -> None:
     if unknown := set(arguments.dimensions) - {*DIMENSIONS, "all"}:
         raise ValueError(f"VBench has no dimension {unknown.pop()}; it has {', '.join(DIMENSIONS)}")
-    if arguments.prompts == "shapes" and (arguments.height or 64) != (arguments.width or 64):
-        raise ValueError("the shapes world is square: give one size as --height and --width")
     fitting = [name for name, d in DIMENSIONS.items() if d.any_prompt or arguments.prompts == "vbench"]
     if "all" in arguments.dimensions:
         arguments.dimensions = fitting
     if unfit := [name for name in arguments.dimensions if name not in fitting]:
         raise ValueError(f"{unfit[0]} can be scored on VBench's own prompts only: --prompts vbench")
-    for name in ("videos_per_prompt", "timed_rounds", "batch", "max_prompts", "steps", "frames", "height", "width"):
-        if getattr(arguments, name) is not None and getattr(arguments, name) < 1:
-            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(arguments, name)}")
+    if arguments.vbench_cache is not None and not arguments.vbench_cache.is_dir():
+        raise ValueError(f"--vbench-cache must be a folder, and {arguments.vbench_cache} is none")
 
 
-def read_prompts(arguments: argparse.Namespace) -> list[str]:
-    if arguments.prompts == "shapes":
-        prompts = [scene.caption for scene in load_prompts()["seen"]]
-    elif arguments.prompts == "vbench":
-        prompts = standard_prompts(arguments.dimensions)
-    else:
-        path = Path(arguments.prompts)
-        if not path.exists():
-            raise ValueError(f"--prompts must be shapes, vbench or a text file, and there is no file {path}")
-        prompts = prompts_of_file(path)
-    if not prompts:
-        raise ValueError(f"no prompts in {arguments.prompts}")
+def prompts_of(arguments: argparse.Namespace) -> list[str]:
+    vbench = arguments.prompts == "vbench"
+    prompts = standard_prompts(arguments.dimensions) if vbench else read_prompts(arguments.prompts)
     return prompts[: arguments.max_prompts]
 
 
-def pipeline_call(arguments: argparse.Namespace) -> dict:
-    """How clips are sampled, by the names of `stock_pipelines.ARGUMENTS`; the same for every arm but for the steps."""
-    if arguments.model is None or arguments.prompts == "shapes":
-        call = dict(USUAL)
-    else:
-        call = usual_arguments(without_weights(arguments.model, pipeline_class(arguments.model, with_image=False)))
+def pipeline_call(arguments: argparse.Namespace, empty: DiffusionPipeline) -> dict:
+    """How clips are sampled, by the names of `stock_pipelines.ARGUMENTS`; the same for every arm but for the steps.
+
+    empty: the pipeline without weights.
+    """
+    of_this_world = arguments.model is None or arguments.prompts in SHAPES_SETS
+    call = dict(USUAL) if of_this_world else usual_arguments(empty)
     given = {name: getattr(arguments, name, None) for name in call}
     return call | {name: value for name, value in given.items() if value is not None}
 
 
-def exit_status(run: Callable, arguments: argparse.Namespace) -> int:
-    """Runs a command: 0, or 2 with one line on stderr for what is wrong with its arguments or files."""
-    logging.set_verbosity_error()
-    try:
-        run(arguments)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+def device_of(state: PartialState, asked: torch.device) -> torch.device:
+    """The device of this process. Raises ValueError for one device that several processes would share."""
+    if asked.index is None and asked.type == state.device.type:
+        return state.device
+    if state.num_processes > 1:
+        raise ValueError(
+            f"--device {asked} is one device, and there are {state.num_processes} processes: --device {asked.type}"
+        )
+    return asked
 
 
 def add_weights(digest, folder: Path) -> None:
@@ -184,7 +191,7 @@ def identity_of(arguments: argparse.Namespace, clips: list[Clip], call: dict, de
 
 def check_identity(path: Path, identity: dict) -> None:
     """Raises ValueError if the folder of `path`, sweep.json, holds another sweep."""
-    before = json.loads(path.read_text()) if path.exists() else identity
+    before = read_json(path) if path.exists() else identity
     if differing := [key for key in identity if before.get(key) != identity[key]]:
         raise ValueError(
             f"{path.parent} holds a sweep with another {', '.join(differing)}; give another --output, or delete it"

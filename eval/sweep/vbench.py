@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 from tqdm import tqdm
 
-from sweep.sampling import write_json
+from flexivid.files import write_json
 
 ROOT = Path(__file__).parents[2]
 PYTHON = ROOT / ".venv-vbench" / "bin" / "python"
@@ -148,5 +148,6 @@ def score_arms(
             continue
         answer = scores[arm][name] = score_dimension(folder / "videos" / arm, name, cache, standard)
         if answer["status"] == "scored":
-            write_json(answer, path)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(path, answer)
     return scores

@@ -37,7 +37,7 @@ class AdapterConfig(BaseModel):
     patch_sizes: list[str] = Field(min_length=1, description="weak patch sizes, as 1x4x4")
     parametrisation: str
     lora_rank: int = Field(ge=0, description="0: no LoRA, all weights of the model were trained with the modes")
-    components: list[str] = Field(description="pipeline components that are adapted")
+    components: list[str] = Field(min_length=1, description="pipeline components that are adapted")
     base_model: str = Field(description="id or path of the model it was trained on")
     transformer_class: str
     transformer_shape: dict[str, int | list[int]] = Field(description="config values that must agree with the model")
@@ -61,7 +61,7 @@ def read_config(folder: Path) -> AdapterConfig:
         raise AdapterError(f"{folder} is not a flexivid adapter: it has no {CONFIG_NAME}")
     try:
         return AdapterConfig.model_validate(json.loads(path.read_text()))
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise AdapterError(f"{path} is not JSON: {error}") from None
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
@@ -73,6 +73,8 @@ def locate_adapter(adapter: str | os.PathLike) -> Path:
     folder = Path(adapter)
     if folder.is_dir():
         return folder
+    if folder.exists() or str(adapter).count("/") != 1:
+        raise AdapterError(f"no adapter at {adapter}: it is neither a folder nor a hub id")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
 
@@ -216,5 +218,8 @@ def merge_adapters(sources: list[Path], output: Path) -> None:
     metadata = {}
     for source in sources if first.lora_rank else []:
         with safe_open(source / LORA_NAME, "pt") as file:
-            metadata |= json.loads(file.metadata()["lora_adapter_metadata"])
+            facts_of_lora = (file.metadata() or {}).get("lora_adapter_metadata")
+        if facts_of_lora is None:
+            raise AdapterError(f"{source / LORA_NAME} is no LoRA of flexivid: it has no lora_adapter_metadata")
+        metadata |= json.loads(facts_of_lora)
     _write(output, merged, tensors[WEIGHTS_NAME], tensors.get(LORA_NAME), metadata)

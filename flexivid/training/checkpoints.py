@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 from diffusers.training_utils import EMAModel
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from flexivid.files import replacing
@@ -56,8 +56,13 @@ def check_checkpoint(config: Config) -> None:
     path = last_checkpoint(config.output)
     if path is None:
         return
-    with safe_open(path, "pt") as file:
-        metadata = file.metadata()
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a whole safetensors file: {error}; delete it to go on without it") from None
+    if not {"run", "step"} <= metadata.keys():
+        raise ValueError(f"{path} is no checkpoint of flexivid; give another --output")
     before, now = json.loads(metadata["run"]), json.loads(json.dumps(run_facts(config)))
     if differing := [key for key in now if before.get(key) != now[key]]:
         raise ValueError(
