@@ -19,7 +19,6 @@ from families import (
 from test_family_pipelines import check_clock
 
 from flexivid.diffusion import noise_level, output_for_x0
-from flexivid.model import families as families_module
 from flexivid.model.adapter import AdapterConfig, load_adapter, read_config, save_adapter, transformer_shape
 from flexivid.model.families import FAMILIES, family_of
 from flexivid.model.family import centred_tables, patch_size_of
@@ -355,7 +354,6 @@ class TestPlantedFaults:
             return table[:t, :h, :w]
 
         monkeypatch.setattr(positions, "middle", first_ones)
-        monkeypatch.setattr(families_module, "middle", first_ones)
         with pytest.raises(AssertionError):
             check_positions(name)
 
