@@ -41,6 +41,16 @@ def block_centres(sources: torch.Tensor, causal: bool) -> torch.Tensor:
     return torch.where(only_copies, nominal, sources.double().mean(1))
 
 
+def token_centres(sources: torch.Tensor, patch: int) -> torch.Tensor:
+    """The centre of what each coarse token really covers, (coarse tokens,) float64, in tokens of the base grid.
+
+    sources: (blocks, multiple) of an axis; patch: base patch size on it, and so blocks a coarse token.
+    """
+    covered = sources.double().view(-1, patch * sources.shape[1])
+    middle = (covered.amin(1) + covered.amax(1)) / 2
+    return (middle - (patch - 1) / 2) / patch
+
+
 def noise_gain(sources: torch.Tensor) -> torch.Tensor:
     """kappa of an axis: standard deviation of the block mean of independent unit noise, (blocks,) float64.
 
@@ -69,8 +79,9 @@ def interpolation_matrix(centres: torch.Tensor, length: int) -> torch.Tensor:
 class Folding:
     """How latents of `size` are folded by `multiple` for a model of base `patch_size`. All three are (t, h, w).
 
-    `sources`: per axis the (blocks, multiple) positions of each block; `kappa`: (1, 1, T', H', W') float32, the
-    standard deviation of the block mean of unit noise.
+    `sources`: per axis the (blocks, multiple) positions of each block; `centres`: per axis where each coarse token
+    stands, see `token_centres`; `kappa`: (1, 1, T', H', W') float32, the standard deviation of the block mean of unit
+    noise.
     """
 
     size: Size3
@@ -78,6 +89,7 @@ class Folding:
     patch_size: Size3
     causal: bool
     sources: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+    centres: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
     upsampling: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
     kappa: torch.Tensor
 
@@ -85,14 +97,6 @@ class Folding:
     def grid(self) -> Size3:
         """Tokens of the base grid per axis."""
         return token_grid(self.size, self.patch_size)
-
-    @property
-    def token_sources(self) -> tuple[torch.Tensor, ...]:
-        """Per axis, which tokens of the base grid each coarse token covers: (coarse tokens, multiple)."""
-        return tuple(
-            block_sources(length, multiple, causal=self.causal and axis == 0)
-            for axis, (length, multiple) in enumerate(zip(self.grid, self.multiple, strict=True))
-        )
 
     def pad(self, x: torch.Tensor) -> torch.Tensor:
         """(B, C, T, H, W) -> (B, C, T' m_t, H' m_h, W' m_w) by replicating edges."""
@@ -134,12 +138,13 @@ def folding_for(size: Size3, multiple: Size3, patch_size: Size3, causal: bool) -
     """The folding of latents of `size` (T, H, W). Raises ValueError if they are no multiple of the base patch size."""
     if any(length % patch for length, patch in zip(size, patch_size, strict=True)):
         raise ValueError(f"latents of size {size} cannot be cut into the model's own patches of {patch_size}")
-    sources, upsampling, gains = [], [], []
+    sources, centres, upsampling, gains = [], [], [], []
     for axis in range(3):
         causal_axis = causal and axis == 0
         blocks = block_sources(size[axis], multiple[axis], patch_size[axis], causal_axis)
         sources.append(blocks)
+        centres.append(token_centres(blocks, patch_size[axis]))
         upsampling.append(interpolation_matrix(block_centres(blocks, causal_axis), size[axis]))
         gains.append(noise_gain(blocks))
     kappa = torch.einsum("t,h,w->thw", *gains).float()[None, None]
-    return Folding(size, multiple, patch_size, causal, tuple(sources), tuple(upsampling), kappa)
+    return Folding(size, multiple, patch_size, causal, tuple(sources), tuple(centres), tuple(upsampling), kappa)

@@ -29,7 +29,7 @@ def _cogvideox_embedding(module, stock, folding: Folding, text, latents) -> torc
         for flag, value in before.items():
             setattr(module, flag, value)
     of_video = table[0, module.max_text_seq_length :].unflatten(0, folding.grid)
-    of_video = positions.middle(of_video, folding.token_sources).flatten(0, 2).to(tokens.dtype)
+    of_video = positions.middle(of_video, folding.centres).flatten(0, 2).to(tokens.dtype)
     # Text stands at no position: its part of the table is zero.
     return torch.cat([tokens[:, : text.shape[1]], tokens[:, text.shape[1] :] + of_video], 1)
 

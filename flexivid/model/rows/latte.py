@@ -23,7 +23,7 @@ def _sincos_embedding(module: PatchEmbed, stock, folding: Folding, latents: torc
         tokens = stock(latents)
     finally:
         module.pos_embed = table
-    of_one_frame = torch.zeros(1, 1, dtype=torch.long), *folding.token_sources[1:]
+    of_one_frame = torch.zeros(1), *folding.centres[1:]
     return tokens + positions.middle(of_grid.view(1, *grid, -1), of_one_frame).flatten(0, 2).to(tokens.dtype)
 
 

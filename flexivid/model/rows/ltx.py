@@ -15,7 +15,7 @@ def _ltx_rope(module, stock, folding: Folding, packed, frames, height, width, sc
         grid = module._prepare_video_coords(len(packed), *folding.grid, scale, packed.device)
         coordinates = (grid * bases).transpose(1, 2)
     by_axis = coordinates.permute(2, 0, 1).unflatten(0, folding.grid)
-    centres = positions.middle(by_axis, folding.token_sources).flatten(0, 2).permute(1, 2, 0)
+    centres = positions.middle(by_axis, folding.centres).flatten(0, 2).permute(1, 2, 0)
     return stock(packed, video_coords=centres)
 
 

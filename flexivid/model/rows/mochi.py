@@ -15,7 +15,7 @@ from flexivid.patches.folding import Folding
 def _mochi_rope(module: MochiRoPE, stock, folding: Folding, frequencies, frames, height, width, device, dtype):
     """Frequencies are learned, and may be too high to tell an angle from two neighbours: positions are averaged."""
     of_tokens = module._get_positions(*folding.grid, device, dtype).unflatten(0, folding.grid)
-    return module._create_rope(frequencies, positions.middle(of_tokens, folding.token_sources).flatten(0, 2))
+    return module._create_rope(frequencies, positions.middle(of_tokens, folding.centres).flatten(0, 2))
 
 
 @contextmanager
