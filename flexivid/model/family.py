@@ -12,7 +12,7 @@ from diffusers.configuration_utils import FrozenDict
 from einops import rearrange
 
 from flexivid.diffusion import Prediction
-from flexivid.patches.folding import Folding, Size3
+from flexivid.patches.folding import Folding, Size3, folding_for
 from flexivid.patches.positions import centred_rope
 
 Tables = tuple[torch.Tensor, torch.Tensor]
@@ -26,7 +26,10 @@ class Family:
     embedder: attribute path of the layer that embeds patches, a Conv3d, Conv2d or Linear. head: that of the output
         projection, a Linear. channels_last: its rows are ordered p_t, p_h, p_w, channel, else channel, p_t, p_h, p_w.
     layout: how `hidden_states` hold latents, an einops pattern of b, c, t, h, w. sizes: the arguments of `forward`
-        that name the axes of the token grid, where the layout alone does not tell them apart, or a number.
+        that name the axes of the token grid, where the layout alone does not tell them apart, or a number. A tuple of
+        frames is several clips behind one another.
+    completed: the arguments of a call with those sizes, where a pipeline leaves them to coordinates, and its timesteps
+        as (B,) or (B, tokens).
     positions: attribute path of the module that makes positions, and `centred`, which calls it for coarse tokens:
         (module, its stock forward, folding, *its arguments) -> what the module returns.
     rope_argument: the argument of `forward` with rotary tables (tokens, D), where the pipeline makes them.
@@ -42,7 +45,8 @@ class Family:
     counting: a context in which the forward runs on the meta device.
     temporal: patches may be larger in time too. fixed_out_channels: the forward cuts its output into
         `self.out_channels`, which has to be that of a weak head while one runs. image_by_timestep: image-to-video
-        gives the first frame as clean tokens, not as channels.
+        gives the first frame as clean tokens, not as channels. without_last_step: classes of pipelines that leave out
+        the last timestep of their scheduler.
     """
 
     name: str
@@ -60,6 +64,7 @@ class Family:
     fps: int = 16
     layout: str = "b c t h w"
     sizes: tuple[tuple[str, str | int], ...] = ()
+    completed: Callable[[dict], dict] = dict
     rope_argument: str | None = None
     time_scale: float = 1000.0
     causal: bool = True
@@ -67,6 +72,7 @@ class Family:
     temporal: bool = True
     fixed_out_channels: bool = False
     image_by_timestep: bool = False
+    without_last_step: tuple[str, ...] = ()
 
     @property
     def makes_images(self) -> bool:
@@ -75,7 +81,23 @@ class Family:
     def latents(self, call: dict) -> torch.Tensor:
         """The latents of a call, (B, C, T, H, W)."""
         sizes = {axis: call.get(argument, argument) for axis, argument in self.sizes}
+        if "t" in sizes:
+            sizes["t"] = sum(self._clips(call))
         return rearrange(call["hidden_states"], f"{self.layout} -> b c t h w", **sizes)
+
+    def folding(self, call: dict, multiple: Size3, patch_size: Size3) -> Folding:
+        """How the latents of a call are folded by `multiple`, each of several clips by itself."""
+        return folding_for(tuple(self.latents(call).shape[2:]), multiple, patch_size, self.causal, self._clips(call))
+
+    def _clips(self, call: dict) -> tuple[int, ...] | None:
+        """Frames of each clip, None where the layout alone tells them."""
+        argument = dict(self.sizes).get("t")
+        frames = call.get(argument, argument)
+        return frames if frames is None or isinstance(frames, tuple) else (frames,)
+
+    def steps(self, pipe: DiffusionPipeline) -> int:
+        """Denoising steps of a call that begins at the scheduler's first timestep."""
+        return len(pipe.scheduler.timesteps) - (type(pipe).__name__ in self.without_last_step)
 
     def latent_size(self, pipe: DiffusionPipeline, frames: int, height: int, width: int) -> Size3:
         """(T, H, W) of the latents that a pipeline makes for a clip in pixels, padded to whole patches in time.

@@ -21,7 +21,7 @@ from flexivid.model.families import family_of
 from flexivid.model.family import centred_tables, patch_size_of
 from flexivid.model.lora import HOOK_NAME, LoraSwitch
 from flexivid.model.weak_mode import WeakMode
-from flexivid.patches.folding import Folding, folding_for, token_grid
+from flexivid.patches.folding import Folding, token_grid
 from flexivid.patches.sizes import format_patch_size, parse_patch_size, spatially_doubled
 from flexivid.sampling.schedule import KEPT
 
@@ -45,6 +45,9 @@ class Choice:
     mixed: bool = False
     kept: bool = False
 
+
+# By how much a timestep that is rounded to an integer of a thousand misses a noise level, with some room.
+ROUNDED = 2e-3
 
 Policy = Callable[["FlexTransformer", dict, CacheContext | None], Choice]
 
@@ -120,6 +123,7 @@ class FlexTransformer:
         """One forward of the transformer at the patch size that the policy chooses."""
         call = self._signature.bind(self.transformer, *args, **kwargs).arguments
         call.pop("self")
+        call = self.family.completed(call)
         self._context = context
         try:
             choice = self.policy(self, call, context)
@@ -163,8 +167,11 @@ class FlexTransformer:
         timestep = torch.as_tensor(call["timestep"]).to(latents.device, torch.float32)
         alpha, s = noise_level(family.prediction, timestep, family.time_scale, self._table(latents.device))
         if choice.sigma is not None:
-            # Clean tokens stay so, whatever the scheduler has rounded.
-            s = s * (choice.sigma / s.max()) if timestep.ndim == 2 else torch.full_like(s, choice.sigma)
+            # Clean tokens stay so, whatever the scheduler has rounded, and all do where none is as noisy as the step.
+            if timestep.ndim < 2:
+                s = torch.full_like(s, choice.sigma)
+            else:
+                s = torch.where((s.max() - choice.sigma).abs() < ROUNDED, s * (choice.sigma / s.max()), s)
             alpha = 1 - s
         return self._over_latents(alpha, latents), self._over_latents(s, latents)
 
@@ -272,7 +279,7 @@ class FlexTransformer:
         mode = self.weak_modes[choice.patch_size]
         if not mode.patch_size_embedding.requires_grad:  # in training its precision is that of the optimiser
             mode.to(latents.device, self.embedder.bias.dtype)
-        folding = folding_for(tuple(latents.shape[2:]), mode.multiple, self.base_patch, family.causal)
+        folding = family.folding(call, mode.multiple, self.base_patch)
         self.mode, self._folding = mode, folding
 
         def network(folded: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:

@@ -4,11 +4,13 @@
 
 Padding replicates edges. In time a causal video VAE encodes the first frame alone, so the first latent frame is
 its own block: m_t - 1 copies of it in front, copies of the last frame behind. In space the far edge is replicated.
+Clips that lie behind one another in time, such as key frames beside the clip that they belong to, share no block.
 """
 
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import accumulate
 
 import torch
 from einops import rearrange
@@ -79,16 +81,16 @@ def interpolation_matrix(centres: torch.Tensor, length: int) -> torch.Tensor:
 class Folding:
     """How latents of `size` are folded by `multiple` for a model of base `patch_size`. All three are (t, h, w).
 
-    `sources`: per axis the (blocks, multiple) positions of each block; `centres`: per axis where each coarse token
-    stands, see `token_centres`; `kappa`: (1, 1, T', H', W') float32, the standard deviation of the block mean of unit
-    noise.
+    `sources`: per axis the (blocks, multiple) positions of each block; `kept`: the frames of each clip among those of
+    all blocks; `centres`: per axis where each coarse token stands, see `token_centres`; `kappa`: (1, 1, T', H', W')
+    float32, the standard deviation of the block mean of unit noise.
     """
 
     size: Size3
     multiple: Size3
     patch_size: Size3
-    causal: bool
     sources: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+    kept: tuple[slice, ...]
     centres: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
     upsampling: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
     kappa: torch.Tensor
@@ -115,9 +117,9 @@ class Folding:
         """(B, M*C, T', H', W') -> (B, C, T, H, W): the inverse of `fold`, padding cropped."""
         m_t, m_h, m_w = self.multiple
         pattern = "b (mt mh mw c) t h w -> b c (t mt) (h mh) (w mw)"
-        x = rearrange(x, pattern, mt=m_t, mh=m_h, mw=m_w)
-        front = m_t - 1 if self.causal else 0
-        return x[:, :, front : front + self.size[0], : self.size[1], : self.size[2]]
+        x = rearrange(x, pattern, mt=m_t, mh=m_h, mw=m_w)[..., : self.size[1], : self.size[2]]
+        clips = [x[:, :, frames] for frames in self.kept]
+        return clips[0] if len(clips) == 1 else torch.cat(clips, 2)
 
     def block_mean(self, x: torch.Tensor) -> torch.Tensor:
         """D: (B, C, T, H, W) -> (B, C, T', H', W')."""
@@ -132,19 +134,32 @@ class Folding:
         return x
 
 
+def _fold_axis(stretches: tuple[int, ...], multiple: int, patch: int, causal: bool):
+    """(sources, upsampling, kept) of an axis of stretches that lie behind one another and share no block."""
+    sources, upsampling, kept = [], [], []
+    for start, length in zip(accumulate(stretches, initial=0), stretches, strict=False):
+        blocks = block_sources(length, multiple, patch, causal)
+        first = sum(part.numel() for part in sources) + (multiple - 1 if causal else 0)
+        sources.append(blocks + start)
+        upsampling.append(interpolation_matrix(block_centres(blocks, causal), length))
+        kept.append(slice(first, first + length))
+    return torch.cat(sources), torch.block_diag(*upsampling), tuple(kept)
+
+
 @lru_cache(maxsize=64)
 @torch.inference_mode(False)  # cached tensors are used in training too
-def folding_for(size: Size3, multiple: Size3, patch_size: Size3, causal: bool) -> Folding:
-    """The folding of latents of `size` (T, H, W). Raises ValueError if they are no multiple of the base patch size."""
+def folding_for(
+    size: Size3, multiple: Size3, patch_size: Size3, causal: bool, clips: tuple[int, ...] | None = None
+) -> Folding:
+    """The folding of latents of `size` (T, H, W). Raises ValueError if they are no multiple of the base patch size.
+
+    clips: frames of each clip, where several lie behind one another in time.
+    """
     if any(length % patch for length, patch in zip(size, patch_size, strict=True)):
         raise ValueError(f"latents of size {size} cannot be cut into the model's own patches of {patch_size}")
-    sources, centres, upsampling, gains = [], [], [], []
-    for axis in range(3):
-        causal_axis = causal and axis == 0
-        blocks = block_sources(size[axis], multiple[axis], patch_size[axis], causal_axis)
-        sources.append(blocks)
-        centres.append(token_centres(blocks, patch_size[axis]))
-        upsampling.append(interpolation_matrix(block_centres(blocks, causal_axis), size[axis]))
-        gains.append(noise_gain(blocks))
-    kappa = torch.einsum("t,h,w->thw", *gains).float()[None, None]
-    return Folding(size, multiple, patch_size, causal, tuple(sources), tuple(centres), tuple(upsampling), kappa)
+    stretches = [clips or size[:1], size[1:2], size[2:]]
+    folded = [_fold_axis(stretches[axis], multiple[axis], patch_size[axis], causal and axis == 0) for axis in range(3)]
+    sources, upsampling, kept = zip(*folded, strict=True)
+    centres = tuple(token_centres(blocks, patch) for blocks, patch in zip(sources, patch_size, strict=True))
+    kappa = torch.einsum("t,h,w->thw", *map(noise_gain, sources)).float()[None, None]
+    return Folding(size, multiple, patch_size, sources, kept[0], centres, upsampling, kappa)

@@ -103,9 +103,13 @@ class Session:
         scheduler = self.pipe.scheduler
 
         def index_of_timestep() -> int:
+            timestep = torch.as_tensor(call["timestep"])
+            if timestep.ndim == 2 and getattr(self.pipe, "current_timestep", None) is not None:
+                # No token may be at the timestep of the step: a video can condition the whole clip.
+                timestep = self.pipe.current_timestep
             # Of the noisiest token, where clean ones have a timestep of their own.
             noisiest = torch.Tensor.min if self.family.prediction == "reversed_flow" else torch.Tensor.max
-            timestep = noisiest(torch.as_tensor(call["timestep"])).to(scheduler.timesteps)
+            timestep = noisiest(timestep).to(scheduler.timesteps)
             return int((scheduler.timesteps - timestep).abs().argmin())
 
         if scheduler.timesteps is not self._timesteps:  # set_timesteps makes a new tensor for every call
@@ -116,7 +120,7 @@ class Session:
         if context is not None and context.step_index is not None:
             step, steps = context.step_index, context.num_inference_steps
         else:
-            steps = len(scheduler.timesteps) - self._begin
+            steps = self.family.steps(self.pipe) - self._begin
             if not hasattr(scheduler, "step_index"):
                 step = index_of_timestep() - self._begin
             else:
