@@ -30,7 +30,7 @@ from transformers.utils import logging as transformers_logging
 import flexivid
 from flexivid.model.adapter import locate_adapter, read_config
 from flexivid.model.families import family_of
-from flexivid.model.family import patch_size_of
+from flexivid.model.family import patch_size_of, transformer_of
 from flexivid.patches.sizes import parse_patch_size
 from flexivid.sampling.budget import check_budget
 from flexivid.sampling.schedule import read_schedule
@@ -168,15 +168,16 @@ def enable(pipe: DiffusionPipeline, arguments: argparse.Namespace) -> None:
 
 def plan(pipe: DiffusionPipeline, arguments: argparse.Namespace) -> None:
     """Raises ValueError for sizes, modes, adapters, schedules and budgets that cannot work with this pipeline."""
-    family = family_of(pipe.transformer)
+    transformer = transformer_of(pipe)
+    family = family_of(transformer)
     if family.makes_images:
         raise ValueError(f"{type(pipe).__name__} makes images, and this script videos")
     takes_image = family.image_by_timestep or pipe.config.get("expand_timesteps")
-    if arguments.image and not takes_image and pipe.transformer.config["in_channels"] == latent_channels_of(pipe.vae):
+    if arguments.image and not takes_image and transformer.config["in_channels"] == latent_channels_of(pipe.vae):
         raise ValueError("this model was trained on text alone: it has no channels for an --image")
     enable(pipe, arguments)
     stride, shrink = family.compression(pipe)
-    patch_size = patch_size_of(pipe.transformer.config)
+    patch_size = patch_size_of(transformer.config)
     for name, patch in (("height", patch_size[1]), ("width", patch_size[2])):
         unit, value = patch * shrink, getattr(arguments, name)
         if value % unit:

@@ -105,7 +105,7 @@ class Family:
         Raises ValueError if the pipeline does not tell the factors of its VAE.
         """
         stride, shrink = self.compression(pipe)
-        patch_frames = patch_size_of(pipe.transformer.config)[0]  # CogVideoX-1.5 pads to them
+        patch_frames = patch_size_of(transformer_of(pipe).config)[0]  # CogVideoX-1.5 pads to them
         latent_frames = math.ceil(((frames - 1) // stride + 1) / patch_frames) * patch_frames
         return latent_frames, height // shrink, width // shrink
 
@@ -125,6 +125,11 @@ class Family:
         lengths = dict(zip("bcthw", latents.shape, strict=True))
         sizes = {argument: lengths[axis] for axis, argument in self.sizes if isinstance(argument, str)}
         return {"hidden_states": self.packed(latents), **sizes}
+
+
+def transformer_of(pipe: DiffusionPipeline) -> torch.nn.Module:
+    """A pipeline's transformer, or the one for low noise where Wan2.2 has been loaded with that alone."""
+    return pipe.transformer if pipe.transformer is not None else pipe.transformer_2
 
 
 def patch_size_of(config: FrozenDict) -> Size3:

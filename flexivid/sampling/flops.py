@@ -25,16 +25,21 @@ def flop_counter_mode() -> FlopCounterMode:
 NOT_COUNTED = ("return_dict", "attention_kwargs")
 
 
-def _of_one_clip(value):
-    """An argument of `forward` without its values: tensors for one clip. Tables come in tuples, for all clips alike."""
+def _of_one_clip(value, batch: int):
+    """An argument of `forward` without its values: tensors for one clip. Tables come in tuples, for all clips alike.
+
+    batch: clips in the call. Wan's first and last frame are two rows of image tokens a clip; some tensors have one row
+    for all clips.
+    """
     if isinstance(value, dict):
-        return {name: _of_one_clip(part) for name, part in value.items()}
+        return {name: _of_one_clip(part, batch) for name, part in value.items()}
     if isinstance(value, tuple):
         return tuple(torch.empty_like(part, device="meta") if torch.is_tensor(part) else part for part in value)
     if not torch.is_tensor(value):
         return value
     dtype = None if value.is_floating_point() else value.dtype  # the twin is in float32
-    return torch.empty(1, *value.shape[1:], dtype=dtype, device="meta")
+    rows = max(value.shape[0] // batch, 1) if value.ndim else 1
+    return torch.empty(rows, *value.shape[1:], dtype=dtype, device="meta")
 
 
 def _shapes(value) -> str:
@@ -70,7 +75,8 @@ class FlopCounter:
 
     def count(self, patch_size: str, call: dict) -> int:
         """FLOPs (2 per multiply-add) of one forward of one clip, with arguments shaped as in `call`."""
-        inputs = {name: _of_one_clip(value) for name, value in call.items() if name not in NOT_COUNTED}
+        batch = len(call["hidden_states"])
+        inputs = {name: _of_one_clip(value, batch) for name, value in call.items() if name not in NOT_COUNTED}
         key = (patch_size, _shapes(inputs))
         if key not in self._counts:
             self.twin.policy = self.twin.fixed_policy(patch_size)

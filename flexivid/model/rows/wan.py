@@ -11,7 +11,10 @@ from flexivid.model.rows.common import example_tensors, of_latents
 def _wan_example(config, size, length):
     call = example_tensors(config, size, length, "text_dim")
     if config["image_dim"] is not None:  # Wan2.1 image-to-video: the tokens of CLIP, of image and text
-        call["encoder_hidden_states_image"] = torch.empty(1, 257, config["image_dim"], device="meta")
+        # With positions for them, those of the first and of the last frame are two rows.
+        positions = config.get("pos_embed_seq_len")
+        rows, tokens = (1, 257) if positions is None else (2, positions // 2)
+        call["encoder_hidden_states_image"] = torch.empty(rows, tokens, config["image_dim"], device="meta")
     return call
 
 
