@@ -213,7 +213,7 @@ HEAD = """\
 <!-- Made by `python -m flexivid models > docs/models.md`. -->
 # Models
 
-One row of [flexivid/families.py](../flexivid/families.py) a family. `yes` is tested on a small random pipeline of the
+One row of [flexivid/model/rows](../flexivid/model/rows) a family. `yes` is tested on a small random pipeline of the
 real classes of diffusers, never on published weights: none could be loaded where this was built. A dash is what
 diffusers 0.42 does not do itself. Cache is FirstBlockCache, compile is compile_repeated_blocks(fullgraph=True), offload
 is enable_model_cpu_offload and enable_group_offload. What the tests do: [test_families](../tests/test_families.py) on

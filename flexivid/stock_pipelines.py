@@ -11,6 +11,7 @@ import torch
 from diffusers import DiffusionPipeline
 
 from flexivid.model.families import family_of
+from flexivid.model.family import transformer_of
 from flexivid.published import load_index, load_part
 
 # What pipelines call an argument of ours.
@@ -60,7 +61,10 @@ def without_weights(model: str | Path, pipeline: type[DiffusionPipeline]) -> Dif
 
 def load(model: str | Path, pipeline: type[DiffusionPipeline], dtype: torch.dtype) -> DiffusionPipeline:
     """The pipeline with its weights in `dtype`, but its VAE in float32 where it casts what it gives to that: Wan's."""
-    is_wan = load_index(model)["transformer"][1] == "WanTransformer3DModel"
+    index = load_index(model)
+    is_wan = any(
+        index.get(name, [None, None])[1] == "WanTransformer3DModel" for name in ("transformer", "transformer_2")
+    )
     precise = {"vae": torch.float32} if is_wan else {}
     return pipeline.from_pretrained(model, dtype={"default": dtype, **precise})
 
@@ -86,14 +90,14 @@ def call_arguments(pipe: DiffusionPipeline, **values) -> dict:
 def usual_arguments(pipe: DiffusionPipeline) -> dict:
     """What a pipeline does when it is not told, by the names of ARGUMENTS."""
     parameters = inspect.signature(pipe.__call__).parameters
-    values = {"text_length": 1, "fps": family_of(pipe.transformer).fps}
+    values = {"text_length": 1, "fps": family_of(transformer_of(pipe)).fps}
     if (guider := getattr(pipe, "guider", None)) is not None:
         values["guidance_scale"] = guider.guidance_scale
     for ours, theirs in ARGUMENTS.items():
         given = [parameters[name].default for name in theirs if name in parameters]
         if given and given[0] is not None:
             values[ours] = given[0]
-    config = pipe.transformer.config
+    config = transformer_of(pipe).config
     for name, latents in (("height", "sample_height"), ("width", "sample_width"), ("frames", "sample_frames")):
         # CogVideoX and Mochi decide by themselves.
         if name not in values and latents in config:

@@ -39,6 +39,7 @@ from flexivid.files import write_json
 from flexivid.inputs import check_model, check_output_file, check_sizes, read_prompts
 from flexivid.model.adapter import locate_adapter, read_config
 from flexivid.model.families import family_of
+from flexivid.model.family import transformer_of
 from flexivid.sampling.schedule import read_schedule
 from flexivid.shapes.embedded import ADAPTER, MODEL, USUAL
 from flexivid.stock_pipelines import (
@@ -158,11 +159,12 @@ def enable(pipe: DiffusionPipeline, arguments: argparse.Namespace) -> None:
 
 def plan(pipe: DiffusionPipeline, arguments: argparse.Namespace) -> None:
     """Raises ValueError for sizes, modes, adapters, schedules and budgets that cannot work with this pipeline."""
-    family = family_of(pipe.transformer)
+    transformer = transformer_of(pipe)
+    family = family_of(transformer)
     if family.makes_images:
         raise ValueError(f"{type(pipe).__name__} makes images, and this script videos")
     takes_image = family.image_by_timestep or pipe.config.get("expand_timesteps")
-    if arguments.image and not takes_image and pipe.transformer.config["in_channels"] == latent_channels_of(pipe.vae):
+    if arguments.image and not takes_image and transformer.config["in_channels"] == latent_channels_of(pipe.vae):
         raise ValueError("this model was trained on text alone: it has no channels for an --image")
     enable(pipe, arguments)
     check_sizes(pipe, arguments.frames, arguments.height, arguments.width)

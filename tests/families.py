@@ -226,7 +226,7 @@ def inputs(transformer, size: tuple[int, int, int], batch: int = 2, length: int 
             return value
         if name == "class_labels":
             return torch.arange(batch)
-        shape = (batch, *value.shape[1:])
+        shape = (batch * value.shape[0], *value.shape[1:])
         if value.dtype == torch.bool:
             return torch.ones(shape, dtype=torch.bool)
         if name == "timestep":

@@ -19,7 +19,6 @@ from families import (
 from test_family_pipelines import check_clock
 
 from flexivid.diffusion import Level
-from flexivid.model import families as families_module
 from flexivid.model.adapter import AdapterConfig, load_adapter, read_config, save_adapter, transformer_shape
 from flexivid.model.call import Call
 from flexivid.model.families import FAMILIES, family_of
@@ -27,6 +26,7 @@ from flexivid.model.family import centred_tables, patch_size_of
 from flexivid.model.flexible import FlexTransformer
 from flexivid.model.lora import add_lora, remove_lora
 from flexivid.model.weak_mode import WeakMode
+from flexivid.patches import folding as folding_module
 from flexivid.patches import positions
 from flexivid.patches.folding import folding_for
 from flexivid.patches.sizes import multiple_of, parse_patch_size
@@ -176,6 +176,55 @@ def check_positions(name: str) -> None:
 @every_family
 def test_coarse_tokens_stand_at_the_centre_of_what_they_cover(name):
     check_positions(name)
+
+
+MULTIPLES_IN_TIME = (2, 3, 4)
+
+
+def frames_covered(frames: int, multiple: int, patch: int) -> list[tuple[int, int]]:
+    """First and last latent frame of each coarse token: the first frame is a block of `multiple`, then come the others,
+    and a token has `patch` blocks. Padding is no frame."""
+    first = range(1 - multiple, frames, multiple * patch)
+    return [(max(start, 0), min(start + multiple * patch, frames) - 1) for start in first]
+
+
+def check_positions_in_time(name: str, frames: int) -> None:
+    """A coarse token stands at the centre of the frames that it covers, in frames of the base grid, and no padding."""
+    transformer = tiny(name)
+    p_t, p_h, p_w = patch_size_of(transformer.config)
+    flex = attach(transformer, [f"{multiple * p_t}x{p_h}x{p_w}" for multiple in MULTIPLES_IN_TIME], "direct")
+    size = (frames * p_t, 2 * p_h, 3 * p_w)
+    call = inputs(transformer, size, 1)
+    call["hidden_states"] = torch.zeros_like(call["hidden_states"])
+    base = positions_of(transformer, call)
+    for multiple, patch_size in zip(MULTIPLES_IN_TIME, flex.weak_modes, strict=True):
+        flex.fix(patch_size)
+        covered = frames_covered(size[0], multiple, p_t)
+        # Twice the centres, in latent frames after that of the first base token.
+        places = [first + last - (p_t - 1) for first, last in covered]
+        for fine, of_coarse in zip(base, positions_of(transformer, call), strict=True):
+            axis = next(i for i, n in enumerate(fine.shape) if n == frames * 6)
+            fine, of_coarse = (table.movedim(axis, 0).unflatten(0, (-1, 6)) for table in (fine, of_coarse))
+            assert len(of_coarse) == len(covered)
+            for place, found in zip(places, of_coarse, strict=True):
+                left = min(place // (2 * p_t), frames - 2)  # past the last base token lies the end of its patch
+                after = place - left * 2 * p_t
+                if fine.is_complex():  # angles add up where phasors are multiplied
+                    found = found ** (2 * p_t)
+                    expected = fine[left] ** (2 * p_t - after) * fine[left + 1] ** after
+                else:
+                    expected = fine[left] + (fine[left + 1] - fine[left]) * after / (2 * p_t)
+                torch.testing.assert_close(found, expected, atol=1e-2, rtol=0)
+
+
+every_temporal_family = pytest.mark.parametrize("name", [name for name in TINY if family_of(tiny(name)).temporal])
+
+
+@every_temporal_family
+@pytest.mark.parametrize("frames", [4, 5, 6, 7])
+def test_coarse_tokens_stand_at_the_centre_of_the_frames_they_cover(name, frames):
+    """At each multiple one length is whole blocks, and others end in a padded one."""
+    check_positions_in_time(name, frames)
 
 
 @pytest.mark.parametrize("name", ["wan", "ltx"])
@@ -353,14 +402,24 @@ class TestPlantedFaults:
 
     @pytest.mark.parametrize("name", ["wan", "ltx", "cogvideox-2b", "cogvideox-5b", "hunyuan-video"])
     def test_positions_that_are_not_strided(self, name, monkeypatch):
-        def first_ones(table, token_sources):
-            t, h, w = (len(sources) for sources in token_sources)
+        def first_ones(table, centres):
+            t, h, w = map(len, centres)
             return table[:t, :h, :w]
 
         monkeypatch.setattr(positions, "middle", first_ones)
-        monkeypatch.setattr(families_module, "middle", first_ones)
         with pytest.raises(AssertionError):
             check_positions(name)
+
+    @pytest.mark.parametrize("name", ["wan", "ltx", "cogvideox-2b", "cogvideox-1.5", "mochi"])
+    def test_positions_half_a_frame_early(self, name, monkeypatch, request):
+        stock = folding_module.token_centres
+        monkeypatch.setattr(
+            folding_module, "token_centres", lambda sources, patch: (stock(sources, patch) - 0.5).clamp(min=0)
+        )
+        folding_for.cache_clear()
+        request.addfinalizer(folding_for.cache_clear)
+        with pytest.raises(AssertionError):
+            check_positions_in_time(name, 5)
 
     @pytest.mark.parametrize("name", ["wan", "cogvideox-2b", "mochi"])
     def test_a_clock_off_by_one(self, name, monkeypatch):

@@ -30,6 +30,24 @@ def test_first_frame_is_its_own_block():
     assert block_sources(5, 2).tolist() == [[0, 1], [2, 3], [4, 4]]
 
 
+@pytest.mark.parametrize(
+    ("length", "multiple", "patch", "causal", "centres"),
+    [
+        (5, 2, 1, True, [0, 1.5, 3.5]),  # 0 | 1 2 | 3 4
+        (7, 4, 1, True, [0, 2.5, 5.5]),  # 0 | 1 2 3 4 | 5 6
+        (6, 3, 1, True, [0, 2, 4.5]),  # 0 | 1 2 3 | 4 5
+        (6, 4, 1, False, [1.5, 4.5]),  # 0 1 2 3 | 4 5
+        (10, 4, 2, False, [1.5, 4]),  # of two latents a token: 0 1 2 3 | 4
+        (10, 2, 2, True, [0.25, 2, 3.75]),  # latents 0 1 2 | 3 4 5 6 | 7 8 9
+        (8, 3, 2, True, [0.5, 2.5]),  # latents 0 1 2 3 | 4 5 6 7
+        (8, 2, 2, True, [0.25, 2, 3.25]),  # latents 0 1 2 | 3 4 5 6 | 7, the end of the last base token
+    ],
+)
+def test_tokens_stand_at_the_centre_of_what_they_cover(length, multiple, patch, causal, centres):
+    folding = folding_for((length, 2, 2), (multiple, 1, 1), (patch, 2, 2), causal)
+    assert folding.centres[0].tolist() == centres and folding.centres[1].tolist() == [0]
+
+
 def test_kappa_is_the_measured_noise_of_block_means():
     """Padded blocks average fewer independent noises; kappa must say so for each block."""
     folding = folding_for((5, 6, 10), (2, 2, 2), (1, 2, 2), True)

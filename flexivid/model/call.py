@@ -13,23 +13,32 @@ from flexivid.diffusion import Diffusion, Level
 from flexivid.model.family import Family
 from flexivid.patches.folding import Size3, token_grid
 
+# By how much a timestep that is rounded to an integer of a thousand misses a noise level, with some room.
+ROUNDED = 2e-3
+
 
 @dataclass
 class Call:
     """What a pipeline asks of the transformer.
 
-    arguments: of `forward`, by name. stock_forward: what answers them in the stock model. context: diffusers' name for
-    the guidance branch, where the pipeline gives one. branch: that branch as a number, 0 the conditional one.
+    given: the arguments of `forward`, by name. stock_forward: what answers them in the stock model.
+    context: diffusers' name for the guidance branch, where the pipeline gives one. branch: that branch as a number, 0
+    the conditional one.
     memo: what further forwards of the same sizes can use again, such as tables of positions.
     """
 
     family: Family
     base_patch: Size3
-    arguments: dict
+    given: dict
     stock_forward: Callable
     context: CacheContext | None = None
     branch: int = 0
     memo: dict = field(default_factory=dict)
+
+    @cached_property
+    def arguments(self) -> dict:
+        """Those of `forward`, with the sizes that a pipeline may leave to coordinates."""
+        return self.family.completed(self.given)
 
     @cached_property
     def latents(self) -> torch.Tensor:
@@ -58,8 +67,10 @@ class Call:
             return Level(1 - s, s, may_be_clean=sigma == 0)
         level = diffusion.level(timestep.to(latents.device, torch.float32))
         if sigma is not None:
-            # Clean tokens stay so, whatever the scheduler has rounded.
-            level = diffusion.flow_level(level.s * (sigma / level.s.max()))
+            # Clean tokens stay so, whatever the scheduler has rounded, and all do where none is as noisy as the step.
+            noisiest = level.s.max()
+            s = torch.where((noisiest - sigma).abs() < ROUNDED, level.s * (sigma / noisiest), level.s)
+            level = diffusion.flow_level(s)
         return Level(self.over_latents(level.alpha), self.over_latents(level.s))
 
     def over_latents(self, values: torch.Tensor) -> torch.Tensor:

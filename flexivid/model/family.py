@@ -12,7 +12,7 @@ from diffusers.configuration_utils import FrozenDict
 from einops import rearrange
 
 from flexivid.diffusion import Prediction
-from flexivid.patches.folding import Folding, Size3
+from flexivid.patches.folding import Folding, Size3, folding_for
 from flexivid.patches.positions import centred_rope
 
 Tables = tuple[torch.Tensor, torch.Tensor]
@@ -26,7 +26,10 @@ class Family:
     embedder: attribute path of the layer that embeds patches, a Conv3d, Conv2d or Linear. head: that of the output
         projection, a Linear. channels_last: its rows are ordered p_t, p_h, p_w, channel, else channel, p_t, p_h, p_w.
     layout: how `hidden_states` hold latents, an einops pattern of b, c, t, h, w. sizes: the arguments of `forward`
-        that name the axes of the token grid, where the layout alone does not tell them apart, or a number.
+        that name the axes of the token grid, where the layout alone does not tell them apart, or a number. A tuple of
+        frames is several clips behind one another.
+    completed: the arguments of a call with those sizes, where a pipeline leaves them to coordinates, and its timesteps
+        as (B,) or (B, tokens).
     positions: attribute path of the module that makes positions, and `centred`, which calls it for coarse tokens:
         (module, its stock forward, folding, *its arguments) -> what the module returns.
     positions_of_sizes: these depend on the sizes of the latents only, and can be used again in a further step.
@@ -43,7 +46,8 @@ class Family:
     counting: a context in which the forward runs on the meta device.
     temporal: patches may be larger in time too. fixed_out_channels: the forward cuts its output into
         `self.out_channels`, which has to be that of a weak head while one runs. image_by_timestep: image-to-video
-        gives the first frame as clean tokens, not as channels.
+        gives the first frame as clean tokens, not as channels. without_last_step: classes of pipelines that leave out
+        the last timestep of their scheduler.
     """
 
     name: str
@@ -61,6 +65,7 @@ class Family:
     fps: int = 16
     layout: str = "b c t h w"
     sizes: tuple[tuple[str, str | int], ...] = ()
+    completed: Callable[[dict], dict] = dict
     rope_argument: str | None = None
     time_scale: float = 1000.0
     causal: bool = True
@@ -69,6 +74,7 @@ class Family:
     fixed_out_channels: bool = False
     image_by_timestep: bool = False
     positions_of_sizes: bool = False
+    without_last_step: tuple[str, ...] = ()
 
     @property
     def makes_images(self) -> bool:
@@ -79,7 +85,23 @@ class Family:
         if self.layout == "b c t h w":
             return call["hidden_states"]
         sizes = {axis: call.get(argument, argument) for axis, argument in self.sizes}
+        if "t" in sizes:
+            sizes["t"] = sum(self._clips(call))
         return rearrange(call["hidden_states"], f"{self.layout} -> b c t h w", **sizes)
+
+    def folding(self, call: dict, multiple: Size3, patch_size: Size3) -> Folding:
+        """How the latents of a call are folded by `multiple`, each of several clips by itself."""
+        return folding_for(tuple(self.latents(call).shape[2:]), multiple, patch_size, self.causal, self._clips(call))
+
+    def _clips(self, call: dict) -> tuple[int, ...] | None:
+        """Frames of each clip, None where the layout alone tells them."""
+        argument = dict(self.sizes).get("t")
+        frames = call.get(argument, argument)
+        return frames if frames is None or isinstance(frames, tuple) else (frames,)
+
+    def steps(self, pipe: DiffusionPipeline) -> int:
+        """Denoising steps of a call that begins at the scheduler's first timestep."""
+        return len(pipe.scheduler.timesteps) - (type(pipe).__name__ in self.without_last_step)
 
     def latent_size(self, pipe: DiffusionPipeline, frames: int, height: int, width: int) -> Size3:
         """(T, H, W) of the latents that a pipeline makes for a clip in pixels, padded to whole patches in time.
@@ -87,7 +109,7 @@ class Family:
         Raises ValueError if the pipeline does not tell the factors of its VAE.
         """
         stride, shrink = self.compression(pipe)
-        patch_frames = patch_size_of(pipe.transformer.config)[0]  # CogVideoX-1.5 pads to them
+        patch_frames = patch_size_of(transformer_of(pipe).config)[0]  # CogVideoX-1.5 pads to them
         latent_frames = math.ceil(((frames - 1) // stride + 1) / patch_frames) * patch_frames
         return latent_frames, height // shrink, width // shrink
 
@@ -111,6 +133,11 @@ class Family:
         return {"hidden_states": self.packed(latents), **sizes}
 
 
+def transformer_of(pipe: DiffusionPipeline) -> torch.nn.Module:
+    """A pipeline's transformer, or the one for low noise where Wan2.2 has been loaded with that alone."""
+    return pipe.transformer if pipe.transformer is not None else pipe.transformer_2
+
+
 def patch_size_of(config: FrozenDict) -> Size3:
     """The model's own patch size (p_t, p_h, p_w): diffusers writes it as three numbers, or as one and patch_size_t."""
     patch_size = config["patch_size"]
@@ -122,6 +149,4 @@ def patch_size_of(config: FrozenDict) -> Size3:
 def centred_tables(tables: Tables, folding: Folding, token_axis: int) -> Tables:
     """Rotary tables of the base grid, tokens on `token_axis`, read at the centres of the coarse tokens."""
     grids = (table.movedim(token_axis, 0).unflatten(0, folding.grid) for table in tables)
-    return tuple(
-        table.flatten(0, 2).movedim(0, token_axis) for table in centred_rope(*grids, sources=folding.token_sources)
-    )
+    return tuple(table.flatten(0, 2).movedim(0, token_axis) for table in centred_rope(*grids, folding.centres))

@@ -23,7 +23,7 @@ from flexivid.model.families import family_of
 from flexivid.model.family import centred_tables, patch_size_of
 from flexivid.model.lora import LoraSwitch
 from flexivid.model.weak_mode import WeakMode
-from flexivid.patches.folding import Folding, folding_for
+from flexivid.patches.folding import Folding
 from flexivid.patches.sizes import format_patch_size, parse_patch_size, spatially_doubled
 
 
@@ -124,7 +124,7 @@ class FlexTransformer:
         """The powerful mode: what the stock transformer gives."""
         self.mode = None
         self.lora.switch(None)
-        return call.stock_forward(**call.arguments)
+        return call.stock_forward(**call.given)
 
     def predict(self, call: Call, patch_size: str, diffusion: Diffusion, level: Level) -> torch.Tensor:
         """What a weak patch size predicts, in the network's own terms, (B, C_out, T, H, W) in the latents' precision.
@@ -141,7 +141,7 @@ class FlexTransformer:
         if not placed.requires_grad and (placed.device != latents.device or placed.dtype != dtype):
             mode.to(latents.device, dtype)
         self.mode, self.memo = mode, call.memo
-        self.folding = folding_for(tuple(latents.shape[2:]), mode.multiple, self.base_patch, self.family.causal)
+        self.folding = self.family.folding(call.arguments, mode.multiple, self.base_patch)
         if mode.parametrisation == "direct":
             return self._predict_direct(call, patch_size)
         return self._predict_snr(call, patch_size, diffusion, level)

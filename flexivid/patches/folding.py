@@ -4,11 +4,13 @@
 
 Padding replicates edges. In time a causal video VAE encodes the first frame alone, so the first latent frame is
 its own block: m_t - 1 copies of it in front, copies of the last frame behind. In space the far edge is replicated.
+Clips that lie behind one another in time, such as key frames beside the clip that they belong to, share no block.
 """
 
 import math
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import accumulate
 
 import torch
 
@@ -40,6 +42,16 @@ def block_centres(sources: torch.Tensor, causal: bool) -> torch.Tensor:
     return torch.where(only_copies, nominal, sources.double().mean(1))
 
 
+def token_centres(sources: torch.Tensor, patch: int) -> torch.Tensor:
+    """The centre of what each coarse token really covers, (coarse tokens,) float64, in tokens of the base grid.
+
+    sources: (blocks, multiple) of an axis; patch: base patch size on it, and so blocks a coarse token.
+    """
+    covered = sources.double().view(-1, patch * sources.shape[1])
+    middle = (covered.amin(1) + covered.amax(1)) / 2
+    return (middle - (patch - 1) / 2) / patch
+
+
 def noise_gain(sources: torch.Tensor) -> torch.Tensor:
     """kappa of an axis: standard deviation of the block mean of independent unit noise, (blocks,) float64.
 
@@ -68,15 +80,17 @@ def interpolation_matrix(centres: torch.Tensor, length: int) -> torch.Tensor:
 class Folding:
     """How latents of `size` are folded by `multiple` for a model of base `patch_size`. All three are (t, h, w).
 
-    `sources`: per axis the (blocks, multiple) positions of each block; `kappa`: (1, 1, T', H', W') float32, the
-    standard deviation of the block mean of unit noise.
+    `sources`: per axis the (blocks, multiple) positions of each block; `kept`: the frames of each clip among those of
+    all blocks; `centres`: per axis where each coarse token stands, see `token_centres`; `kappa`: (1, 1, T', H', W')
+    float32, the standard deviation of the block mean of unit noise.
     """
 
     size: Size3
     multiple: Size3
     patch_size: Size3
-    causal: bool
     sources: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+    kept: tuple[slice, ...]
+    centres: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
     upsampling: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
     kappa: torch.Tensor
     _placed: dict = field(default_factory=dict, repr=False, compare=False)  # what was computed here, as asked for
@@ -85,14 +99,6 @@ class Folding:
     def grid(self) -> Size3:
         """Tokens of the base grid per axis."""
         return token_grid(self.size, self.patch_size)
-
-    @property
-    def token_sources(self) -> tuple[torch.Tensor, ...]:
-        """Per axis, which tokens of the base grid each coarse token covers: (coarse tokens, multiple)."""
-        return tuple(
-            block_sources(length, multiple, causal=self.causal and axis == 0)
-            for axis, (length, multiple) in enumerate(zip(self.grid, self.multiple, strict=True))
-        )
 
     def pad(self, x: torch.Tensor) -> torch.Tensor:
         """(B, C, T, H, W) -> (B, C, T' m_t, H' m_h, W' m_w) by replicating edges."""
@@ -112,9 +118,9 @@ class Folding:
         """(B, M*C, T', H', W') -> (B, C, T, H, W): the inverse of `fold`, padding cropped."""
         (m_t, m_h, m_w), (batch, _, t, h, w) = self.multiple, x.shape
         blocks = x.reshape(batch, m_t, m_h, m_w, -1, t, h, w).permute(0, 4, 5, 1, 6, 2, 7, 3)
-        x = blocks.reshape(batch, -1, t * m_t, h * m_h, w * m_w)
-        front = m_t - 1 if self.causal else 0
-        return x[:, :, front : front + self.size[0], : self.size[1], : self.size[2]]
+        x = blocks.reshape(batch, -1, t * m_t, h * m_h, w * m_w)[..., : self.size[1], : self.size[2]]
+        clips = [x[:, :, frames] for frames in self.kept]
+        return clips[0] if len(clips) == 1 else torch.cat(clips, 2)
 
     def block_mean(self, x: torch.Tensor) -> torch.Tensor:
         """D: (B, C, T, H, W) -> (B, C, T', H', W')."""
@@ -149,18 +155,32 @@ class Folding:
         return self._placed[key]
 
 
+def _fold_axis(stretches: tuple[int, ...], multiple: int, patch: int, causal: bool):
+    """(sources, upsampling, kept) of an axis of stretches that lie behind one another and share no block."""
+    sources, upsampling, kept = [], [], []
+    for start, length in zip(accumulate(stretches, initial=0), stretches, strict=False):
+        blocks = block_sources(length, multiple, patch, causal)
+        first = sum(part.numel() for part in sources) + (multiple - 1 if causal else 0)
+        sources.append(blocks + start)
+        upsampling.append(interpolation_matrix(block_centres(blocks, causal), length))
+        kept.append(slice(first, first + length))
+    return torch.cat(sources), torch.block_diag(*upsampling), tuple(kept)
+
+
 @lru_cache(maxsize=64)
 @torch.inference_mode(False)  # cached tensors are used in training too
-def folding_for(size: Size3, multiple: Size3, patch_size: Size3, causal: bool) -> Folding:
-    """The folding of latents of `size` (T, H, W). Raises ValueError if they are no multiple of the base patch size."""
+def folding_for(
+    size: Size3, multiple: Size3, patch_size: Size3, causal: bool, clips: tuple[int, ...] | None = None
+) -> Folding:
+    """The folding of latents of `size` (T, H, W). Raises ValueError if they are no multiple of the base patch size.
+
+    clips: frames of each clip, where several lie behind one another in time.
+    """
     if any(length % patch for length, patch in zip(size, patch_size, strict=True)):
         raise ValueError(f"latents of size {size} cannot be cut into the model's own patches of {patch_size}")
-    sources, upsampling, gains = [], [], []
-    for axis in range(3):
-        causal_axis = causal and axis == 0
-        blocks = block_sources(size[axis], multiple[axis], patch_size[axis], causal_axis)
-        sources.append(blocks)
-        upsampling.append(interpolation_matrix(block_centres(blocks, causal_axis), size[axis]))
-        gains.append(noise_gain(blocks))
-    kappa = torch.einsum("t,h,w->thw", *gains).float()[None, None]
-    return Folding(size, multiple, patch_size, causal, tuple(sources), tuple(upsampling), kappa)
+    stretches = [clips or size[:1], size[1:2], size[2:]]
+    folded = [_fold_axis(stretches[axis], multiple[axis], patch_size[axis], causal and axis == 0) for axis in range(3)]
+    sources, upsampling, kept = zip(*folded, strict=True)
+    centres = tuple(token_centres(blocks, patch) for blocks, patch in zip(sources, patch_size, strict=True))
+    kappa = torch.einsum("t,h,w->thw", *map(noise_gain, sources)).float()[None, None]
+    return Folding(size, multiple, patch_size, sources, kept[0], centres, upsampling, kappa)

@@ -1,37 +1,58 @@
-"""Positions of coarse tokens: rotary tables at the centres of what tokens cover, additive tables interpolated.
+"""Positions of coarse tokens: tables and coordinates of the base grid, read at the centres of what tokens cover.
 
-A coarse token stands at the centre of the base tokens that it covers, in base-token units, origin on the first frame.
+Centres are in base-token units, origin on the first frame, as `Folding.centres` has them.
 """
 
 import torch
 
 
-def middle(table: torch.Tensor, token_sources: tuple[torch.Tensor, ...]) -> torch.Tensor:
-    """An additive table, or positions themselves, at the centres of coarse tokens: the mean of the middle one or two.
+def _beside(centre: torch.Tensor, table: torch.Tensor, axis: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """A table at the two base tokens nearest to each centre, and the second one's share, which broadcasts to both.
 
-    table: (T, H, W, ...) of the base grid; token_sources: per axis (coarse tokens, multiple), the base tokens that
-    each coarse token covers. Returns (T', H', W', ...).
+    Where a last token holds only the end of a base patch its centre lies beyond those of all base tokens: share > 1.
     """
-    for axis, sources in enumerate(token_sources):
-        multiple = sources.shape[1]
-        index = sources[:, [(multiple - 1) // 2, multiple // 2]].to(table.device)
-        shape = (*table.shape[:axis], *index.shape, *table.shape[axis + 1 :])
-        table = table.index_select(axis, index.flatten()).view(shape).mean(axis + 1)
+    left = centre.floor().long().clamp(max=max(table.shape[axis] - 2, 0))
+    right = (left + 1).clamp(max=table.shape[axis] - 1)
+    share = (centre - left).view(-1, *[1] * (table.ndim - axis - 1))
+    return *(table.index_select(axis, index.to(table.device)) for index in (left, right)), share.to(table.device)
+
+
+def middle(table: torch.Tensor, centres: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    """An additive table, or positions themselves, at the centres of coarse tokens: linear between base tokens.
+
+    table: (T, H, W, ...) of the base grid; centres: per axis (coarse tokens,). Returns (T', H', W', ...).
+    """
+    for axis, centre in enumerate(centres):
+        left, right, share = _beside(centre, table, axis)
+        table = (1 - share).to(table.dtype) * left + share.to(table.dtype) * right
     return table
 
 
 def centred_rope(
-    cos: torch.Tensor, sin: torch.Tensor, sources: tuple[torch.Tensor, ...]
+    cos: torch.Tensor, sin: torch.Tensor, centres: tuple[torch.Tensor, ...]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Rotary tables of a coarse grid from those of the base grid, without knowing the frequencies.
 
-    cos, sin: (T, H, W, ...) of the base grid; sources: as in `middle`. The mean of the unit phasors of the one or two
-    middle tokens points at the angle of the centre, exactly once renormalised; a mean over all of more than six would
+    cos, sin: (T, H, W, ...) of the base grid; centres: as in `middle`. Midway between two base tokens the mean of their
+    unit phasors points at the angle of the centre, exactly once renormalised; a mean over more than six tokens would
     turn round at the fastest frequency. Returns two (T', H', W', ...).
     """
-    cos, sin = middle(cos, sources), middle(sin, sources)
+    centres = list(centres)
+    for axis, centre in enumerate(centres):
+        if (centre * 2 % 1).any():  # base patches of several frames: elsewhere than midway the mean points aside
+            cos, sin = _turned(cos, sin, centre, axis)
+            centres[axis] = torch.arange(len(centre))
+    cos, sin = middle(cos, centres), middle(sin, centres)
     length = torch.sqrt(cos**2 + sin**2)
     return cos / length, sin / length
+
+
+def _turned(cos: torch.Tensor, sin: torch.Tensor, centre: torch.Tensor, axis: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rotary tables at any place of one axis: a base token's phasor, turned by a share of the angle to the next one."""
+    left, right, share = _beside(centre, torch.complex(cos.float(), sin.float()), axis)
+    angle = share * (right * left.conj()).angle()
+    phasor = left * torch.complex(angle.cos(), angle.sin())
+    return phasor.real.to(cos.dtype), phasor.imag.to(sin.dtype)
 
 
 def interpolate_table(table: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:

@@ -56,7 +56,7 @@ class Clock:
         scheduler, context = self.pipe.scheduler, call.context
         if context is not None and context.step_index is not None:
             return context.step_index, context.num_inference_steps
-        steps = len(scheduler.timesteps) - self._begin
+        steps = self.family.steps(self.pipe) - self._begin
         if not hasattr(scheduler, "step_index"):
             return self._index_of_timestep(call) - self._begin, steps
         return 0 if scheduler.step_index is None else scheduler.step_index - self._begin, steps
@@ -66,10 +66,13 @@ class Clock:
         self._timesteps = None
 
     def _index_of_timestep(self, call: Call) -> int:
+        timestep, timesteps = torch.as_tensor(call.arguments["timestep"]), self.pipe.scheduler.timesteps
+        if timestep.ndim == 2 and getattr(self.pipe, "current_timestep", None) is not None:
+            # No token may be at the timestep of the step: a video can condition the whole clip.
+            timestep = torch.as_tensor(self.pipe.current_timestep)
         # Of the noisiest token, where clean ones have a timestep of their own.
         noisiest = torch.Tensor.min if self.family.prediction == "reversed_flow" else torch.Tensor.max
-        timesteps = self.pipe.scheduler.timesteps
-        return int((timesteps - noisiest(torch.as_tensor(call.arguments["timestep"])).to(timesteps)).abs().argmin())
+        return int((timesteps - noisiest(timestep).to(timesteps)).abs().argmin())
 
     def _sigma(self, call: Call, step: int) -> float | None:
         if call.context is not None and call.context.sigma is not None:

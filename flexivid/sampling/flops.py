@@ -27,24 +27,33 @@ def flop_counter_mode() -> FlopCounterMode:
 NOT_COUNTED = ("return_dict", "attention_kwargs")
 
 
-def _of_one_clip(value):
-    """An argument of `forward` without its values: tensors for one clip. Tables come in tuples, for all clips alike."""
+def _of_one_clip(value, batch: int):
+    """An argument of `forward` without its values: tensors for one clip. Tables come in tuples, for all clips alike.
+
+    batch: clips in the call. Wan's first and last frame are two rows of image tokens a clip; some tensors have one row
+    for all clips.
+    """
     if isinstance(value, dict):
-        return {name: _of_one_clip(part) for name, part in value.items()}
+        return {name: _of_one_clip(part, batch) for name, part in value.items()}
     if isinstance(value, tuple):
         return tuple(torch.empty_like(part, device="meta") if torch.is_tensor(part) else part for part in value)
     if not torch.is_tensor(value):
         return value
     dtype = None if value.is_floating_point() else value.dtype  # the twin is in float32
-    return torch.empty(1, *value.shape[1:], dtype=dtype, device="meta")
+    return torch.empty(_rows(value, batch), *value.shape[1:], dtype=dtype, device="meta")
 
 
-def _shapes(value):
-    """What an argument's FLOPs depend on, for one clip. Tables, which come in tuples, are for all clips alike."""
+def _rows(value: torch.Tensor, batch: int) -> int:
+    """Rows for one clip: one, or more where a clip has several images."""
+    return max(value.shape[0] // batch, 1) if value.ndim else 1
+
+
+def _shapes(value, batch: int):
+    """What an argument's FLOPs depend on, for one clip of `batch`. Tables, in tuples, are for all clips alike."""
     if torch.is_tensor(value):
-        return tuple(value.shape[1:])
+        return (_rows(value, batch), *value.shape[1:])
     if isinstance(value, dict):
-        return tuple((name, _shapes(part)) for name, part in value.items())
+        return tuple((name, _shapes(part, batch)) for name, part in value.items())
     if isinstance(value, (tuple, list)):
         return tuple(tuple(part.shape) if torch.is_tensor(part) else str(part) for part in value)
     return str(value)
@@ -75,13 +84,15 @@ class FlopCounter:
 
     def costs(self, arguments: dict) -> Mapping[str, int]:
         """FLOPs (2 per multiply-add) of one forward of one clip by patch size, with arguments shaped as these."""
-        key = tuple((name, _shapes(value)) for name, value in arguments.items() if name not in NOT_COUNTED)
+        batch = len(arguments["hidden_states"])
+        key = tuple((name, _shapes(value, batch)) for name, value in arguments.items() if name not in NOT_COUNTED)
         if key not in self._costs:
             self._costs[key] = {patch_size: self._count(patch_size, arguments) for patch_size in self.twin.patch_sizes}
         return self._costs[key]
 
     def _count(self, patch_size: str, arguments: dict) -> int:
-        inputs = {name: _of_one_clip(value) for name, value in arguments.items() if name not in NOT_COUNTED}
+        batch = len(arguments["hidden_states"])
+        inputs = {name: _of_one_clip(value, batch) for name, value in arguments.items() if name not in NOT_COUNTED}
         self.twin.fix(patch_size)
         # The user's attention backend may not run on meta tensors, or not be known to the counter; and a counter
         # around the user's call is to count what runs, not what is planned.

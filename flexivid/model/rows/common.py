@@ -1,0 +1,34 @@
+"""What rows share: positions of modules that look at latents, and tensors for counting."""
+
+from collections.abc import Callable
+
+import torch
+from diffusers.configuration_utils import FrozenDict
+
+from flexivid.model.family import Tables, centred_tables
+from flexivid.patches.folding import Folding, Size3
+
+# What most classes call the modules that LoRA adapts.
+ATTENTION_AND_FEED_FORWARD = r"transformer_blocks\.\d+\.(attn1\.(to_q|to_k|to_v|to_out\.0)|ff\.net\.(0\.proj|2))"
+
+
+def of_latents(token_axis: int) -> Callable:
+    """For a rotary module that looks at the latents' shape."""
+
+    def centred(module, stock, folding: Folding, folded: torch.Tensor) -> Tables:
+        base_latents = folded.new_empty(()).expand(1, 1, *folding.size)
+        return centred_tables(stock(base_latents), folding, token_axis)
+
+    return centred
+
+
+def example_tensors(config: FrozenDict, size: Size3, length: int, text_dim: str | None, mask: bool = False) -> dict:
+    call = {
+        "hidden_states": torch.empty(1, config["in_channels"], *size, device="meta"),
+        "timestep": torch.empty(1, device="meta"),
+    }
+    if text_dim is not None:
+        call["encoder_hidden_states"] = torch.empty(1, length, config[text_dim], device="meta")
+    if mask:
+        call["encoder_attention_mask"] = torch.empty(1, length, dtype=torch.bool, device="meta")
+    return call
