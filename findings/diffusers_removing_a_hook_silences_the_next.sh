@@ -14,7 +14,8 @@ set -euo pipefail
 d=$(mktemp -d)
 trap 'rm -rf "$d"' EXIT
 python3 -m venv "$d/venv"
-"$d/venv/bin/pip" install -q torch==2.13.0 diffusers==0.42.1 transformers==5.23.0 peft==0.21.2 accelerate==1.15.0 numpy==2.4.6
+"$d/venv/bin/pip" install -q torch==2.13.0 diffusers==0.42.1 transformers==5.23.0 \
+    peft==0.21.2 accelerate==1.15.0 numpy==2.4.6
 cd "$d"
 venv/bin/python - <<'PY'
 import torch
