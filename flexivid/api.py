@@ -3,29 +3,31 @@
 import math
 import os
 import re
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Callable
+from pathlib import Path
 
 import torch
-from diffusers import ContextParallelConfig, DiffusionPipeline
-from diffusers.hooks import HookRegistry
-from diffusers.hooks.context_parallel import apply_context_parallel, remove_context_parallel
-from diffusers.hooks.group_offloading import (
-    _GROUP_OFFLOADING,
-    _LAYER_EXECUTION_TRACKER,
-    _LAZY_PREFETCH_GROUP_OFFLOADING,
-    _apply_group_offloading,
-    _get_top_level_group_offload_hook,
-)
-from diffusers.loaders.lora_base import _func_optionally_disable_offloading
+from diffusers import DiffusionPipeline
+from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from torch import nn
+from torch._dynamo import OptimizedModule
 
 from flexivid.diffusion import PARAMETRISATIONS
-from flexivid.model.adapter import load_adapter, locate_adapter, read_config
+from flexivid.model.adapter import AdapterConfig, load_adapter, locate_adapter, read_config
 from flexivid.model.families import family_of
 from flexivid.model.family import patch_size_of
 from flexivid.model.flexible import FlexTransformer
-from flexivid.model.lora import HOOK_NAME, remove_lora
+from flexivid.model.hooks import HOOK_NAME, hook_of, register
+from flexivid.model.lora import add_lora, remove_lora
+from flexivid.model.surroundings import (
+    SHARED,
+    check_caches,
+    check_merging,
+    check_offload_to_disk,
+    context_parallel_config,
+    drop_cached,
+    without_other_hooks,
+)
 from flexivid.patches.folding import token_grid
 from flexivid.patches.sizes import format_patch_size, multiple_of, parse_patch_size, spatially_doubled
 from flexivid.sampling.budget import check_budget, check_order
@@ -35,8 +37,8 @@ from flexivid.sampling.session import Session, Summary
 COMPONENTS = ("transformer", "transformer_2")
 
 
-def _transformers(target: DiffusionPipeline | nn.Module) -> dict[str, nn.Module]:
-    """The transformers to flexify, by component name. Wan2.2-A14B has two."""
+def _components(target: DiffusionPipeline | nn.Module) -> dict[str, nn.Module]:
+    """The transformers by component name, as the target holds them. Wan2.2-A14B has two."""
     if isinstance(target, DiffusionPipeline):
         found = {name: getattr(target, name, None) for name in COMPONENTS}
         found = {name: module for name, module in found.items() if module is not None}
@@ -46,52 +48,29 @@ def _transformers(target: DiffusionPipeline | nn.Module) -> dict[str, nn.Module]
     return {"transformer": target}
 
 
-@contextmanager
-def _without_other_hooks(target: DiffusionPipeline | nn.Module):
-    """Offloading and context parallel wrap `forward` as our hooks do: off while ours change, and outside of them after.
-
-    Offloading has noted which weights there are, context parallel splits the tables that ours make, and diffusers
-    loses a hook such as ours if another that came before it is removed.
-    """
-    pipe = target if isinstance(target, DiffusionPipeline) else None
-    model_offload, sequential_offload, _ = _func_optionally_disable_offloading(pipe)
-    put_back = []
-    for transformer in _transformers(target).values():
-        if (parallel := _context_parallel_config(transformer)) is not None:
-            remove_context_parallel(transformer, transformer._cp_plan)
-            put_back.append(partial(apply_context_parallel, transformer, parallel, transformer._cp_plan))
-        if (hook := _get_top_level_group_offload_hook(transformer)) is not None:
-            for name in (_GROUP_OFFLOADING, _LAYER_EXECUTION_TRACKER, _LAZY_PREFETCH_GROUP_OFFLOADING):
-                HookRegistry.check_if_exists_or_initialize(transformer).remove_hook(name, recurse=True)
-            put_back.append(partial(_apply_group_offloading, transformer, hook.config))
-    try:
-        yield
-    finally:
-        for action in put_back:
-            action()
-        if model_offload:
-            pipe.enable_model_cpu_offload(device=pipe._offload_device)
-        elif sequential_offload:
-            pipe.enable_sequential_cpu_offload(device=pipe._offload_device)
-
-
-def _context_parallel_config(transformer: nn.Module) -> ContextParallelConfig | None:
-    """Raises ValueError for a plan that splits the latents themselves, before they can be folded: LTX-Video's."""
-    config = getattr(transformer, "_parallel_config", None)
-    if config is None or config.context_parallel_config is None:
-        return None
-    if "hidden_states" in transformer._cp_plan.get("", {}):
-        raise ValueError(f"context parallel of {type(transformer).__name__} splits its latents before they are folded")
-    return config.context_parallel_config
+def _transformers(target: DiffusionPipeline | nn.Module) -> dict[str, nn.Module]:
+    """The transformers to flexify, without what `torch.compile(transformer)` has put around them."""
+    components = _components(target).items()
+    return {name: part._orig_mod if isinstance(part, OptimizedModule) else part for name, part in components}
 
 
 def _attached(transformer: nn.Module) -> FlexTransformer | None:
-    hook = HookRegistry.check_if_exists_or_initialize(transformer).get_hook(HOOK_NAME)
+    hook = hook_of(transformer)
     return hook.flex if hook is not None else None
 
 
 def _session(flex: FlexTransformer) -> Session | None:
     return getattr(flex.policy, "__self__", None)
+
+
+def _check_not_shared(target: DiffusionPipeline | nn.Module) -> None:
+    """Raises ValueError if a transformer is enabled through another pipeline, which still has it."""
+    for transformer in _transformers(target).values():
+        flex = _attached(transformer)
+        session = flex and _session(flex)
+        owner = session.pipe if session else None
+        if owner not in (None, target) and any(part is transformer for part in _transformers(owner).values()):
+            raise ValueError(SHARED)
 
 
 def enable(
@@ -135,6 +114,54 @@ def enable(
             when sizes and steps are known.
     """
     is_pipeline = isinstance(target, DiffusionPipeline)
+    _check_arguments(is_pipeline, budget, schedule, guidance, order)
+    if merge_lora and adapter is None:
+        raise ValueError("merge_lora merges the LoRA of an adapter; give one")
+    transformers = _transformers(target)
+    families = [family_of(transformer) for transformer in transformers.values()]
+    if guidance in ("kept", "weak-uncond") and not all(family.guidance == "separate" for family in families):
+        raise ValueError(
+            f"{guidance} needs a pipeline that calls its guidance branches apart; {families[0].name} does not"
+        )
+    _check_not_shared(target)
+    _check_surroundings(target, merge_lora)
+    folder, config = _read_adapter(adapter, parametrisation, modes)
+    kind = config.parametrisation if config else parametrisation or "snr"
+    if kind not in PARAMETRISATIONS:
+        raise ValueError(f"parametrisation must be one of {', '.join(PARAMETRISATIONS)}, not {kind!r}")
+    base_patch = patch_size_of(next(iter(transformers.values())).config)
+    modes = list(dict.fromkeys(modes or _modes_of(schedule, config, base_patch)))
+    for mode in modes:
+        multiple_of(parse_patch_size(mode), base_patch)
+
+    with without_other_hooks(transformers.values(), target if is_pipeline else None):
+        put_back: list[Callable[[], None]] = []
+        flexes: dict[str, FlexTransformer] = {}
+        try:
+            put_back.extend(_take_off(transformer) for transformer in transformers.values())
+            for name, transformer in transformers.items():
+                flexes[name] = FlexTransformer(transformer, modes, kind)
+            if config is not None:
+                load_adapter(folder, config, flexes)
+                if merge_lora:
+                    for flex in flexes.values():
+                        flex.lora.merge(flex.weak_modes)
+            if is_pipeline:
+                Session(target, flexes, budget, schedule, guidance, order)
+            else:
+                flexes["transformer"].policy = flexes["transformer"].fixed_policy(schedule)
+        except BaseException:
+            # What was enabled before is again, and nothing half-enabled is left behind.
+            for transformer, action in zip(transformers.values(), put_back):  # noqa: B905
+                _take_off(transformer)
+                action()
+            raise
+    for name, component in _components(target).items():
+        if isinstance(component, OptimizedModule):
+            hook_of(transformers[name]).wrapped = component.forward
+
+
+def _check_arguments(is_pipeline: bool, budget, schedule, guidance, order) -> None:
     if budget is not None and schedule is not None:
         raise ValueError("give a budget or a schedule, not both")
     if is_pipeline and budget is None and schedule is None:
@@ -148,58 +175,58 @@ def enable(
         raise ValueError("guidance belongs to a budget; a schedule names the branches itself, such as 1x2x2/1x4x4:5")
     if order is not None and schedule is not None:
         raise ValueError("order belongs to a budget; a schedule is an order itself")
-    if merge_lora and adapter is None:
-        raise ValueError("merge_lora merges the LoRA of an adapter; give one")
+
+
+def _check_surroundings(target: DiffusionPipeline | nn.Module, merge_lora: bool) -> None:
+    """Raises ValueError for what cannot go on around a transformer once it is enabled, before anything is touched."""
     transformers = _transformers(target)
-    families = [family_of(transformer) for transformer in transformers.values()]
-    if guidance in ("kept", "weak-uncond") and not all(family.guidance == "separate" for family in families):
-        raise ValueError(
-            f"{guidance} needs a pipeline that calls its guidance branches apart; {families[0].name} does not"
-        )
     for transformer in transformers.values():
-        attached = _attached(transformer)
-        session = attached and _session(attached)
-        if session and session.pipe is not target:
-            raise ValueError(
-                "this transformer is enabled through another pipeline that shares it; disable that one first"
-            )
+        check_caches(transformer)
+        context_parallel_config(transformer)
+        if merge_lora:
+            check_merging(transformer)
+    parts = target.components if isinstance(target, DiffusionPipeline) else {}
+    check_offload_to_disk({name: part for name, part in parts.items() if isinstance(part, nn.Module)}, transformers)
 
-    folder = config = None
-    if adapter is not None:
-        folder = locate_adapter(adapter)
-        config = read_config(folder)
-        if parametrisation not in (None, config.parametrisation):
-            raise ValueError(f"the adapter was trained for {config.parametrisation}, not {parametrisation}")
-        missing = [mode for mode in modes or [] if mode not in config.patch_sizes]
-        if missing:
-            raise ValueError(f"the adapter has no mode {missing[0]}; it has {', '.join(config.patch_sizes)}")
-    kind = config.parametrisation if config else parametrisation or "snr"
-    if kind not in PARAMETRISATIONS:
-        raise ValueError(f"parametrisation must be one of {', '.join(PARAMETRISATIONS)}, not {kind!r}")
-    base_patch = patch_size_of(next(iter(transformers.values())).config)
-    modes = list(dict.fromkeys(modes or _modes_of(schedule, config, base_patch)))
-    for mode in modes:
-        multiple_of(parse_patch_size(mode), base_patch)
 
-    with _without_other_hooks(target):
-        _disable(target)
-        flexes: dict[str, FlexTransformer] = {}
-        try:
-            for name, transformer in transformers.items():
-                flexes[name] = FlexTransformer(transformer, modes, kind)
-            if config is not None:
-                load_adapter(folder, config, flexes)
-                if merge_lora:
-                    for flex in flexes.values():
-                        flex.lora.merge(flex.weak_modes)
-            if is_pipeline:
-                Session(target, flexes, budget, schedule, guidance, order)
-            else:
-                flexes["transformer"].policy = flexes["transformer"].fixed_policy(schedule)
-        except BaseException:
-            # Nothing half-enabled is left behind.
-            _disable(target)
-            raise
+def _read_adapter(
+    adapter: str | os.PathLike | None, parametrisation: str | None, modes: list[str] | None
+) -> tuple[Path | None, AdapterConfig | None]:
+    """The folder of an adapter and its config. Raises ValueError if it was made for something else than is asked."""
+    if adapter is None:
+        return None, None
+    folder = locate_adapter(adapter)
+    config = read_config(folder)
+    if parametrisation not in (None, config.parametrisation):
+        raise ValueError(f"the adapter was trained for {config.parametrisation}, not {parametrisation}")
+    missing = [mode for mode in modes or [] if mode not in config.patch_sizes]
+    if missing:
+        raise ValueError(f"the adapter has no mode {missing[0]}; it has {', '.join(config.patch_sizes)}")
+    return folder, config
+
+
+def _take_off(transformer: nn.Module) -> Callable[[], None]:
+    """Gives back the stock transformer; what is returned undoes that."""
+    flex = _attached(transformer)
+    if flex is None:
+        return lambda: None
+    ranks, states = {}, {}
+    for name in [name for name in getattr(transformer, "peft_config", {}) if name.startswith(f"{HOOK_NAME}-")]:
+        ranks[name] = transformer.peft_config[name].r
+        states[name] = get_peft_model_state_dict(transformer, adapter_name=name)
+    hooks = flex.remove()
+    remove_lora(flex)
+
+    def put_back() -> None:
+        for module, hook in hooks:
+            register(module, hook)
+        transformer._diffusers_hook.invalidate_child_registries_cache()
+        if states:
+            add_lora(flex, next(iter(ranks.values())))
+        for name, state in states.items():
+            set_peft_model_state_dict(transformer, state, adapter_name=name)
+
+    return put_back
 
 
 def _modes_of(schedule: Schedule | str | None, config, base_patch: tuple[int, int, int]) -> list[str]:
@@ -213,17 +240,16 @@ def _modes_of(schedule: Schedule | str | None, config, base_patch: tuple[int, in
 
 
 def disable(target: DiffusionPipeline | nn.Module) -> None:
-    """Gives back the stock pipeline or transformer, the user's own LoRAs as they were. Harmless if not enabled."""
-    with _without_other_hooks(target):
-        _disable(target)
+    """Gives back the stock pipeline or transformer, the user's own LoRAs as they were. Harmless if not enabled.
 
-
-def _disable(target: DiffusionPipeline | nn.Module) -> None:
-    for transformer in _transformers(target).values():
-        flex = _attached(transformer)
-        if flex is not None:
-            flex.remove()
-            remove_lora(flex)
+    Raises ValueError if it is enabled through another pipeline that shares the transformer: that one disables it.
+    """
+    _check_not_shared(target)
+    transformers = _transformers(target).values()
+    with without_other_hooks(transformers, target if isinstance(target, DiffusionPipeline) else None):
+        for transformer in transformers:
+            _take_off(transformer)
+    drop_cached(transformers)
 
 
 def plan(
@@ -234,22 +260,25 @@ def plan(
     Counts on the meta device, so it takes a second and the pipeline may be one without weights. Raises ValueError if
     the pipeline is not enabled, and what the call itself would raise, such as BudgetError.
     """
+    _check_not_shared(pipe)
     flex = _attached(next(iter(_transformers(pipe).values())))
-    if flex is None:
+    session = flex and _session(flex)
+    if session is None or session.pipe is not pipe:
         raise ValueError("nothing to plan: enable the pipeline first")
     family, config = flex.family, flex.transformer.config
     latents = family.latent_size(pipe, frames, height, width)
     call = family.example(config, latents, text_length)
     if pipe.config.get("expand_timesteps"):
         call["timestep"] = torch.empty(1, math.prod(token_grid(latents, flex.base_patch)))
-    return _session(flex).plan(call, steps, 2 if guided and family.guidance == "separate" else 1)
+    return session.plan(call, steps, 2 if guided and family.guidance == "separate" else 1)
 
 
 def summary(pipe: DiffusionPipeline) -> Summary:
     """What ran at which step of the last call, FLOPs used and saved. Raises ValueError before there was one."""
+    _check_not_shared(pipe)
     for transformer in _transformers(pipe).values():
         flex = _attached(transformer)
         session = flex and _session(flex)
-        if session and session.summary is not None:
+        if session and session.pipe is pipe and session.summary is not None:
             return session.summary
     raise ValueError("nothing to sum up: enable the pipeline and call it first")

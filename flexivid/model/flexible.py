@@ -11,15 +11,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
-from diffusers.hooks import HookRegistry, ModelHook
-from diffusers.hooks.hooks import CacheContext, StateManager, _set_cache_context
+from diffusers.hooks import ModelHook
+from diffusers.hooks.hooks import CacheContext, _set_cache_context
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from torch import nn
 
 from flexivid.diffusion import FLOWS, noise_level, normaliser, output_for_x0, predicted_x0, timestep_at
 from flexivid.model.families import family_of
 from flexivid.model.family import centred_tables, patch_size_of
-from flexivid.model.lora import HOOK_NAME, LoraSwitch
+from flexivid.model.hooks import RootHook, register, unregister
+from flexivid.model.lora import LoraSwitch
 from flexivid.model.weak_mode import WeakMode
 from flexivid.patches.folding import Folding, folding_for, token_grid
 from flexivid.patches.sizes import format_patch_size, parse_patch_size, spatially_doubled
@@ -91,13 +92,13 @@ class FlexTransformer:
         self._kept: tuple[dict, torch.Tensor] | None = None  # the conditional call of a step, and its prediction
         self._signature = inspect.signature(type(transformer).forward)
         hooks = {
-            transformer: _RootHook(self),
+            transformer: RootHook(self),
             self.embedder: _EmbedderHook(self),
             self.head: _HeadHook(self),
             transformer.get_submodule(self.family.positions): _PositionsHook(self),
         }
         for module, hook in hooks.items():
-            HookRegistry.check_if_exists_or_initialize(module).register_hook(hook, HOOK_NAME)
+            register(module, hook)
         transformer._diffusers_hook.invalidate_child_registries_cache()
 
     @property
@@ -110,11 +111,10 @@ class FlexTransformer:
             raise ValueError(f"{patch_size} is not a patch size of this model: {', '.join(self.patch_sizes)}")
         return lambda flex, call, context: Choice(patch_size)
 
-    def remove(self) -> None:
-        """Takes every hook off; LoRA is taken off by `lora.remove_lora`."""
+    def remove(self) -> list[tuple[nn.Module, ModelHook]]:
+        """Takes every hook off, and gives them with their modules; LoRA is taken off by `lora.remove_lora`."""
         self.lora.switch(None)
-        self.transformer._diffusers_hook.remove_hook(HOOK_NAME, recurse=True)
-        self.transformer._diffusers_hook.invalidate_child_registries_cache()
+        return unregister(self.transformer)
 
     def run(self, stock_forward: Callable, context: CacheContext | None, args: tuple, kwargs: dict):
         """One forward of the transformer at the patch size that the policy chooses."""
@@ -326,28 +326,6 @@ def compile_blocks(transformer: nn.Module) -> None:
     # Each is a graph of the same code, with and without gradients: more than torch allows by itself.
     torch._dynamo.config.recompile_limit = 64
     transformer.compile_repeated_blocks(fullgraph=True, dynamic=False)
-
-
-class _State:
-    """diffusers hands the cache context only to hooks that hold a state manager; ours keeps no other state."""
-
-    def reset(self) -> None: ...
-
-
-class _RootHook(ModelHook):
-    _is_stateful = True
-
-    def __init__(self, flex: FlexTransformer):
-        super().__init__()
-        self.flex = flex
-        self.state_manager = StateManager(_State)
-
-    def new_forward(self, module, *args, **kwargs):
-        return self.flex.run(self.fn_ref.original_forward, self.state_manager._context, args, kwargs)
-
-    def reset_state(self, module):
-        self.state_manager.reset()
-        return module
 
 
 class _SubmoduleHook(ModelHook):

@@ -1,14 +1,15 @@
 """A pipeline's session: which step of which call this is, which patch size runs in it, and what it costs."""
 
+import weakref
 from dataclasses import dataclass, field
 from itertools import groupby
 
 import torch
-from diffusers.hooks import FirstBlockCacheConfig
 from diffusers.hooks.hooks import CacheContext
 
 from flexivid.diffusion import FLOWS
 from flexivid.model.flexible import Choice, FlexTransformer
+from flexivid.model.surroundings import check_call, drop_cached
 from flexivid.patches.sizes import parse_patch_size
 from flexivid.sampling.budget import schedule_for_budget
 from flexivid.sampling.flops import FlopCounter
@@ -49,7 +50,8 @@ class Session:
     """Runs the transformers of one pipeline by a budget or an explicit schedule, resolved anew for every call."""
 
     def __init__(self, pipe, flexes: dict[str, FlexTransformer], budget, schedule, guidance=None, order=None):
-        self.pipe, self.flexes = pipe, flexes
+        # Not held alive: a transformer may outlive the pipeline that it was enabled through, in another one.
+        self._pipe, self.flexes = weakref.ref(pipe), flexes
         self.budget, self.schedule, self.guidance, self.order = budget, schedule, guidance, order
         # Where there are two transformers they share their shape, so one of them is counted.
         self.counter = FlopCounter(next(iter(flexes.values())))
@@ -64,6 +66,11 @@ class Session:
             flex.corrections = corrections
             flex.alphas_cumprod = getattr(pipe.scheduler, "alphas_cumprod", None)
         self.family = self.counter.twin.family
+
+    @property
+    def pipe(self):
+        """None once it is gone."""
+        return self._pipe()
 
     def costs(self, call: dict) -> dict[str, int]:
         """FLOPs of one forward of one clip by patch size."""
@@ -146,12 +153,7 @@ class Session:
         return guider.num_conditions
 
     def choose(self, flex: FlexTransformer, call: dict, context: CacheContext | None) -> Choice:
-        cache = getattr(flex.transformer, "_cache_config", None)
-        if cache is not None and not isinstance(cache, FirstBlockCacheConfig):
-            raise ValueError(
-                f"{type(cache).__name__} does not work with several patch sizes; FirstBlockCacheConfig does, or call "
-                f"disable_cache()"
-            )
+        check_call(flex.transformer, self.pipe)
         branches = self._branches()
         step, branch, steps = self._clock(call, context, branches)
         batch = len(call["hidden_states"])
@@ -160,6 +162,7 @@ class Session:
             full = costs[flex.powerful] * steps * branches * batch
             self.summary = None
             flex.corrections.clear()
+            drop_cached((each.transformer for each in self.flexes.values()), context)
             self.summary = Summary(self.plan(call, steps, branches), full)
         self._position = (step, branch)
         if branch == branches == 1 and self.family.guidance == "embedded" and self.summary is not None:
