@@ -35,7 +35,9 @@ def small(name: str = "wan"):
 def two_transformers():
     """Wan2.2-A14B: one for the noisy steps, one for the others."""
     pipe, call = small()
-    settings = {"transformer_2": tiny("wan"), "boundary_ratio": 0.7}
+    torch.manual_seed(7)
+    low_noise = type(pipe.transformer).from_config(pipe.transformer.config).eval()
+    settings = {"transformer_2": low_noise, "boundary_ratio": 0.9}
     both = WanPipeline(**{**pipe.components, **settings})
     both.set_progress_bar_config(disable=True)
     return both, call
@@ -242,15 +244,15 @@ class TestAFailedEnable:
         flexivid.disable(pipe)
         assert torch.equal(sample(pipe, call), stock)
 
-    @pytest.mark.parametrize("offload", ["model", "sequential", "group", "disk"])
-    def test_the_offload_stays(self, adapter, offload, tmp_path, monkeypatch):
+    @pytest.mark.parametrize("offload", ["model", "group", "disk"])
+    def test_the_offload_stays(self, adapter, offload, tmp_path):
         pipe, call = small()
         if offload == "group":
             pipe.transformer.enable_group_offload(CPU, CPU, "leaf_level")
         elif offload == "disk":
             to_disk(pipe, tmp_path / "disk")
         else:
-            getattr(pipe, f"enable_{offload}_cpu_offload")(device="cpu")
+            pipe.enable_model_cpu_offload(device="cpu")
 
         def offloaded():
             return hasattr(pipe.transformer, "_hf_hook") or bool(_get_top_level_group_offload_hook(pipe.transformer))
@@ -315,17 +317,37 @@ class TestStreamedGroupOffload:
 def test_a_bare_transformer_of_an_offloaded_pipeline():
     """The pipeline takes its offload off after every call, and with it what the offload had been put around."""
     pipe, call = small()
+    stock = sample(pipe, call)
     flexivid.enable(pipe.transformer, schedule="1x4x4")
     expected = sample(pipe, call)
-    for offload in ("model", "sequential"):
-        pipe, call = small()
-        stock = sample(pipe, call)
-        getattr(pipe, f"enable_{offload}_cpu_offload")(device="cpu")
-        flexivid.enable(pipe.transformer, schedule="1x4x4")
-        for _ in range(2):
-            assert torch.equal(sample(pipe, call), expected)
-        flexivid.disable(pipe.transformer)
-        assert torch.equal(sample(pipe, call), stock) and torch.equal(sample(pipe, call), stock)
+    pipe, call = small()
+    pipe.enable_model_cpu_offload(device="cpu")
+    flexivid.enable(pipe.transformer, schedule="1x4x4")
+    for _ in range(2):
+        assert torch.equal(sample(pipe, call), expected)
+    flexivid.disable(pipe.transformer)
+    assert torch.equal(sample(pipe, call), stock) and torch.equal(sample(pipe, call), stock)
+
+
+@pytest.mark.parametrize("bare", [False, True])
+def test_sequential_offload_is_put_back(bare):
+    """On a CPU accelerate cannot run it, so that only what is left when it is taken off is looked at."""
+    pipe, call = small()
+    stock = sample(pipe, call)
+    target, settings = (pipe.transformer, {"schedule": "1x4x4"}) if bare else (pipe, {"budget": 0.6})
+    flexivid.enable(target, **settings)
+    expected = sample(pipe, call)
+    flexivid.disable(target)
+    pipe.enable_sequential_cpu_offload(device="cpu")
+    for change, clip in (
+        (lambda: flexivid.enable(target, **settings), expected),
+        (lambda: flexivid.disable(target), stock),
+    ):
+        change()
+        assert pipe.transformer.proj_out.weight.device.type == "meta"
+        pipe.remove_all_hooks()
+        assert torch.equal(sample(pipe, call), clip)
+        pipe.enable_sequential_cpu_offload(device="cpu")
 
 
 class Doubling(ModelHook):
@@ -376,6 +398,8 @@ class TestTorchCompile:
     def test_the_whole_transformer(self, how, monkeypatch):
         """Its stock forward is compiled, and nothing of ours is traced."""
         pipe, call = small()
+        pipe.transformer = tiny("wan", num_layers=1)
+        call["num_inference_steps"] = 3
         stock = sample(pipe, call)
         flexivid.enable(pipe, budget=0.6)
         weak = sample(pipe, call)
@@ -398,7 +422,7 @@ class TestTorchCompile:
         monkeypatch.setattr(session, "policy", policy)
         torch.testing.assert_close(sample(pipe, call), weak, atol=1e-4, rtol=1e-3)
         assert chosen and not any(chosen)
-        assert max(graphs) > 50, "the blocks are in one graph"
+        assert max(graphs) > 100, "the blocks are in one graph"
         compiled = len(graphs)
         torch.testing.assert_close(sample(pipe, call), weak, atol=1e-4, rtol=1e-3)
         assert len(graphs) == compiled, "nothing is compiled again"

@@ -5,6 +5,7 @@ from functools import partial
 
 import torch
 from diffusers.hooks import HookRegistry, ModelHook
+from diffusers.hooks.group_offloading import _GROUP_OFFLOADING
 from diffusers.hooks.hooks import HookFunctionReference, StateManager
 from torch import nn
 
@@ -83,6 +84,7 @@ class RootHook(ModelHook):
         self.wrapped: Callable | None = None
         self.blocks: dict[str, nn.Module] = {}
         self._inside = False
+        self._ran = False  # a stock forward, in this call
 
     def initialize_hook(self, module):
         self.blocks = {name: part for name, part in module.named_children() if isinstance(part, nn.ModuleList)}
@@ -100,9 +102,15 @@ class RootHook(ModelHook):
 
     @torch.compiler.disable(reason="flexivid plans in Python: without fullgraph, or with compile_repeated_blocks")
     def _run(self, module, args: tuple, kwargs: dict):
+        self._ran = False
         return self.flex.run(partial(self._stock, module), self.state_manager._context, args, kwargs)
 
     def _stock(self, module, *args, **kwargs):
+        group_offload = module._diffusers_hook.get_hook(_GROUP_OFFLOADING)
+        if self._ran and group_offload is not None and group_offload.next_group is not None:
+            # With streams the root, which comes once a call, loads what a forward begins with.
+            group_offload.next_group.onload_()
+        self._ran = True
         compiled = module._compiled_call_impl or self.compiled or self.wrapped
         if compiled is None:
             return self.fn_ref.original_forward(*args, **kwargs)

@@ -57,11 +57,10 @@ def check_caches(transformer: nn.Module) -> None:
             "a cache of another library, such as cache-dit, does not work with several patch sizes; "
             "FirstBlockCacheConfig of diffusers does, or switch the cache off: cache_dit.disable_cache(pipe)"
         )
-    registry, prefixes = HookRegistry.check_if_exists_or_initialize(transformer), tuple(CACHE_HOOKS)
-    for hooks in (registry.hooks, *(child.hooks for child in registry._get_child_registries())):
-        for name in hooks:
-            if name.startswith(prefixes) and not (name.startswith("fbc_") and config is not None):
-                cache = next(cache for prefix, cache in CACHE_HOOKS.items() if name.startswith(prefix))
+    registries = (getattr(part, "_diffusers_hook", None) for part in transformer.modules())
+    for name in (name for registry in registries if registry is not None for name in registry.hooks):
+        for prefix, cache in CACHE_HOOKS.items():
+            if name.startswith(prefix) and not (prefix == "fbc_" and config is not None):
                 raise ValueError(
                     f"{cache} does not work with several patch sizes; enable_cache(FirstBlockCacheConfig(...)) does, "
                     f"or remove its hooks, such as {name}"
@@ -74,10 +73,8 @@ def drop_cached(transformers: Iterable[nn.Module], context: CacheContext | None 
     To be called before the first forward of a call; context: of that forward, None outside of one.
     """
     for transformer in transformers:
-        registry = HookRegistry.check_if_exists_or_initialize(transformer)
-        registry.invalidate_child_registries_cache()  # it may be of before a cache was put on
         if getattr(transformer, "is_cache_enabled", False):
-            registry.reset_stateful_hooks()
+            HookRegistry.check_if_exists_or_initialize(transformer).reset_stateful_hooks()
             _set_cache_context(transformer, context)
 
 
