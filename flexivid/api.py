@@ -63,13 +63,17 @@ def _session(flex: FlexTransformer) -> Session | None:
     return getattr(flex.policy, "__self__", None)
 
 
+def _holds(pipe: DiffusionPipeline | None, transformer: nn.Module) -> bool:
+    parts = (getattr(pipe, name, None) for name in COMPONENTS)
+    return any(transformer in (part, getattr(part, "_orig_mod", None)) for part in parts if part is not None)
+
+
 def _check_not_shared(target: DiffusionPipeline | nn.Module) -> None:
     """Raises ValueError if a transformer is enabled through another pipeline, which still has it."""
     for transformer in _transformers(target).values():
         flex = _attached(transformer)
         session = flex and _session(flex)
-        owner = session.pipe if session else None
-        if owner not in (None, target) and any(part is transformer for part in _transformers(owner).values()):
+        if session and session.pipe is not target and _holds(session.pipe, transformer):
             raise ValueError(SHARED)
 
 
@@ -110,8 +114,9 @@ def enable(
 
     Raises:
         ValueError: an argument is out of range, the model is unknown, the transformer is enabled through another
-            pipeline, or (AdapterError) the adapter does not fit. An unreachable budget is raised by the first call,
-            when sizes and steps are known.
+            pipeline, a cache or an offload is on that several patch sizes do not go with, or (AdapterError) the
+            adapter does not fit. The pipeline is then as it was, enabled earlier or not. An unreachable budget is
+            raised by the first call, when sizes and steps are known, and so is a cache that is switched on later.
     """
     is_pipeline = isinstance(target, DiffusionPipeline)
     _check_arguments(is_pipeline, budget, schedule, guidance, order)

@@ -175,13 +175,14 @@ class TestTheOtherPipelineIsGone:
         flexivid.disable(other)
         assert torch.equal(sample(other, call), stock)
 
-    def test_it_has_another_transformer_by_now(self):
+    @pytest.mark.parametrize("instead", [lambda: small()[0].transformer, lambda: None])
+    def test_it_has_another_transformer_by_now(self, instead):
         pipe, call = small()
         other = WanPipeline.from_pipe(pipe)
         other.set_progress_bar_config(disable=True)
         stock = sample(pipe, call)
         flexivid.enable(pipe, budget=0.5)
-        pipe.transformer = small()[0].transformer
+        pipe.transformer = instead()
         flexivid.disable(other)
         assert torch.equal(sample(other, call), stock)
 

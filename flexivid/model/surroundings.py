@@ -57,7 +57,7 @@ def check_caches(transformer: nn.Module) -> None:
             "a cache of another library, such as cache-dit, does not work with several patch sizes; "
             "FirstBlockCacheConfig of diffusers does, or switch the cache off: cache_dit.disable_cache(pipe)"
         )
-    registries = (getattr(part, "_diffusers_hook", None) for part in transformer.modules())
+    registries = (vars(part).get("_diffusers_hook") for part in transformer.modules())
     for name in (name for registry in registries if registry is not None for name in registry.hooks):
         for prefix, cache in CACHE_HOOKS.items():
             if name.startswith(prefix) and not (prefix == "fbc_" and config is not None):
