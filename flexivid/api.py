@@ -115,48 +115,39 @@ def enable(
     Raises:
         ValueError: an argument is out of range, the model is unknown, the transformer is enabled through another
             pipeline, a cache or an offload is on that several patch sizes do not go with, or (AdapterError) the
-            adapter does not fit. The pipeline is then as it was, enabled earlier or not. An unreachable budget is
-            raised by the first call, when sizes and steps are known, and so is a cache that is switched on later.
+            adapter does not fit. The pipeline is then as it was. An unreachable budget is raised by the first call,
+            when sizes and steps are known, and so is a cache that is switched on later.
     """
-    is_pipeline = isinstance(target, DiffusionPipeline)
-    _check_arguments(is_pipeline, budget, schedule, guidance, order)
+    _check_arguments(target, budget, schedule, guidance, order)
     if merge_lora and adapter is None:
         raise ValueError("merge_lora merges the LoRA of an adapter; give one")
-    transformers = _transformers(target)
-    families = [family_of(transformer) for transformer in transformers.values()]
-    if guidance in ("kept", "weak-uncond") and not all(family.guidance == "separate" for family in families):
-        raise ValueError(
-            f"{guidance} needs a pipeline that calls its guidance branches apart; {families[0].name} does not"
-        )
     _check_not_shared(target)
     _check_surroundings(target, merge_lora)
     folder, config = _read_adapter(adapter, parametrisation, modes)
-    kind = config.parametrisation if config else parametrisation or "snr"
-    if kind not in PARAMETRISATIONS:
-        raise ValueError(f"parametrisation must be one of {', '.join(PARAMETRISATIONS)}, not {kind!r}")
-    base_patch = patch_size_of(next(iter(transformers.values())).config)
-    modes = list(dict.fromkeys(modes or _modes_of(schedule, config, base_patch)))
-    for mode in modes:
-        multiple_of(parse_patch_size(mode), base_patch)
+    kind, modes = _kind_and_modes(target, config, parametrisation, modes, schedule)
 
-    with without_other_hooks(transformers.values(), target if is_pipeline else None):
+    def start(flexes: dict[str, FlexTransformer]) -> None:
+        if config is not None:
+            load_adapter(folder, config, flexes)
+        for flex in flexes.values() if merge_lora else ():
+            flex.lora.merge(flex.weak_modes)
+        if isinstance(target, DiffusionPipeline):
+            Session(target, flexes, budget, schedule, guidance, order)
+        else:
+            flexes["transformer"].policy = flexes["transformer"].fixed_policy(schedule)
+
+    _replace(target, modes, kind, start)
+
+
+def _replace(target, modes: list[str], kind: str, start: Callable[[dict[str, FlexTransformer]], None]) -> None:
+    """Puts new weak modes, which `start` fills, in the place of what was enabled before, unless that fails."""
+    transformers = _transformers(target)
+    with without_other_hooks(transformers.values(), target if isinstance(target, DiffusionPipeline) else None):
         put_back: list[Callable[[], None]] = []
-        flexes: dict[str, FlexTransformer] = {}
         try:
             put_back.extend(_take_off(transformer) for transformer in transformers.values())
-            for name, transformer in transformers.items():
-                flexes[name] = FlexTransformer(transformer, modes, kind)
-            if config is not None:
-                load_adapter(folder, config, flexes)
-                if merge_lora:
-                    for flex in flexes.values():
-                        flex.lora.merge(flex.weak_modes)
-            if is_pipeline:
-                Session(target, flexes, budget, schedule, guidance, order)
-            else:
-                flexes["transformer"].policy = flexes["transformer"].fixed_policy(schedule)
+            start({name: FlexTransformer(transformer, modes, kind) for name, transformer in transformers.items()})
         except BaseException:
-            # What was enabled before is again, and nothing half-enabled is left behind.
             for transformer, action in zip(transformers.values(), put_back):  # noqa: B905
                 _take_off(transformer)
                 action()
@@ -166,7 +157,20 @@ def enable(
             hook_of(transformers[name]).wrapped = component.forward
 
 
-def _check_arguments(is_pipeline: bool, budget, schedule, guidance, order) -> None:
+def _kind_and_modes(target, config: AdapterConfig | None, parametrisation, modes, schedule) -> tuple[str, list[str]]:
+    """The parametrisation and the weak patch sizes, asked for or usual. Raises ValueError for unfit ones."""
+    kind = config.parametrisation if config else parametrisation or "snr"
+    if kind not in PARAMETRISATIONS:
+        raise ValueError(f"parametrisation must be one of {', '.join(PARAMETRISATIONS)}, not {kind!r}")
+    base_patch = patch_size_of(next(iter(_transformers(target).values())).config)
+    modes = list(dict.fromkeys(modes or _modes_of(schedule, config, base_patch)))
+    for mode in modes:
+        multiple_of(parse_patch_size(mode), base_patch)
+    return kind, modes
+
+
+def _check_arguments(target, budget, schedule, guidance, order) -> None:
+    is_pipeline = isinstance(target, DiffusionPipeline)
     if budget is not None and schedule is not None:
         raise ValueError("give a budget or a schedule, not both")
     if is_pipeline and budget is None and schedule is None:
@@ -180,6 +184,11 @@ def _check_arguments(is_pipeline: bool, budget, schedule, guidance, order) -> No
         raise ValueError("guidance belongs to a budget; a schedule names the branches itself, such as 1x2x2/1x4x4:5")
     if order is not None and schedule is not None:
         raise ValueError("order belongs to a budget; a schedule is an order itself")
+    families = [family_of(transformer) for transformer in _transformers(target).values()]
+    if guidance in ("kept", "weak-uncond") and not all(family.guidance == "separate" for family in families):
+        raise ValueError(
+            f"{guidance} needs a pipeline that calls its guidance branches apart; {families[0].name} does not"
+        )
 
 
 def _check_surroundings(target: DiffusionPipeline | nn.Module, merge_lora: bool) -> None:
