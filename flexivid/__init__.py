@@ -1,10 +1,11 @@
 """flexivid: run a pretrained video diffusion transformer with large patches on most steps, its own on a few."""
 
-from flexivid.api import costs, disable, enable, observe, plan, summary
+from flexivid.api import disable, enable
 from flexivid.model.adapter import AdapterError
 from flexivid.model.families import register
 from flexivid.model.family import Family
 from flexivid.patches.tubelet import FlexTubeletEmbed, FlexTubeletUnembed
+from flexivid.running import costs, observe, plan, summary
 from flexivid.sampling.budget import BudgetError
 from flexivid.sampling.observe import Forward, Observer
 from flexivid.sampling.run import Summary

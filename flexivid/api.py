@@ -1,96 +1,35 @@
-"""The public surface: enable, disable, plan, summary."""
+"""enable and disable."""
 
-import math
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Callable
+from pathlib import Path
 
-import torch
-from diffusers import ContextParallelConfig, DiffusionPipeline
-from diffusers.hooks import HookRegistry
-from diffusers.hooks.context_parallel import apply_context_parallel, remove_context_parallel
-from diffusers.hooks.group_offloading import (
-    _GROUP_OFFLOADING,
-    _LAYER_EXECUTION_TRACKER,
-    _LAZY_PREFETCH_GROUP_OFFLOADING,
-    _apply_group_offloading,
-    _get_top_level_group_offload_hook,
-)
-from diffusers.loaders.lora_base import _func_optionally_disable_offloading
+from diffusers import DiffusionPipeline
+from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from torch import nn
+from torch._dynamo import OptimizedModule
 
 from flexivid.diffusion import PARAMETRISATIONS
-from flexivid.model.adapter import load_adapter, locate_adapter, read_config
+from flexivid.model.adapter import AdapterConfig, load_adapter, locate_adapter, read_config
 from flexivid.model.families import family_of
 from flexivid.model.family import patch_size_of
 from flexivid.model.flexible import FlexTransformer
-from flexivid.model.hooks import attached
-from flexivid.model.lora import remove_lora
-from flexivid.patches.folding import token_grid
+from flexivid.model.hooks import HOOK_NAME, attached, hook_of, register
+from flexivid.model.lora import add_lora, remove_lora
+from flexivid.model.surroundings import (
+    check_caches,
+    check_merging,
+    check_offload_to_disk,
+    context_parallel_config,
+    drop_cached,
+    without_other_hooks,
+)
 from flexivid.patches.sizes import format_patch_size, multiple_of, parse_patch_size, spatially_doubled
 from flexivid.sampling.budget import check_budget, check_order
-from flexivid.sampling.observe import Observer
-from flexivid.sampling.run import Summary
 from flexivid.sampling.runner import PipelineRunner
 from flexivid.sampling.schedule import Schedule
-
-COMPONENTS = ("transformer", "transformer_2")
-
-
-def _transformers(target: DiffusionPipeline | nn.Module) -> dict[str, nn.Module]:
-    """The transformers to flexify, by component name. Wan2.2-A14B has two."""
-    if isinstance(target, DiffusionPipeline):
-        found = {name: getattr(target, name, None) for name in COMPONENTS}
-        found = {name: module for name, module in found.items() if module is not None}
-        if not found:
-            raise ValueError(f"{type(target).__name__} has no transformer; flexivid works on diffusion transformers")
-        return found
-    return {"transformer": target}
-
-
-@contextmanager
-def _without_other_hooks(target: DiffusionPipeline | nn.Module):
-    """Offloading and context parallel wrap `forward` as our hooks do: off while ours change, and outside of them after.
-
-    Offloading has noted which weights there are, context parallel splits the tables that ours make, and diffusers
-    loses a hook such as ours if another that came before it is removed.
-    """
-    pipe = target if isinstance(target, DiffusionPipeline) else None
-    model_offload, sequential_offload, _ = _func_optionally_disable_offloading(pipe)
-    put_back = []
-    for transformer in _transformers(target).values():
-        if (parallel := _context_parallel_config(transformer)) is not None:
-            remove_context_parallel(transformer, transformer._cp_plan)
-            put_back.append(partial(apply_context_parallel, transformer, parallel, transformer._cp_plan))
-        if (hook := _get_top_level_group_offload_hook(transformer)) is not None:
-            for name in (_GROUP_OFFLOADING, _LAYER_EXECUTION_TRACKER, _LAZY_PREFETCH_GROUP_OFFLOADING):
-                HookRegistry.check_if_exists_or_initialize(transformer).remove_hook(name, recurse=True)
-            put_back.append(partial(_apply_group_offloading, transformer, hook.config))
-    try:
-        yield
-    finally:
-        for action in put_back:
-            action()
-        if model_offload:
-            pipe.enable_model_cpu_offload(device=pipe._offload_device)
-        elif sequential_offload:
-            pipe.enable_sequential_cpu_offload(device=pipe._offload_device)
-
-
-def _context_parallel_config(transformer: nn.Module) -> ContextParallelConfig | None:
-    """Raises ValueError for a plan that splits the latents themselves, before they can be folded: LTX-Video's."""
-    config = getattr(transformer, "_parallel_config", None)
-    if config is None or config.context_parallel_config is None:
-        return None
-    if "hidden_states" in transformer._cp_plan.get("", {}):
-        raise ValueError(f"context parallel of {type(transformer).__name__} splits its latents before they are folded")
-    return config.context_parallel_config
-
-
-def _runner(flex: FlexTransformer) -> PipelineRunner | None:
-    return flex.runner if isinstance(flex.runner, PipelineRunner) else None
+from flexivid.targets import check_not_shared, components_of, transformers_of
 
 
 def enable(
@@ -122,17 +61,71 @@ def enable(
             guidance). By default kept where the pipeline calls its branches apart and the order is interleaved, else
             same.
         order: `interleaved` (powerful steps are spread over all, and what the last one knew better is added to the weak
-            ones after it) or `weak-first` (FlexiDiT); by default interleaved, with `weak-uncond` weak-first. In a
-            schedule, too, weak steps after a powerful one are corrected so.
+            ones after it), `weak-first` (FlexiDiT) or `reuse` (powerful steps, and between them steps that compute
+            nothing and hold the last x0); by default interleaved, with `weak-uncond` weak-first. In a schedule, too,
+            weak steps after a powerful one are corrected so.
         parametrisation: `snr` or `direct`; the adapter's, or `snr` without one.
         merge_lora: keep a copy of the adapted weights with the adapter's LoRA added, one for every mode: weak steps
             then cost no LoRA, and memory grows by as much.
 
     Raises:
         ValueError: an argument is out of range, the model is unknown, the transformer is enabled through another
-            pipeline, or (AdapterError) the adapter does not fit. An unreachable budget is raised by the first call,
-            when sizes and steps are known.
+            pipeline, a cache or an offload is on that several patch sizes do not go with, or (AdapterError) the
+            adapter does not fit. The pipeline is then as it was. An unreachable budget is raised by the first call,
+            when sizes and steps are known, and so is a cache that is switched on later.
     """
+    _check_arguments(target, budget, schedule, guidance, order)
+    if merge_lora and adapter is None:
+        raise ValueError("merge_lora merges the LoRA of an adapter; give one")
+    check_not_shared(target)
+    _check_surroundings(target, merge_lora)
+    folder, config = _read_adapter(adapter, parametrisation, modes)
+    kind, modes = _kind_and_modes(target, config, parametrisation, modes, schedule)
+
+    def start(flexes: dict[str, FlexTransformer]) -> None:
+        if config is not None:
+            load_adapter(folder, config, flexes)
+        for flex in flexes.values() if merge_lora else ():
+            flex.lora.merge(flex.weak_modes)
+        if isinstance(target, DiffusionPipeline):
+            PipelineRunner(target, flexes, budget, schedule, guidance, order)
+        else:
+            flexes["transformer"].fix(schedule)
+
+    _replace(target, modes, kind, start)
+
+
+def _replace(target, modes: list[str], kind: str, start: Callable[[dict[str, FlexTransformer]], None]) -> None:
+    """Puts new weak modes, which `start` fills, in the place of what was enabled before, unless that fails."""
+    transformers = transformers_of(target)
+    with without_other_hooks(transformers.values(), target if isinstance(target, DiffusionPipeline) else None):
+        put_back: list[Callable[[], None]] = []
+        try:
+            put_back.extend(_take_off(transformer) for transformer in transformers.values())
+            start({name: FlexTransformer(transformer, modes, kind) for name, transformer in transformers.items()})
+        except BaseException:
+            for transformer, action in zip(transformers.values(), put_back):  # noqa: B905
+                _take_off(transformer)
+                action()
+            raise
+    for name, component in components_of(target).items():
+        if isinstance(component, OptimizedModule):
+            hook_of(transformers[name]).wrapped = component.forward
+
+
+def _kind_and_modes(target, config: AdapterConfig | None, parametrisation, modes, schedule) -> tuple[str, list[str]]:
+    """The parametrisation and the weak patch sizes, asked for or usual. Raises ValueError for unfit ones."""
+    kind = config.parametrisation if config else parametrisation or "snr"
+    if kind not in PARAMETRISATIONS:
+        raise ValueError(f"parametrisation must be one of {', '.join(PARAMETRISATIONS)}, not {kind!r}")
+    base_patch = patch_size_of(next(iter(transformers_of(target).values())).config)
+    modes = list(dict.fromkeys(modes or _modes_of(schedule, config, base_patch)))
+    for mode in modes:
+        multiple_of(parse_patch_size(mode), base_patch)
+    return kind, modes
+
+
+def _check_arguments(target, budget, schedule, guidance, order) -> None:
     is_pipeline = isinstance(target, DiffusionPipeline)
     if budget is not None and schedule is not None:
         raise ValueError("give a budget or a schedule, not both")
@@ -147,58 +140,63 @@ def enable(
         raise ValueError("guidance belongs to a budget; a schedule names the branches itself, such as 1x2x2/1x4x4:5")
     if order is not None and schedule is not None:
         raise ValueError("order belongs to a budget; a schedule is an order itself")
-    if merge_lora and adapter is None:
-        raise ValueError("merge_lora merges the LoRA of an adapter; give one")
-    transformers = _transformers(target)
-    families = [family_of(transformer) for transformer in transformers.values()]
+    families = [family_of(transformer) for transformer in transformers_of(target).values()]
     if guidance in ("kept", "weak-uncond") and not all(family.guidance == "separate" for family in families):
         raise ValueError(
             f"{guidance} needs a pipeline that calls its guidance branches apart; {families[0].name} does not"
         )
+
+
+def _check_surroundings(target: DiffusionPipeline | nn.Module, merge_lora: bool) -> None:
+    """Raises ValueError for what cannot go on around a transformer once it is enabled, before anything is touched."""
+    transformers = transformers_of(target)
     for transformer in transformers.values():
-        flex = attached(transformer)
-        runner = flex and _runner(flex)
-        if runner and runner.pipe is not target:
-            raise ValueError(
-                "this transformer is enabled through another pipeline that shares it; disable that one first"
-            )
+        check_caches(transformer)
+        context_parallel_config(transformer)
+        if merge_lora:
+            check_merging(transformer)
+    parts = target.components if isinstance(target, DiffusionPipeline) else {}
+    check_offload_to_disk({name: part for name, part in parts.items() if isinstance(part, nn.Module)}, transformers)
 
-    folder = config = None
-    if adapter is not None:
-        folder = locate_adapter(adapter)
-        config = read_config(folder)
-        if parametrisation not in (None, config.parametrisation):
-            raise ValueError(f"the adapter was trained for {config.parametrisation}, not {parametrisation}")
-        missing = [mode for mode in modes or [] if mode not in config.patch_sizes]
-        if missing:
-            raise ValueError(f"the adapter has no mode {missing[0]}; it has {', '.join(config.patch_sizes)}")
-    kind = config.parametrisation if config else parametrisation or "snr"
-    if kind not in PARAMETRISATIONS:
-        raise ValueError(f"parametrisation must be one of {', '.join(PARAMETRISATIONS)}, not {kind!r}")
-    base_patch = patch_size_of(next(iter(transformers.values())).config)
-    modes = list(dict.fromkeys(modes or _modes_of(schedule, config, base_patch)))
-    for mode in modes:
-        multiple_of(parse_patch_size(mode), base_patch)
 
-    with _without_other_hooks(target):
-        _disable(target)
-        flexes: dict[str, FlexTransformer] = {}
-        try:
-            for name, transformer in transformers.items():
-                flexes[name] = FlexTransformer(transformer, modes, kind)
-            if config is not None:
-                load_adapter(folder, config, flexes)
-                if merge_lora:
-                    for flex in flexes.values():
-                        flex.lora.merge(flex.weak_modes)
-            if is_pipeline:
-                PipelineRunner(target, flexes, budget, schedule, guidance, order)
-            else:
-                flexes["transformer"].fix(schedule)
-        except BaseException:
-            # Nothing half-enabled is left behind.
-            _disable(target)
-            raise
+def _read_adapter(
+    adapter: str | os.PathLike | None, parametrisation: str | None, modes: list[str] | None
+) -> tuple[Path | None, AdapterConfig | None]:
+    """The folder of an adapter and its config. Raises ValueError if it was made for something else than is asked."""
+    if adapter is None:
+        return None, None
+    folder = locate_adapter(adapter)
+    config = read_config(folder)
+    if parametrisation not in (None, config.parametrisation):
+        raise ValueError(f"the adapter was trained for {config.parametrisation}, not {parametrisation}")
+    missing = [mode for mode in modes or [] if mode not in config.patch_sizes]
+    if missing:
+        raise ValueError(f"the adapter has no mode {missing[0]}; it has {', '.join(config.patch_sizes)}")
+    return folder, config
+
+
+def _take_off(transformer: nn.Module) -> Callable[[], None]:
+    """Gives back the stock transformer; what is returned undoes that."""
+    flex = attached(transformer)
+    if flex is None:
+        return lambda: None
+    ranks, states = {}, {}
+    for name in [name for name in getattr(transformer, "peft_config", {}) if name.startswith(f"{HOOK_NAME}-")]:
+        ranks[name] = transformer.peft_config[name].r
+        states[name] = get_peft_model_state_dict(transformer, adapter_name=name)
+    hooks = flex.remove()
+    remove_lora(flex)
+
+    def put_back() -> None:
+        for module, hook in hooks:
+            register(module, hook)
+        transformer._diffusers_hook.invalidate_child_registries_cache()
+        if states:
+            add_lora(flex, next(iter(ranks.values())))
+        for name, state in states.items():
+            set_peft_model_state_dict(transformer, state, adapter_name=name)
+
+    return put_back
 
 
 def _modes_of(schedule: Schedule | str | None, config, base_patch: tuple[int, int, int]) -> list[str]:
@@ -212,73 +210,13 @@ def _modes_of(schedule: Schedule | str | None, config, base_patch: tuple[int, in
 
 
 def disable(target: DiffusionPipeline | nn.Module) -> None:
-    """Gives back the stock pipeline or transformer, the user's own LoRAs as they were. Harmless if not enabled."""
-    with _without_other_hooks(target):
-        _disable(target)
+    """Gives back the stock pipeline or transformer, the user's own LoRAs as they were. Harmless if not enabled.
 
-
-def _disable(target: DiffusionPipeline | nn.Module) -> None:
-    for transformer in _transformers(target).values():
-        flex = attached(transformer)
-        if flex is not None:
-            flex.remove()
-            remove_lora(flex)
-
-
-def plan(
-    pipe: DiffusionPipeline, frames: int, height: int, width: int, steps: int, text_length: int, guided: bool = True
-) -> Schedule:
-    """The schedule that a call of these sizes (pixels, denoising steps, padded text tokens) would run.
-
-    Counts on the meta device, so it takes a second and the pipeline may be one without weights. Raises ValueError if
-    the pipeline is not enabled, and what the call itself would raise, such as BudgetError.
+    Raises ValueError if it is enabled through another pipeline that shares the transformer: that one disables it.
     """
-    runner = _enabled(pipe)
-    call = _call_of(pipe, runner, frames, height, width, text_length)
-    return runner.plan(call, steps, 2 if guided and runner.family.guidance == "separate" else 1)
-
-
-def costs(pipe: DiffusionPipeline, frames: int, height: int, width: int, text_length: int) -> dict[str, int]:
-    """FLOPs of one forward of one clip of these sizes by patch size. Raises ValueError if it is not enabled."""
-    runner = _enabled(pipe)
-    return dict(runner.costs(_call_of(pipe, runner, frames, height, width, text_length)))
-
-
-def _enabled(pipe: DiffusionPipeline) -> PipelineRunner:
-    """Raises ValueError if the pipeline is not enabled."""
-    flex = attached(next(iter(_transformers(pipe).values())))
-    runner = flex and _runner(flex)
-    if not runner:
-        raise ValueError("this pipeline is not enabled: call flexivid.enable first")
-    return runner
-
-
-def _call_of(pipe: DiffusionPipeline, runner: PipelineRunner, frames, height, width, text_length) -> dict:
-    """Arguments of a forward, without values."""
-    flex, family = next(iter(runner.flexes.values())), runner.family
-    latents = family.latent_size(pipe, frames, height, width)
-    call = family.example(flex.transformer.config, latents, text_length)
-    if pipe.config.get("expand_timesteps"):
-        call["timestep"] = torch.empty(1, math.prod(token_grid(latents, flex.base_patch)))
-    return call
-
-
-@contextmanager
-def observe(pipe: DiffusionPipeline, observer: Observer) -> Iterator[Observer]:
-    """Within it `observer` sees every forward of the pipeline. Raises ValueError if the pipeline is not enabled."""
-    runner = _enabled(pipe)
-    before, runner.observer = runner.observer, observer
-    try:
-        yield observer
-    finally:
-        runner.observer = before
-
-
-def summary(pipe: DiffusionPipeline) -> Summary:
-    """What ran at which step of the last call, FLOPs used and saved. Raises ValueError before there was one."""
-    for transformer in _transformers(pipe).values():
-        flex = attached(transformer)
-        runner = flex and _runner(flex)
-        if runner and runner.summary is not None:
-            return runner.summary
-    raise ValueError("nothing to sum up: enable the pipeline and call it first")
+    check_not_shared(target)
+    transformers = transformers_of(target).values()
+    with without_other_hooks(transformers, target if isinstance(target, DiffusionPipeline) else None):
+        for transformer in transformers:
+            _take_off(transformer)
+    drop_cached(transformers)

@@ -91,8 +91,8 @@ def clock(pipe, call: dict) -> list[tuple[int, float, float]]:
     runner, seen = flex.runner, []
     read = runner.clock.read
 
-    def read_and_note(asked):
-        position = read(asked)
+    def read_and_note(pipe, asked):
+        position = read(pipe, asked)
         timestep = torch.as_tensor(asked.arguments["timestep"]).float().max()
         diffusion = replace(flex.diffusion, alphas_cumprod=getattr(pipe.scheduler, "alphas_cumprod", None))
         seen.append((position.step, position.sigma, diffusion.level(timestep).s.item()))

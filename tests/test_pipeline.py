@@ -255,7 +255,7 @@ def test_video_to_video_starts_midway(pipe):
     flexivid.enable(video_to_video, modes=["1x4x4"], schedule="1x4x4:3,1x2x2:2")
     runner = video_to_video.transformer._diffusers_hook.get_hook("flexivid").flex.runner
     read = runner.clock.read
-    runner.clock.read = lambda call: positions.append(read(call)) or positions[-1]
+    runner.clock.read = lambda *call: positions.append(read(*call)) or positions[-1]
     for _ in range(2):
         video_to_video(
             video=video,

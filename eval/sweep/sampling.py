@@ -16,10 +16,10 @@ import torch
 from diffusers import DiffusionPipeline
 from tqdm import tqdm
 
-from flexivid.api import COMPONENTS
 from flexivid.files import write_json
 from flexivid.sampling.flops import flop_counter_mode
 from flexivid.stock_pipelines import call_arguments
+from flexivid.targets import COMPONENTS
 from flexivid.video import enlarge, write_mp4
 
 LONGEST_PROMPT = 230  # bytes: a file name may have 255, and is written under a longer one first

@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import Protocol
 
 import torch
+from diffusers.hooks import ModelHook
 from diffusers.hooks.hooks import CacheContext, _set_cache_context
 from torch import nn
 
@@ -95,10 +96,10 @@ class FlexTransformer:
             raise ValueError(f"{patch_size} is not a patch size of this model: {', '.join(self.patch_sizes)}")
         self.runner = FixedPatchSize(patch_size)
 
-    def remove(self) -> None:
-        """Takes every hook off; LoRA is taken off by `lora.remove_lora`."""
+    def remove(self) -> list[tuple[nn.Module, ModelHook]]:
+        """Takes every hook off, and gives them with their modules; LoRA is taken off by `lora.remove_lora`."""
         self.lora.switch(None)
-        hooks.detach(self.transformer)
+        return hooks.unregister(self.transformer)
 
     def forward(self, stock_forward: Callable, context: CacheContext | None, args: tuple, kwargs: dict):
         """One forward of the transformer, which the runner answers."""

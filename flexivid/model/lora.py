@@ -10,10 +10,11 @@ from peft import LoraConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
+from flexivid.model.hooks import HOOK_NAME
+from flexivid.model.surroundings import check_merging
+
 if TYPE_CHECKING:
     from flexivid.model.flexible import FlexTransformer
-
-HOOK_NAME = "flexivid"
 
 
 class LoraSwitch:
@@ -104,6 +105,7 @@ class LoraSwitch:
         if patch_size is not None:
             if any(hasattr(linear, "_hf_hook") for linear in linears):
                 raise RuntimeError("sequential offload would undo merge_lora in every forward: enable without it")
+            check_merging(self.transformer)
             if self._active is None:
                 self._unmerged = [linear.weight for linear in linears]
             self._active = patch_size

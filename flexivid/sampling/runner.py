@@ -1,12 +1,14 @@
 """The runner of a pipeline: answers every forward of its transformers by the run of the present call."""
 
+import weakref
 from collections.abc import Mapping
 from dataclasses import replace
 
-from diffusers.hooks import FirstBlockCacheConfig
+from diffusers import DiffusionPipeline
 
 from flexivid.model.call import Call
 from flexivid.model.flexible import FlexTransformer
+from flexivid.model.surroundings import check_caches, check_call, drop_cached
 from flexivid.patches.sizes import parse_patch_size
 from flexivid.sampling.budget import BudgetError, schedule_for_budget
 from flexivid.sampling.clock import Clock, Position
@@ -23,17 +25,23 @@ class PipelineRunner:
     """
 
     def __init__(self, pipe, flexes: dict[str, FlexTransformer], budget, schedule, guidance=None, order=None):
-        self.pipe, self.flexes = pipe, flexes
+        # Not held alive: a transformer may outlive the pipeline that it was enabled through, in another one.
+        self._pipe, self.flexes = weakref.ref(pipe), flexes
         self.budget, self.schedule, self.guidance, self.order = budget, schedule, guidance, order
         # Where there are two transformers they share their shape, so one of them is counted.
         self.counter = FlopCounter(next(iter(flexes.values())))
         self.powerful, self.family = self.counter.twin.powerful, self.counter.twin.family
-        self.clock = Clock(pipe, self.family)
+        self.clock = Clock(self.family)
         self._run: Run | None = None
         self.observer: Observer | None = None
         # One transformer's corrections serve the other, so that one runner serves both: both predict the x0 of a clip.
         for flex in flexes.values():
             flex.runner = self
+
+    @property
+    def pipe(self) -> DiffusionPipeline | None:
+        """None once it is gone."""
+        return self._pipe()
 
     @property
     def summary(self) -> Summary | None:
@@ -43,8 +51,8 @@ class PipelineRunner:
     def run(self, flex: FlexTransformer, call: Call):
         """The output of one forward of a transformer. A call that fails leaves nothing behind."""
         try:
-            check_caches(flex.transformer)
-            at = self.clock.read(call)
+            check_call(flex.transformer, self.pipe)
+            at = self.clock.read(self.pipe, call)
             call.branch = at.branch
             costs = self.costs(call.arguments)
             run = self._keep_planned(call, at, costs)
@@ -87,6 +95,10 @@ class PipelineRunner:
             if self._run is not None:
                 self._run.drop()
             self._run = None
+            transformers = [each.transformer for each in self.flexes.values()]
+            for transformer in transformers:
+                check_caches(transformer)
+            drop_cached(transformers, call.context)
             schedule = self.plan(call.arguments, at.steps, branches)
             # The scheduler may have been replaced or changed since the last call.
             table = getattr(self.pipe.scheduler, "alphas_cumprod", None)
@@ -173,13 +185,3 @@ def check_guidance(schedule: Schedule, powerful: str) -> None:
                 f"{'/'.join(step)} runs the unconditional branch at a finer patch size than the conditional one, "
                 f"which costs two fine forwards and draws a coarse clip; swap the two"
             )
-
-
-def check_caches(transformer) -> None:
-    """Raises ValueError for a cache of diffusers that cannot tell patch sizes apart."""
-    cache = getattr(transformer, "_cache_config", None)
-    if cache is not None and not isinstance(cache, FirstBlockCacheConfig):
-        raise ValueError(
-            f"{type(cache).__name__} does not work with several patch sizes; FirstBlockCacheConfig does, or call "
-            f"disable_cache()"
-        )

@@ -1,0 +1,74 @@
+"""What can be asked of an enabled pipeline: plan, costs, summary, and to look at its runs."""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from diffusers import DiffusionPipeline
+
+from flexivid.patches.folding import token_grid
+from flexivid.sampling.observe import Observer
+from flexivid.sampling.run import Summary
+from flexivid.sampling.runner import PipelineRunner
+from flexivid.sampling.schedule import Schedule
+from flexivid.targets import check_not_shared, runner_of, transformers_of
+
+
+def plan(
+    pipe: DiffusionPipeline, frames: int, height: int, width: int, steps: int, text_length: int, guided: bool = True
+) -> Schedule:
+    """The schedule that a call of these sizes (pixels, denoising steps, padded text tokens) would run.
+
+    Counts on the meta device, so it takes a second and the pipeline may be one without weights. Raises ValueError if
+    the pipeline is not enabled, and what the call itself would raise, such as BudgetError.
+    """
+    runner = _enabled(pipe)
+    call = _call_of(pipe, runner, frames, height, width, text_length)
+    return runner.plan(call, steps, 2 if guided and runner.family.guidance == "separate" else 1)
+
+
+def costs(pipe: DiffusionPipeline, frames: int, height: int, width: int, text_length: int) -> dict[str, int]:
+    """FLOPs of one forward of one clip of these sizes by patch size. Raises ValueError if it is not enabled."""
+    runner = _enabled(pipe)
+    return dict(runner.costs(_call_of(pipe, runner, frames, height, width, text_length)))
+
+
+def _enabled(pipe: DiffusionPipeline) -> PipelineRunner:
+    """Raises ValueError if the pipeline is not enabled."""
+    check_not_shared(pipe)
+    runner = runner_of(next(iter(transformers_of(pipe).values())))
+    if runner is None or runner.pipe is not pipe:
+        raise ValueError("this pipeline is not enabled: call flexivid.enable first")
+    return runner
+
+
+def _call_of(pipe: DiffusionPipeline, runner: PipelineRunner, frames, height, width, text_length) -> dict:
+    """Arguments of a forward, without values."""
+    flex, family = next(iter(runner.flexes.values())), runner.family
+    latents = family.latent_size(pipe, frames, height, width)
+    call = family.example(flex.transformer.config, latents, text_length)
+    if pipe.config.get("expand_timesteps"):
+        call["timestep"] = torch.empty(1, math.prod(token_grid(latents, flex.base_patch)))
+    return call
+
+
+@contextmanager
+def observe(pipe: DiffusionPipeline, observer: Observer) -> Iterator[Observer]:
+    """Within it `observer` sees every forward of the pipeline. Raises ValueError if the pipeline is not enabled."""
+    runner = _enabled(pipe)
+    before, runner.observer = runner.observer, observer
+    try:
+        yield observer
+    finally:
+        runner.observer = before
+
+
+def summary(pipe: DiffusionPipeline) -> Summary:
+    """What ran at which step of the last call, FLOPs used and saved. Raises ValueError before there was one."""
+    check_not_shared(pipe)
+    for transformer in transformers_of(pipe).values():
+        runner = runner_of(transformer)
+        if runner and runner.pipe is pipe and runner.summary is not None:
+            return runner.summary
+    raise ValueError("nothing to sum up: enable the pipeline and call it first")
