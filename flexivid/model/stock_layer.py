@@ -12,13 +12,20 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+CASTING = "layerwise_casting"  # the name of diffusers' hook
 # Of a layer: its weight and its bias.
 Weights = tuple[Tensor, Tensor]
 
 
+def hook_of(layer: nn.Module, name: str):
+    """A hook of diffusers by its name, or None."""
+    registry = getattr(layer, "_diffusers_hook", None)
+    return None if registry is None else registry.get_hook(name)
+
+
 def working_dtype(layer: nn.Module) -> torch.dtype:
     """What a layer computes in: under diffusers' layerwise casting it is stored in less."""
-    casting = _hook_of(layer, "layerwise_casting")
+    casting = hook_of(layer, CASTING)
     return layer.bias.dtype if casting is None else casting.compute_dtype
 
 
@@ -91,8 +98,14 @@ class StockLayer:
         return self._parent._modules[self._name]
 
     def trained_beside(self, reference: Weights) -> None:
-        """Weak modes were trained beside these weights, in half precision: what differs now was done since."""
-        lossy = type(self.layer.weight) is not nn.Parameter or _hook_of(self.layer, "layerwise_casting") is not None
+        """Weak modes were trained beside these weights, in half precision: what differs now was done since.
+
+        Raises ValueError if they are of another shape.
+        """
+        shapes, own = ([tuple(tensor.shape) for tensor in weights] for weights in (reference, self._reference))
+        if shapes != own:
+            raise ValueError(f"weights of shape {shapes} were stored where the model has {own}")
+        lossy = type(self.layer.weight) is not nn.Parameter or hook_of(self.layer, CASTING) is not None
         if not lossy and not _same_up_to_rounding(self._reference, reference):
             self._reference, self._present, self.stale = reference, reference, True
 
@@ -118,7 +131,7 @@ class StockLayer:
     def _is_readable(self) -> bool:
         if self.layer.weight.device.type == "meta":
             return hasattr(self.layer, "_hf_hook")
-        offload = _hook_of(self.layer, "group_offloading")  # to disk, memory is not filled between forwards
+        offload = hook_of(self.layer, "group_offloading")  # to disk, memory is not filled between forwards
         return offload is None or offload.group.offload_to_disk_path is None
 
     @torch.no_grad()
@@ -163,11 +176,6 @@ def _is_active(wrapper: BaseTunerLayer) -> bool:
     """Whether its forward does more than that of its base layer."""
     idle = wrapper.disable_adapters or wrapper.merged
     return not idle and not wrapper._get_available_adapters().isdisjoint(wrapper.active_adapters)
-
-
-def _hook_of(layer: nn.Module, name: str):
-    registry = getattr(layer, "_diffusers_hook", None)
-    return None if registry is None else registry.get_hook(name)
 
 
 def _marks(layer: nn.Module) -> Iterator:
