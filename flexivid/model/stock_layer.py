@@ -75,8 +75,7 @@ def response(layer: nn.Module, base: nn.Module) -> Weights:
 class StockLayer:
     """An embedder or a head, wherever peft has put it.
 
-    layer: the layer itself, on which hooks stay, whatever wraps it later. stale: its weights may have changed in a way
-    that leaves no mark (`.data` of a tensor, as when LoRA is fused), and are compared at the next `change`.
+    layer: the layer itself, on which hooks stay, whatever wraps it later.
     """
 
     def __init__(self, transformer: nn.Module, path: str):
@@ -85,12 +84,13 @@ class StockLayer:
         self.layer = self.outer
         for wrapper in _wrappers(self.outer):
             self.layer = wrapper.base_layer
-        self.stale = True
         # Beside which the weak modes were made.
         self._reference: Weights = tuple(tensor.clone() for tensor in dense_weights(self.layer))
         self._present: Weights = self._reference
         self._change: Weights | None = None
-        self._seen: tuple = ()
+        self._seen: list = []
+        self._settings: list = []
+        self._adapters: list[Tensor] = []
 
     @property
     def outer(self) -> nn.Module:
@@ -107,21 +107,29 @@ class StockLayer:
             raise ValueError(f"weights of shape {shapes} were stored where the model has {own}")
         lossy = type(self.layer.weight) is not nn.Parameter or hook_of(self.layer, CASTING) is not None
         if not lossy and not _same_up_to_rounding(self._reference, reference):
-            self._reference, self._present, self.stale = reference, reference, True
+            self._reference, self._present, self._seen = reference, reference, []
 
-    def change(self, scale: float = 1.0) -> Weights | None:
+    def change(self, scale: float = 1.0, anew: bool = True) -> Weights | None:
         """By how much weight and bias now differ from the reference, float32; None where they do not.
 
-        The same object until something changes, and cheap until then. scale: of `attention_kwargs`, which holds for
-        a user's LoRA.
+        The same object until something changes. scale: of `attention_kwargs`, which holds for a user's LoRA. anew: look
+        at the weights themselves. What is fused or written through `.data` leaves no mark, so that a pipeline's call
+        has to begin with this; in the steps after, marks do, in microseconds.
         """
-        outer = self.outer
+        outer, settings = self.outer, [scale]
         for wrapper in _wrappers(outer):
             if wrapper.disable_adapters and wrapper.merged:
                 wrapper.unmerge()  # as its forward does
-        state = (outer, scale, *_marks(outer))
-        if (self.stale or state != self._seen) and self._is_readable():
-            self._seen, self.stale = state, False
+            settings += wrapper, tuple(wrapper.active_adapters), wrapper.disable_adapters, wrapper.merged_adapters[:]
+            settings += getattr(wrapper, "scaling", {}).values()
+        if anew or settings != self._settings:
+            self._settings = settings
+            self._adapters = [] if outer is self.layer else list(outer.parameters())
+        marks = settings.copy()
+        for tensor in (*self.layer._parameters.values(), *self._adapters):
+            marks += _marks(tensor)
+        if (anew or marks != self._seen) and self._is_readable():
+            self._seen = marks
             present = self._weights_of(outer, scale)
             if not _equal(present, self._present):
                 self._present = tuple(tensor.clone() for tensor in present)
@@ -178,19 +186,11 @@ def _is_active(wrapper: BaseTunerLayer) -> bool:
     return not idle and not wrapper._get_available_adapters().isdisjoint(wrapper.active_adapters)
 
 
-def _marks(layer: nn.Module) -> Iterator:
-    """What changes with a layer's weights, adapters among them, as far as that can be seen without reading them."""
-    for tensor in layer._parameters.values():
-        if type(tensor) is nn.Parameter and not tensor.is_inference():
-            yield tensor.data_ptr()
-            yield tensor._version
-        else:
-            yield id(tensor)
-    if isinstance(layer, BaseTunerLayer):
-        yield from (tuple(layer.active_adapters), layer.disable_adapters, tuple(layer.merged_adapters))
-        yield tuple(getattr(layer, "scaling", {}).values())
-    for part in layer._modules.values():
-        yield from _marks(part)
+def _marks(tensor: Tensor) -> tuple:
+    """What changes with a tensor, as far as that can be seen without reading it."""
+    if type(tensor) is nn.Parameter and not tensor.is_inference():
+        return tensor.data_ptr(), tensor._version
+    return (id(tensor),)
 
 
 def _equal(weights: Weights, others: Weights) -> bool:

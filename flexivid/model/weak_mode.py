@@ -101,9 +101,11 @@ class WeakMode(nn.Module):
         trained beside, None for not at all.
         """
         for name, change in (("embedder", embedder), ("head", head)):
+            if change is None and self._followed[name] is None:
+                continue
             own = getattr(self, name)
-            present = self._changed.get(name, {}).get("weight")
-            moved = present is not None and (present.device, present.dtype) != (own.weight.device, own.weight.dtype)
+            present = self._changed.get(name, own._parameters)["weight"]
+            moved = (present.device, present.dtype) != (own.weight.device, own.weight.dtype)
             if change is self._followed[name] and not moved:
                 continue
             self._followed[name] = change
