@@ -191,11 +191,16 @@ def add_lora(flex: "FlexTransformer", rank: int) -> None:
         raise ValueError(f"{type(transformer).__name__} of diffusers takes no LoRA")
     active = transformer.active_adapters() if transformer._hf_peft_config_loaded else []
     flex.lora.requires_grad_before = {name: p.requires_grad for name, p in _stock_names(transformer).items()}
-    for patch_size in flex.weak_modes:
-        config = LoraConfig(r=rank, lora_alpha=rank, init_lora_weights=True, target_modules=flex.family.lora_targets)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several adapters are the point
-            transformer.add_adapter(config, adapter_name=flex.lora.name_of(patch_size))
+    fused = [layer for layer in transformer.modules() if isinstance(layer, BaseTunerLayer) and layer.merged]
+    before = [layer.merged_adapters for layer in fused]
+    try:
+        for layer in fused:
+            layer.merged_adapters = []  # else peft takes them out of the weights
+        for patch_size in flex.weak_modes:
+            _add(transformer, flex.lora.name_of(patch_size), rank, flex.family.lora_targets)
+    finally:
+        for layer, adapters in zip(fused, before, strict=True):
+            layer.merged_adapters = adapters
     transformer.set_adapter(active)
     flex.lora.find_layers()
     for layer in flex.lora.layers:
@@ -208,6 +213,13 @@ def add_lora(flex: "FlexTransformer", rank: int) -> None:
                 part.to(casting.compute_dtype)
     # Pipelines look at what it takes.
     transformer.save_pretrained = update_wrapper(partial(flex.lora.save_pretrained), transformer.save_pretrained)
+
+
+def _add(transformer: nn.Module, name: str, rank: int, targets: str) -> None:
+    config = LoraConfig(r=rank, lora_alpha=rank, init_lora_weights=True, target_modules=targets)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several adapters are the point
+        transformer.add_adapter(config, adapter_name=name)
 
 
 def remove_lora(flex: "FlexTransformer") -> None:
