@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from diffusers import WanTransformer3DModel
 from families import attach, randomise_adapter, tiny, tiny_pipeline
 from peft import LoHaConfig, LoraConfig
 from safetensors.torch import load_file, save_file
@@ -16,6 +17,7 @@ from flexivid.model import stock_layer
 from flexivid.model.adapter import AdapterConfig, save_adapter, transformer_shape
 from flexivid.model.hooks import attached
 from flexivid.model.lora import add_lora
+from flexivid.shapes.embedded import ADAPTER, MODEL
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:peft")
 WEAK = {"schedule": "1x4x4"}
@@ -203,6 +205,15 @@ def test_an_adapter_folder_from_before_takes_the_stock_layers_as_they_are(adapte
         save_file(change, path)
         with pytest.raises(flexivid.AdapterError, match="does not fit the model"):
             pipeline(adapter=adapter, **WEAK)
+
+
+def test_the_embedded_adapter_knows_its_base():
+    transformer = WanTransformer3DModel.from_pretrained(MODEL / "transformer")
+    tensors = load_file(ADAPTER / "flexivid.safetensors")
+    stock = {"embedder": transformer.patch_embedding, "head": transformer.proj_out}
+    for name, layer in stock.items():
+        for kind in ("weight", "bias"):
+            assert torch.equal(tensors[f"transformer.stock.{name}.{kind}"].float(), getattr(layer, kind))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

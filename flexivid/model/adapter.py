@@ -1,8 +1,8 @@
 """Adapter folders: `flexivid_config.json`, `flexivid.safetensors`, `pytorch_lora_weights.safetensors`.
 
-Beside the weak modes `flexivid.safetensors` holds the stock embedder and head that they were trained beside, so that a
-LoRA that is fused into these reaches the weak modes. Folders from before that was so take those of the model that is
-enabled for them: with such a folder, fuse a LoRA that touches them after `enable`.
+Beside the weak modes `flexivid.safetensors` holds the stock embedder and head that they were trained beside, as
+`<component>.stock.embedder.weight` and so on, so that a LoRA that is fused into these reaches the weak modes. A folder
+from before takes those of the model that it is enabled on: there, fuse a LoRA that touches them after `enable`.
 
 The LoRA file carries diffusers' key names and metadata under the prefix `<component>.<patch size>`, so that
 `transformer.load_lora_adapter(folder, prefix="transformer.1x4x4")` reads it too.
