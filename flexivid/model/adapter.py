@@ -1,5 +1,9 @@
 """Adapter folders: `flexivid_config.json`, `flexivid.safetensors`, `pytorch_lora_weights.safetensors`.
 
+Beside the weak modes `flexivid.safetensors` holds the stock embedder and head that they were trained beside, as
+`<component>.stock.embedder.weight` and so on, so that a LoRA that is fused into these reaches the weak modes. A folder
+from before takes those of the model that it is enabled on: there, fuse a LoRA that touches them after `enable`.
+
 The LoRA file carries diffusers' key names and metadata under the prefix `<component>.<patch size>`, so that
 `transformer.load_lora_adapter(folder, prefix="transformer.1x4x4")` reads it too.
 """
@@ -17,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from flexivid.files import replacing
 from flexivid.model.flexible import FlexTransformer
 from flexivid.model.lora import add_lora
+from flexivid.model.stock_layer import dense_weights
 from flexivid.tensors import whole
 
 CONFIG_NAME = "flexivid_config.json"
@@ -136,6 +141,13 @@ def load_adapter(folder: Path, config: AdapterConfig, flexes: dict[str, FlexTran
                 mode.load_state_dict(under(weights, f"{component}.{patch_size}."))
             except RuntimeError as error:
                 raise AdapterError(f"{folder / WEIGHTS_NAME} does not fit the model: {error}") from None
+        for stock, (weight, bias) in zip(flex.stock_layers, stock_names(component), strict=True):
+            if weight not in weights and bias not in weights:
+                continue  # a folder from before they were kept
+            try:
+                stock.trained_beside((weights[weight], weights[bias]))
+            except (KeyError, ValueError) as error:
+                raise AdapterError(f"{folder / WEIGHTS_NAME} does not fit the model: {error}") from None
         if not config.lora_rank:
             continue
         loras = {patch_size: under(lora, f"{component}.{patch_size}.") for patch_size in flex.weak_modes}
@@ -156,6 +168,11 @@ def load_adapter(folder: Path, config: AdapterConfig, flexes: dict[str, FlexTran
             set_peft_model_state_dict(flex.transformer, state, adapter_name=name)
 
 
+def stock_names(component: str) -> list[tuple[str, str]]:
+    """The names in `flexivid.safetensors` of the stock weights that a component's weak modes were trained beside."""
+    return [(f"{component}.stock.{layer}.weight", f"{component}.stock.{layer}.bias") for layer in ("embedder", "head")]
+
+
 def save_adapter(folder: Path, config: AdapterConfig, flexes: dict[str, FlexTransformer], write: bool = True) -> None:
     """Writes an adapter folder in half precision; each file beside, then renamed.
 
@@ -163,6 +180,8 @@ def save_adapter(folder: Path, config: AdapterConfig, flexes: dict[str, FlexTran
     """
     weights, lora, metadata = {}, {}, {}
     for component, flex in flexes.items():
+        for stock, names in zip(flex.stock_layers, stock_names(component), strict=True):
+            weights |= zip(names, dense_weights(stock.layer), strict=True)
         for patch_size, mode in flex.weak_modes.items():
             prefix = f"{component}.{patch_size}."
             weights |= {prefix + name: tensor for name, tensor in mode.state_dict().items()}

@@ -23,6 +23,7 @@ from flexivid.model.call import Call
 from flexivid.model.families import family_of
 from flexivid.model.family import centred_tables, patch_size_of
 from flexivid.model.lora import LoraSwitch
+from flexivid.model.stock_layer import StockLayer, bypassed, working_dtype
 from flexivid.model.weak_mode import WeakMode
 from flexivid.patches.folding import Folding
 from flexivid.patches.sizes import format_patch_size, parse_patch_size, spatially_doubled
@@ -61,8 +62,8 @@ class FlexTransformer:
         self.transformer = transformer
         self.family = family_of(transformer)
         self.parametrisation = parametrisation
-        self.embedder = transformer.get_submodule(self.family.embedder)
-        self.head = transformer.get_submodule(self.family.head)
+        self.stock_layers = [StockLayer(transformer, path) for path in (self.family.embedder, self.family.head)]
+        self.embedder, self.head = (stock.layer for stock in self.stock_layers)
         self.base_patch = patch_size_of(transformer.config)
         self.powerful = format_patch_size(self.base_patch)
         if self.powerful in patch_sizes:
@@ -133,14 +134,19 @@ class FlexTransformer:
         level: of the call's latents, as `Call.level` gives it. Raises ValueError for a scale in attention_kwargs.
         """
         latents = call.latents
-        if self.lora.layers and (call.arguments.get("attention_kwargs") or {}).get("scale", 1.0) != 1.0:
+        scale = (call.arguments.get("attention_kwargs") or {}).get("scale", 1.0)
+        if self.lora.layers and scale != 1.0:
             raise ValueError("attention_kwargs scale would scale flexivid's LoRA too; use set_adapters for your own")
         self.lora.switch(patch_size)
-        mode, dtype = self.weak_modes[patch_size], self.embedder.bias.dtype
+        mode, dtype = self.weak_modes[patch_size], working_dtype(self.embedder)
         placed = mode.patch_size_embedding
         # In training its precision is that of the optimiser.
         if not placed.requires_grad and (placed.device != latents.device or placed.dtype != dtype):
             mode.to(latents.device, dtype)
+        if not placed.requires_grad:
+            self.mode = None  # stock layers may be asked what they do
+            mode.follow(*(stock.change(scale, anew=self not in call.memo) for stock in self.stock_layers))
+            call.memo[self] = True
         self.mode, self.memo = mode, call.memo
         self.folding = self.family.folding(call.arguments, mode.multiple, self.base_patch)
         if mode.parametrisation == "direct":
@@ -199,6 +205,7 @@ class FlexTransformer:
         if tables is not None:
             changed[family.rope_argument] = centred_tables(tables, self.folding, token_axis=0)
         with ExitStack() as around:
+            around.enter_context(bypassed(self.stock_layers))
             if getattr(self.transformer, "is_cache_enabled", False):  # some have no caches
                 around.enter_context(self._cache_of(call, patch_size))
             if family.fixed_out_channels:

@@ -147,7 +147,7 @@ class _EmbedderHook(_SubmoduleHook):
 
 class _HeadHook(_SubmoduleHook):
     def weak(self, module, tokens):
-        return self.flex.mode.head(tokens)
+        return self.flex.mode.predict(tokens)
 
 
 class _PositionsHook(_SubmoduleHook):

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Iterable
 from functools import partial, update_wrapper
+from types import MethodType
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,6 +12,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from flexivid.model.hooks import HOOK_NAME
+from flexivid.model.stock_layer import CASTING, hook_of
 from flexivid.model.surroundings import check_merging
 
 if TYPE_CHECKING:
@@ -20,16 +22,17 @@ if TYPE_CHECKING:
 class LoraSwitch:
     """Turns flexivid's LoRA on and off as patch sizes change, and leaves the user's adapters alone.
 
-    layers: those of the transformer that hold flexivid's LoRA, once `find_layers` was called.
+    layers: those of the transformer that hold flexivid's LoRA, once `find_layers` was called. requires_grad_before:
+    by name of the stock model's parameter, what it was before there was any; None where there never was.
     """
 
     def __init__(self, transformer: nn.Module):
         self.transformer = transformer
         self.layers: list[BaseTunerLayer] = []
-        self.requires_grad_before: dict[int, bool] = {}
+        self.requires_grad_before: dict[str, bool] | None = None
+        self._attentions: dict[str, nn.Module] = {}
         self._merged: dict[str, list[nn.Parameter]] = {}
-        self._unmerged: list[nn.Parameter] = []
-        self._active: str | None = None
+        self._put_back: list[tuple[nn.Module, str, object]] = []
 
     @staticmethod
     def name_of(patch_size: str) -> str:
@@ -38,8 +41,13 @@ class LoraSwitch:
 
     def find_layers(self) -> None:
         """To be called once flexivid's LoRA is added."""
-        layers = (layer for layer in self.transformer.modules() if isinstance(layer, BaseTunerLayer))
-        self.layers = [layer for layer in layers if any(name.startswith(HOOK_NAME) for name in layer.lora_A)]
+        self.layers, self._attentions = [], {}
+        for name, layer in self.transformer.named_modules():
+            if isinstance(layer, BaseTunerLayer) and any(map(is_ours, layer._get_available_adapters())):
+                self.layers.append(layer)
+                attention, _, projection = name.rpartition(".")
+                if projection in ("to_q", "to_k", "to_v"):
+                    self._attentions[attention] = self.transformer.get_submodule(attention)
 
     def save_pretrained(self, *args, **kwargs) -> None:
         """Stands in for the transformer's own: saves the model without ours, and as if peft had not wrapped it for us.
@@ -52,7 +60,7 @@ class LoraSwitch:
                 for key in [key for key in weights if key.startswith(f"{name}.")]:
                     if f".{HOOK_NAME}-" in key:
                         del weights[key]
-                    elif all(adapter.startswith(HOOK_NAME) for adapter in layer.lora_A):
+                    elif all(map(is_ours, layer.lora_A)):
                         weights[key.replace(f"{name}.base_layer.", f"{name}.")] = weights.pop(key)
         self.transformer.state_dict = lambda: weights
         try:
@@ -67,8 +75,11 @@ class LoraSwitch:
     @torch.no_grad()
     def merge(self, patch_sizes: Iterable[str]) -> None:
         """Keeps, for every weak mode, a copy of the adapted weights with its LoRA added: no LoRA cost in a forward."""
-        if any(type(layer.get_base_layer().weight) is not nn.Parameter for layer in self.layers):
+        weights = [layer.get_base_layer().weight for layer in self.layers]
+        if any(type(weight) is not nn.Parameter or weight.dtype.itemsize == 1 for weight in weights):
             raise ValueError("merge_lora copies weights, and these are quantised: enable without it")
+        if any(layer.merged for layer in self.layers):
+            raise ValueError("a LoRA is fused into these weights: call unload_lora_weights() after fuse_lora()")
         for patch_size in patch_sizes:
             self._merged[patch_size] = []
             for layer in self.layers:
@@ -79,85 +90,155 @@ class LoraSwitch:
 
     def switch(self, patch_size: str | None) -> None:
         """Makes ours active in a weak mode only, None for the powerful one; whatever else is active stays so."""
-        if not self.layers or patch_size == self._active:
+        for module, name, value in reversed(self._put_back):
+            setattr(module, name, value)
+        self._put_back.clear()
+        for layer in self.layers:
+            if any(map(is_ours, layer.active_adapters)):
+                layer._active_adapter = _of_the_user(layer.active_adapters)
+        if patch_size is None or not self.layers:
             return
-        if patch_size is not None:
-            if self.name_of(patch_size) not in getattr(self.transformer, "peft_config", {}):
-                raise RuntimeError("flexivid's LoRA was unloaded with the others; call flexivid.enable again")
-            for layer in self.layers:
-                if layer.merged or layer.disable_adapters:
-                    raise RuntimeError("LoRA is fused or disabled, so flexivid's cannot run: unfuse or enable it again")
+        if self.name_of(patch_size) not in getattr(self.transformer, "peft_config", {}):
+            raise RuntimeError("flexivid's LoRA was unloaded with the others; call flexivid.enable again")
+        self._part_projections()
         if self.is_merged:
             self._swap_merged(patch_size)
-            return
-        # Set before the switch to a weak mode and after the one back, so that an interrupted one is seen to be undone.
-        self._active = patch_size or self._active
-        ours = [] if patch_size is None else [self.name_of(patch_size)]
-        for layer in self.layers:
-            # Not `set_adapter`: it also walks all parameters to set requires_grad, 5 ms a switch on the embedded model,
-            # and so takes the gradients from a student whose teacher runs after it.
-            layer._active_adapter = [name for name in layer.active_adapters if not name.startswith(HOOK_NAME)] + ours
-        self._active = patch_size
+        else:
+            self._activate(self.name_of(patch_size))
 
-    def _swap_merged(self, patch_size: str | None) -> None:
-        """Puts the merged weights of a mode in the place of the stock ones, or the stock ones back."""
+    def _set(self, module: nn.Module, name: str, value) -> None:
+        """Until the next switch. Noted first, so that an interrupted switch is undone too."""
+        self._put_back.append((module, name, getattr(module, name)))
+        setattr(module, name, value)
+
+    def _activate(self, ours: str) -> None:
+        """Not by `set_adapter` of peft: it also walks all parameters to set requires_grad, 5 ms a switch on the
+        embedded model, and so takes the gradients from a student whose teacher runs after it.
+        """
+        for layer in self.layers:
+            users = layer.active_adapters
+            if layer.disable_adapters:
+                if layer.merged:
+                    layer.unmerge()  # as its forward does
+                self._set(layer, "_disable_adapters", False)
+                users = []
+            if layer.merged:
+                # Fused: part of the weights, and the layer's forward would be these alone.
+                self._set(layer, "merged_adapters", [])
+                users = []
+            self._set(layer, "_active_adapter", [*users, ours])
+            if layer.scaling[ours] != 1:  # a weight that `set_adapters` gave to all
+                layer.scaling[ours] = 1.0
+
+    def _part_projections(self) -> None:
+        """Queries, keys and values that `fuse_qkv_projections` has joined run apart, where our LoRA is."""
+        for name, attention in self._attentions.items():
+            if getattr(attention, "fused_projections", False):
+                self._set(attention, "fused_projections", False)
+            if "Fused" in type(getattr(attention, "processor", None)).__name__:
+                before = getattr(self.transformer, "original_attn_processors", None) or {}
+                if f"{name}.processor" not in before:
+                    raise RuntimeError("fused projections would skip flexivid's LoRA: call unfuse_qkv_projections()")
+                self._set(attention, "processor", before[f"{name}.processor"])
+
+    def _swap_merged(self, patch_size: str) -> None:
+        """Puts the merged weights of a mode in the place of the stock ones."""
+        if any(layer.merged for layer in self.layers):
+            raise RuntimeError("a LoRA was fused after merge_lora had copied the weights: unfuse it, or enable again")
         linears = [layer.get_base_layer() for layer in self.layers]
-        if patch_size is not None:
-            if any(hasattr(linear, "_hf_hook") for linear in linears):
-                raise RuntimeError("sequential offload would undo merge_lora in every forward: enable without it")
-            check_merging(self.transformer)
-            if self._active is None:
-                self._unmerged = [linear.weight for linear in linears]
-            self._active = patch_size
-            for weight, stock in zip(self._merged[patch_size], self._unmerged, strict=True):
-                weight.data = weight.data.to(stock.device, stock.dtype)
-        for linear, weight in zip(linears, self._merged.get(patch_size, self._unmerged), strict=True):
-            linear.weight = weight
-        self._active = patch_size
+        if any(hasattr(linear, "_hf_hook") for linear in linears):
+            raise RuntimeError("sequential offload would undo merge_lora in every forward: enable without it")
+        check_merging(self.transformer)
+        for linear, weight in zip(linears, self._merged[patch_size], strict=True):
+            weight.data = weight.data.to(linear.weight.device, linear.weight.dtype)
+            self._set(linear, "weight", weight)
+
+
+def is_ours(adapter: str) -> bool:
+    return adapter.startswith(f"{HOOK_NAME}-")
+
+
+def _of_the_user(adapters: Iterable[str]) -> list[str]:
+    return [name for name in adapters if not is_ours(name)]
+
+
+def _set_adapter(layer: BaseTunerLayer, adapter_names: str | list[str], inference_mode: bool = False) -> None:
+    """Stands in for the layer's own: a list of all adapters, or what peft makes active after a deletion, has ours."""
+    names = [adapter_names] if isinstance(adapter_names, str) else adapter_names
+    type(layer).set_adapter(layer, _of_the_user(names), inference_mode)
+
+
+def _merge(layer: BaseTunerLayer, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+    """Stands in for the layer's own: ours are not fused into the weights of the powerful mode."""
+    names = layer.active_adapters if adapter_names is None else adapter_names
+    type(layer).merge(layer, safe_merge, _of_the_user(names))
+
+
+STAND_INS = {"set_adapter": _set_adapter, "merge": _merge}
+
+
+def _stock_names(transformer: nn.Module) -> dict[str, nn.Parameter]:
+    """Parameters by their names without peft's wrappers."""
+    return {name.replace(".base_layer.", "."): parameter for name, parameter in transformer.named_parameters()}
 
 
 def add_lora(flex: "FlexTransformer", rank: int) -> None:
     """Adds one idle LoRA per weak mode, of `rank`, to self-attention and feed-forward layers.
 
-    The user's active adapters stay active. Raises ValueError if they are fused into the weights, or if the class takes
-    no adapters.
+    The user's active adapters stay active, fused ones in the weights. Raises ValueError if the class takes no adapters.
     """
     transformer = flex.transformer
     if flex.family.lora_targets is None:
         raise ValueError(f"{type(transformer).__name__} of diffusers takes no LoRA")
-    layers = [layer for layer in transformer.modules() if isinstance(layer, BaseTunerLayer)]
-    if any(layer.merged for layer in layers):
-        raise ValueError("a LoRA is fused into this model: call unload_lora_weights() after fuse_lora(), then enable")
     active = transformer.active_adapters() if transformer._hf_peft_config_loaded else []
-    flex.lora.requires_grad_before = {id(p): p.requires_grad for p in transformer.parameters()}
-    for patch_size in flex.weak_modes:
-        config = LoraConfig(r=rank, lora_alpha=rank, init_lora_weights=True, target_modules=flex.family.lora_targets)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several adapters are the point
-            transformer.add_adapter(config, adapter_name=flex.lora.name_of(patch_size))
+    flex.lora.requires_grad_before = {name: p.requires_grad for name, p in _stock_names(transformer).items()}
+    fused = [layer for layer in transformer.modules() if isinstance(layer, BaseTunerLayer) and layer.merged]
+    before = [layer.merged_adapters for layer in fused]
+    try:
+        for layer in fused:
+            layer.merged_adapters = []  # else peft takes them out of the weights
+        for patch_size in flex.weak_modes:
+            _add(transformer, flex.lora.name_of(patch_size), rank, flex.family.lora_targets)
+    finally:
+        for layer, adapters in zip(fused, before, strict=True):
+            layer.merged_adapters = adapters
     transformer.set_adapter(active)
     flex.lora.find_layers()
+    for layer in flex.lora.layers:
+        for name, stand_in in STAND_INS.items():
+            setattr(layer, name, MethodType(stand_in, layer))
+        # peft makes them as the layer is stored, and under layerwise casting (fp8) nothing can be computed in that.
+        casting = hook_of(layer.get_base_layer(), CASTING)
+        if casting is not None:
+            for part in (layer.lora_A, layer.lora_B):
+                part.to(casting.compute_dtype)
     # Pipelines look at what it takes.
     transformer.save_pretrained = update_wrapper(partial(flex.lora.save_pretrained), transformer.save_pretrained)
 
 
+def _add(transformer: nn.Module, name: str, rank: int, targets: str) -> None:
+    config = LoraConfig(r=rank, lora_alpha=rank, init_lora_weights=True, target_modules=targets)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several adapters are the point
+        transformer.add_adapter(config, adapter_name=name)
+
+
 def remove_lora(flex: "FlexTransformer") -> None:
-    """Deletes flexivid's adapters; peft's wrappers go too if no other adapter needs them."""
-    transformer = flex.transformer
-    ours = [name for name in getattr(transformer, "peft_config", {}) if name.startswith(f"{HOOK_NAME}-")]
-    if not ours:
+    """Deletes flexivid's adapters, or what a user has left of them; peft's wrappers go where no other adapter is."""
+    transformer, requires_grad = flex.transformer, flex.lora.requires_grad_before
+    if requires_grad is None:
         return
     vars(transformer).pop("save_pretrained", None)
-    if len(ours) == len(transformer.peft_config):
-        transformer.unload_lora()
-    else:
-        active = [name for name in transformer.active_adapters() if name not in ours]
-        transformer.delete_adapters(ours)
-        transformer.set_adapter(active)
-        # Layers that only ours had adapted keep an empty wrapper, which would show in the state_dict keys.
-        for name, layer in list(transformer.named_modules()):
-            if isinstance(layer, BaseTunerLayer) and not layer.lora_A:
+    transformer.delete_adapters([name for name in getattr(transformer, "peft_config", {}) if is_ours(name)])
+    for name, layer in list(transformer.named_modules()):
+        if isinstance(layer, BaseTunerLayer):
+            for stand_in in STAND_INS:
+                vars(layer).pop(stand_in, None)
+            # An empty wrapper would show in the state_dict keys.
+            if not layer._get_available_adapters():
                 transformer.set_submodule(name, layer.base_layer)
+    if not transformer._hf_peft_config_loaded:
+        vars(transformer).pop("_hf_peft_config_loaded", None)
     # peft freezes the model when the first adapter is added, and the user's adapters when ours are toggled.
-    for parameter in transformer.parameters():
-        parameter.requires_grad_(flex.lora.requires_grad_before.get(id(parameter), parameter.requires_grad))
+    for name, parameter in _stock_names(transformer).items():
+        parameter.requires_grad_(requires_grad.get(name, parameter.requires_grad))

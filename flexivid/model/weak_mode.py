@@ -4,21 +4,12 @@ import math
 
 import torch
 from torch import nn
+from torch.func import functional_call
 
 from flexivid.diffusion import PARAMETRISATIONS
+from flexivid.model.stock_layer import Weights, dense_weight
 from flexivid.patches.resize import embedder_to_folded, head_to_folded, resize_embedder, resize_head
 from flexivid.patches.sizes import multiple_of, parse_patch_size
-
-
-def dense_weight(layer: nn.Module) -> torch.Tensor:
-    """The weight of a layer in floating point, whatever a quantiser has made of it."""
-    if type(layer.weight) is nn.Parameter or not isinstance(layer, nn.Linear):
-        return layer.weight
-    # Quantisers store weights in their own ways, but every layer can be asked what it does to unit vectors: long ones,
-    # beside which the bias is small, since the sum is rounded to the layer's precision.
-    length, bias = 1024, layer.bias
-    output = layer(length * torch.eye(layer.in_features, device=bias.device, dtype=bias.dtype))
-    return ((output.float() - bias.float()) / length).T.to(bias.dtype)
 
 
 class WeakMode(nn.Module):
@@ -47,53 +38,101 @@ class WeakMode(nn.Module):
         super().__init__()
         if parametrisation not in PARAMETRISATIONS:
             raise ValueError(f"parametrisation must be one of {', '.join(PARAMETRISATIONS)}, not {parametrisation!r}")
-        coarse_patch = parse_patch_size(patch_size)
-        self.multiple = multiple_of(coarse_patch, base_patch)
+        self.coarse_patch, self.base_patch = parse_patch_size(patch_size), base_patch
+        self.multiple = multiple_of(self.coarse_patch, base_patch)
+        self.channels_last = channels_last
         self.parametrisation = parametrisation
-        self.out_channels = head.out_features // math.prod(base_patch)
-        blocks = math.prod(self.multiple)
+        embed_stock, head_stock = dense_weight(embedder), dense_weight(head)
+        self.out_channels = len(head_stock) // math.prod(base_patch)
 
         with torch.no_grad():
-            embed_stock, head_stock = dense_weight(embedder), dense_weight(head)
-            stock = embed_stock.reshape(len(embed_stock), -1, *base_patch)
-            if parametrisation == "direct":
-                embed_weight = embedder_to_folded(resize_embedder(stock, coarse_patch), base_patch)
-                resized = resize_head(head_stock, head.bias, base_patch, coarse_patch, channels_last)
-                head_weight, head_bias = head_to_folded(*resized, coarse_patch, base_patch, channels_last)
-            else:
-                embed_weight = stock.repeat(1, blocks, 1, 1, 1) / blocks
-                head_weight, head_bias = (
-                    self._with_residual(rows, base_patch, channels_last) for rows in (head_stock, head.bias)
-                )
-
+            embed_weight = self._coarse_embedder(embed_stock)
+            head_weight, head_bias = self._coarse_head(head_stock, head.bias)
         placed = {"device": embed_stock.device, "dtype": embed_stock.dtype}
-        if isinstance(embedder, nn.Linear):
+        if embed_stock.ndim == 2:
             self.embedder = nn.Linear(embed_weight[0].numel(), len(embed_weight), **placed)
         else:
-            convolution, kernel = type(embedder), embedder.kernel_size
+            # Not the layer's own class, which may be a quantiser's.
+            convolution, kernel = {4: nn.Conv2d, 5: nn.Conv3d}[embed_stock.ndim], embed_stock.shape[2:]
             self.embedder = convolution(embed_weight.shape[1], len(embed_weight), kernel, stride=kernel, **placed)
-        self.head = nn.Linear(head.in_features, len(head_weight), **placed)
+        self.head = nn.Linear(head_weight.shape[1], len(head_weight), **placed)
         self.patch_size_embedding = nn.Parameter(torch.zeros(len(embed_weight), **placed))
         with torch.no_grad():
-            self.embedder.weight.copy_(embed_weight.reshape(self.embedder.weight.shape))
+            self.embedder.weight.copy_(embed_weight)
             self.embedder.bias.copy_(embedder.bias)
             self.head.weight.copy_(head_weight)
             self.head.bias.copy_(head_bias)
+        # By layer: what the stock one has changed by, as last followed, and the weights that come of it.
+        self._followed: dict[str, Weights | None] = {"embedder": None, "head": None}
+        self._changed: dict[str, dict[str, torch.Tensor]] = {}
 
-    def _with_residual(self, rows: torch.Tensor, base_patch: tuple[int, int, int], channels_last: bool) -> torch.Tensor:
+    def _coarse_embedder(self, stock: torch.Tensor) -> torch.Tensor:
+        """The linear map from the weight of the stock embedder to that of a training-free weak one."""
+        patches = stock.reshape(len(stock), -1, *self.base_patch)
+        if self.parametrisation == "direct":
+            folded = embedder_to_folded(resize_embedder(patches, self.coarse_patch), self.base_patch)
+        else:
+            blocks = math.prod(self.multiple)
+            folded = patches.repeat(1, blocks, 1, 1, 1) / blocks
+        # As the layer has it: a Conv2d knows no frames, a Linear takes whole patches.
+        return folded.flatten(1) if stock.ndim == 2 else folded.reshape(len(stock), -1, *stock.shape[2:])
+
+    def _coarse_head(self, weight: torch.Tensor, bias: torch.Tensor) -> Weights:
+        """The linear map from the stock head to a training-free weak one."""
+        if self.parametrisation == "direct":
+            resized = resize_head(weight, bias, self.base_patch, self.coarse_patch, self.channels_last)
+            return head_to_folded(*resized, self.coarse_patch, self.base_patch, self.channels_last)
+        return tuple(self._with_residual(rows) for rows in (weight, bias))
+
+    def _with_residual(self, rows: torch.Tensor) -> torch.Tensor:
         """Stock head rows, then zero rows for the residual, within every pixel of the base patch."""
-        pixels, channels = math.prod(base_patch), self.out_channels
+        pixels, channels = math.prod(self.base_patch), self.out_channels
         residual_channels = math.prod(self.multiple) * channels
-        if not channels_last:
+        if not self.channels_last:
             return torch.cat([rows, rows.new_zeros(residual_channels * pixels, *rows.shape[1:])])
         by_pixel = rows.unflatten(0, (pixels, channels))
         return torch.cat([by_pixel, rows.new_zeros(pixels, residual_channels, *rows.shape[1:])], 1).flatten(0, 1)
 
+    @torch.no_grad()
+    def follow(self, embedder: Weights | None, head: Weights | None) -> None:
+        """From here on the mode has the change of the stock layers too: its own weights, and what becomes of that.
+
+        embedder, head: by how much weight and bias of the stock ones differ from those that the mode's were made of or
+        trained beside, None for not at all.
+        """
+        for name, change in (("embedder", embedder), ("head", head)):
+            if change is None and self._followed[name] is None:
+                continue
+            own = getattr(self, name)
+            present = self._changed.get(name, own._parameters)["weight"]
+            moved = (present.device, present.dtype) != (own.weight.device, own.weight.dtype)
+            if change is self._followed[name] and not moved:
+                continue
+            self._followed[name] = change
+            self._changed.pop(name, None)
+            if change is not None:
+                weight, bias = (tensor.to(own.weight.device) for tensor in change)
+                weight, bias = (
+                    (self._coarse_embedder(weight), bias) if name == "embedder" else self._coarse_head(weight, bias)
+                )
+                self._changed[name] = {
+                    "weight": (own.weight + weight).to(own.weight.dtype),
+                    "bias": (own.bias + bias).to(own.bias.dtype),
+                }
+
+    def _run(self, name: str, x: torch.Tensor) -> torch.Tensor:
+        layer = getattr(self, name)
+        return functional_call(layer, self._changed[name], x) if name in self._changed else layer(x)
+
     def embed(self, folded: torch.Tensor) -> torch.Tensor:
         """Folded latents as the stock embedder takes its own -> tokens of the coarse grid, as it gives them."""
-        tokens = self.embedder(folded)
+        tokens = self._run("embedder", folded)
         # Under autocast the embedding is in float32, and would take all blocks with it.
         embedding = self.patch_size_embedding.to(tokens.dtype)
         return tokens + (
             embedding if isinstance(self.embedder, nn.Linear) else embedding.view(-1, *[1] * (tokens.ndim - 2))
         )
+
+    def predict(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Tokens of the last block -> what the head gives for each."""
+        return self._run("head", tokens)
