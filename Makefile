@@ -12,7 +12,7 @@ PROMPT ?= a dotted green cross growing on a black background
 VENV := .venv
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-deepspeed test-quantised lint vbench
+.PHONY: demo test test-failed test-deepspeed test-quantised lint vbench
 
 demo: $(READY)
 	@mkdir -p outputs
@@ -22,6 +22,10 @@ demo: $(READY)
 
 test: $(READY)
 	$(VENV)/bin/python -m pytest -q -n auto --dist worksteal
+
+# What failed in the last run, one test after the other.
+test-failed: $(READY)
+	$(VENV)/bin/python -m pytest -q --last-failed --last-failed-no-failures=none
 
 # Quantisers print warnings wherever they are installed, so they stay beside the environment.
 test-quantised: $(READY)

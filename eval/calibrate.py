@@ -9,7 +9,6 @@ shows how wrong it is, and what is left of that when a powerful step some steps 
 
 import argparse
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import matplotlib
@@ -19,10 +18,10 @@ from diffusers import WanPipeline
 from tqdm import tqdm
 
 import flexivid
-from flexivid.api import _attached
 from flexivid.command_line import Parser, add_prompts, budget_share, command, count
 from flexivid.files import replacing, write_json
 from flexivid.inputs import check_arm, check_output_folder, empty_wan_pipeline, read_prompts
+from flexivid.model.adapter import read_config
 from flexivid.sampling.budget import schedule_for_budget
 from flexivid.sampling.calibration import best_schedule, residual_errors, step_weights, summed_error
 from flexivid.sampling.schedule import KEPT
@@ -34,43 +33,37 @@ import matplotlib.pyplot as plt  # noqa: E402
 GAPS = (1, 3, 5, 10)  # steps since the last powerful one, in the picture
 
 
-def measure(pipe: WanPipeline, captions: list[str], steps: int) -> tuple[dict[tuple, np.ndarray], np.ndarray, dict]:
+class Errors(flexivid.Observer):
+    """e(t) of every weak mode along a run of the powerful one, with both branches and with guidance that is kept."""
+
+    def __init__(self, modes: list[str], scale: float, steps: int):
+        self.patch_sizes, self.scale = tuple(modes), scale
+        self.errors = {(mode, guidance): [] for mode in modes for guidance in (mode, KEPT)}
+        self._of_branches: dict[tuple[int, str], torch.Tensor] = {}
+        self._progress = tqdm(total=steps, desc="full run, every weak mode beside it")
+
+    def error(self, step, branch, patch_size, x0_error):
+        self._of_branches[branch, patch_size] = x0_error
+
+    def guidance(self, step, x0_difference):
+        """The last of a step: the errors of both its branches are there."""
+        for mode in self.patch_sizes:
+            conditional, unconditional = (self._of_branches[branch, mode] for branch in (0, 1))
+            both = unconditional + self.scale * (conditional - unconditional)
+            kept = conditional - (self.scale - 1) * x0_difference
+            self.errors[mode, mode].append(both.flatten().numpy())
+            self.errors[mode, KEPT].append(kept.flatten().numpy())
+        self._progress.update()
+
+
+def measure(pipe: WanPipeline, captions: list[str], modes: list[str], steps: int) -> tuple[dict, np.ndarray, dict]:
     """By kind of weak step e(t) of a full run, (steps, elements); noise levels; costs of a forward."""
-    flex = _attached(pipe.transformer)
-    session = flex.policy.__self__
-    modes, scale = list(flex.weak_modes), SAMPLING["guidance_scale"]
-
-    def policy(*call):
-        choice = session.choose(*call)
-        return replace(choice, compare=tuple(modes), keep=choice.branch == 0)
-
-    flex.policy = policy
-    errors = {(mode, guidance): [] for mode in modes for guidance in (mode, KEPT)}
-    progress = tqdm(total=steps, desc="full run, every weak mode beside it")
-
-    def after_step(pipe, step, timestep, tensors):
-        guidance = flex.corrections[1, KEPT]
-        for mode in modes:
-            conditional, unconditional = (-flex.corrections[branch, mode] for branch in (0, 1))
-            both, kept = unconditional + scale * (conditional - unconditional), conditional - (scale - 1) * guidance
-            errors[mode, mode].append(both.flatten().numpy())
-            errors[mode, KEPT].append(kept.flatten().numpy())
-        progress.update()
-        return tensors
-
-    pipe(
-        captions,
-        **{**SAMPLING, "num_inference_steps": steps},
-        generator=torch.Generator().manual_seed(0),
-        output_type="latent",
-        callback_on_step_end=after_step,
-    )
-    progress.close()
-    latents = torch.empty(1, pipe.transformer.config.in_channels, 5, 16, 16, device="meta")
-    text = torch.empty(1, SAMPLING["max_sequence_length"], pipe.transformer.config.text_dim, device="meta")
-    call = {"hidden_states": latents, "timestep": torch.empty(1, device="meta"), "encoder_hidden_states": text}
-    sigmas = pipe.scheduler.sigmas.double().numpy()
-    return {kind: np.stack(values) for kind, values in errors.items()}, sigmas, session.costs(call)
+    errors, sampling = Errors(modes, SAMPLING["guidance_scale"], steps), {**SAMPLING, "num_inference_steps": steps}
+    with flexivid.observe(pipe, errors):
+        pipe(captions, **sampling, generator=torch.Generator().manual_seed(0), output_type="latent")
+    sizes = (sampling[name] for name in ("num_frames", "height", "width", "max_sequence_length"))
+    stacked = {kind: np.stack(values) for kind, values in errors.errors.items()}
+    return stacked, pipe.scheduler.sigmas.double().numpy(), flexivid.costs(pipe, *sizes)
 
 
 def draw(residuals: dict[tuple, np.ndarray], sigmas: np.ndarray, path: Path) -> None:
@@ -142,7 +135,8 @@ def main(argv: list[str] | None = None) -> None:
     pipe = WanPipeline.from_pretrained(arguments.model, dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     flexivid.enable(pipe, adapter=arguments.adapter, schedule=f"1x2x2:{arguments.steps}", merge_lora=True)
-    errors, sigmas, costs = measure(pipe, captions, arguments.steps)
+    modes = read_config(arguments.adapter).patch_sizes
+    errors, sigmas, costs = measure(pipe, captions, modes, arguments.steps)
     residuals = {kind: residual_errors(values, sigmas) for kind, values in errors.items()}
     arguments.output.mkdir(parents=True, exist_ok=True)
     draw(residuals, sigmas, arguments.output / "errors.png")

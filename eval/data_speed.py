@@ -1,4 +1,4 @@
-"""How fast clips are read, by decord and by av, and what keeping latents saves of a training step.
+"""How fast clips are read, and by av alone, and what keeping latents saves of a training step.
 
     python eval/data_speed.py --config configs/real-clips.yaml
 
@@ -15,10 +15,12 @@ from unittest import mock
 from accelerate import Accelerator
 
 from flexivid.command_line import Parser, add_rounds, command
-from flexivid.shapes.build import encode
 from flexivid.training.config import Config, load_config
-from flexivid.training.data.clips import BrokenClip, Bucket, CaptionedClip, find_clips, load_clip
+from flexivid.training.data.buckets import BrokenClip, Bucket
+from flexivid.training.data.captions import CaptionedClip, find_clips
+from flexivid.training.data.clips import load_clip
 from flexivid.training.data.conditions import conditions_of
+from flexivid.training.data.encoding import encode
 from flexivid.training.distill import DistillObjective
 from flexivid.training.forecast import check_model
 

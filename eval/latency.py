@@ -67,43 +67,29 @@ def _second_run(work, device: torch.device) -> float:
     return now(device) - began
 
 
+class Clocks(flexivid.Observer):
+    """Number, seconds and seconds of stock forwards within them, of the forwards at each patch size."""
+
+    def __init__(self, device: torch.device):
+        self.clock = lambda: now(device)
+        self.spent = defaultdict(lambda: [0, 0.0, 0.0])
+
+    def forward(self, forward: flexivid.Forward):
+        row = self.spent[forward.patch_size]
+        for i, value in enumerate((1, forward.seconds, forward.stock_seconds)):
+            row[i] += value
+
+
 def forwards_by_patch_size(pipe: WanPipeline, denoise, device: torch.device) -> dict[str, dict[str, float]]:
     """Per patch size: number of forwards, milliseconds of one, and milliseconds of stock forwards within it.
 
     A powerful forward of an interleaved schedule includes its comparison, a weak one.
     """
-    hook = pipe.transformer._diffusers_hook.get_hook("flexivid")
-    flex, outer, inner = hook.flex, hook.flex.run, hook.fn_ref.original_forward
-    spent = defaultdict(lambda: [0, 0.0, 0.0])
-    inside = 0.0
-
-    def timed_inner(*args, **kwargs):
-        nonlocal inside
-        began = now(device)
-        output = inner(*args, **kwargs)
-        inside += now(device) - began
-        return output
-
-    def timed_outer(stock_forward, *args):
-        nonlocal inside
-        inside = 0.0
-        began = now(device)
-        # So that every stock forward within this one goes by the clock.
-        output = outer(timed_inner, *args)
-        total = now(device) - began
-        row = spent[flexivid.summary(pipe).steps[-1][-1]]
-        for i, value in enumerate((1, total, inside)):
-            row[i] += value
-        return output
-
-    flex.run = timed_outer
-    try:
+    with flexivid.observe(pipe, Clocks(device)) as clocks:
         denoise(pipe)
-    finally:
-        flex.run = outer
     return {
         patch_size: {"forwards": n, "milliseconds": 1e3 * total / n, "in_stock_forwards": 1e3 * stock / n}
-        for patch_size, (n, total, stock) in spent.items()
+        for patch_size, (n, total, stock) in clocks.spent.items()
     }
 
 

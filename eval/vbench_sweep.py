@@ -70,11 +70,13 @@ def print_plan(arguments, pipe, arms: list[Arm], clips: list[Clip], call: dict) 
     print("The minutes suppose that seconds follow FLOPs; decoding, tuning, timing and scoring come on top.")
 
 
-def print_dimensions(names: list[str], cache) -> None:
+def print_dimensions(names: list[str], cache, own_prompts: bool) -> None:
+    """What each dimension lacks. own_prompts: the sweep is on those of VBench, which some dimensions need."""
     print("VBench dimensions:")
     for name, missing in availability(cache).items():
         if name in names:
-            print(f"  {name:24}{missing or 'can be scored'}")
+            unfit = "" if own_prompts or DIMENSIONS[name].any_prompt else "other prompts: --prompts vbench"
+            print(f"  {name:24}{'; '.join(filter(None, (missing, unfit))) or 'can be scored'}")
 
 
 def load_pipeline(arguments: argparse.Namespace, call: dict, device: torch.device) -> DiffusionPipeline:
@@ -170,7 +172,8 @@ def main(argv: list[str] | None = None) -> None:
     identity = identity_of(arguments, clips, call, device)
     check_identity(arguments.output / "sweep.json", identity)
     if state.is_main_process and (arguments.dimensions or arguments.dry_run):
-        print_dimensions(arguments.dimensions or list(DIMENSIONS), arguments.vbench_cache)
+        names = arguments.dimensions or list(DIMENSIONS)
+        print_dimensions(names, arguments.vbench_cache, arguments.prompts == "vbench")
     arms = checked_arms(arguments, empty, call, state.print)
     pipe = load_pipeline(arguments, call, device)
     if arguments.dry_run:

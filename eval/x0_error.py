@@ -21,9 +21,9 @@ from flexivid.diffusion import PARAMETRISATIONS
 from flexivid.files import replacing, write_json, write_text
 from flexivid.inputs import check_arm, check_output_folder, empty_wan_pipeline
 from flexivid.model.adapter import read_config
-from flexivid.shapes.build import encode
 from flexivid.shapes.embedded import MODEL, USUAL
 from flexivid.shapes.world import sample_clips
+from flexivid.training.data.encoding import encode
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402

@@ -1,11 +1,14 @@
 """flexivid: run a pretrained video diffusion transformer with large patches on most steps, its own on a few."""
 
-from flexivid.api import disable, enable, plan, summary
+from flexivid.api import costs, disable, enable, observe, plan, summary
 from flexivid.model.adapter import AdapterError
+from flexivid.model.families import register
+from flexivid.model.family import Family
 from flexivid.patches.tubelet import FlexTubeletEmbed, FlexTubeletUnembed
 from flexivid.sampling.budget import BudgetError
+from flexivid.sampling.observe import Forward, Observer
+from flexivid.sampling.run import Summary
 from flexivid.sampling.schedule import Schedule
-from flexivid.sampling.session import Summary
 
 __version__ = "0.1.0"
 __all__ = [
@@ -13,10 +16,16 @@ __all__ = [
     "BudgetError",
     "FlexTubeletEmbed",
     "FlexTubeletUnembed",
+    "Family",
+    "Forward",
+    "Observer",
     "Schedule",
     "Summary",
+    "costs",
     "disable",
     "enable",
+    "observe",
     "plan",
+    "register",
     "summary",
 ]

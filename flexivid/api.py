@@ -3,6 +3,7 @@
 import math
 import os
 import re
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 
@@ -25,12 +26,15 @@ from flexivid.model.adapter import load_adapter, locate_adapter, read_config
 from flexivid.model.families import family_of
 from flexivid.model.family import patch_size_of
 from flexivid.model.flexible import FlexTransformer
-from flexivid.model.lora import HOOK_NAME, remove_lora
+from flexivid.model.hooks import attached
+from flexivid.model.lora import remove_lora
 from flexivid.patches.folding import token_grid
 from flexivid.patches.sizes import format_patch_size, multiple_of, parse_patch_size, spatially_doubled
 from flexivid.sampling.budget import check_budget, check_order
+from flexivid.sampling.observe import Observer
+from flexivid.sampling.run import Summary
+from flexivid.sampling.runner import PipelineRunner
 from flexivid.sampling.schedule import Schedule
-from flexivid.sampling.session import Session, Summary
 
 COMPONENTS = ("transformer", "transformer_2")
 
@@ -85,13 +89,8 @@ def _context_parallel_config(transformer: nn.Module) -> ContextParallelConfig | 
     return config.context_parallel_config
 
 
-def _attached(transformer: nn.Module) -> FlexTransformer | None:
-    hook = HookRegistry.check_if_exists_or_initialize(transformer).get_hook(HOOK_NAME)
-    return hook.flex if hook is not None else None
-
-
-def _session(flex: FlexTransformer) -> Session | None:
-    return getattr(flex.policy, "__self__", None)
+def _runner(flex: FlexTransformer) -> PipelineRunner | None:
+    return flex.runner if isinstance(flex.runner, PipelineRunner) else None
 
 
 def enable(
@@ -157,9 +156,9 @@ def enable(
             f"{guidance} needs a pipeline that calls its guidance branches apart; {families[0].name} does not"
         )
     for transformer in transformers.values():
-        attached = _attached(transformer)
-        session = attached and _session(attached)
-        if session and session.pipe is not target:
+        flex = attached(transformer)
+        runner = flex and _runner(flex)
+        if runner and runner.pipe is not target:
             raise ValueError(
                 "this transformer is enabled through another pipeline that shares it; disable that one first"
             )
@@ -193,9 +192,9 @@ def enable(
                     for flex in flexes.values():
                         flex.lora.merge(flex.weak_modes)
             if is_pipeline:
-                Session(target, flexes, budget, schedule, guidance, order)
+                PipelineRunner(target, flexes, budget, schedule, guidance, order)
             else:
-                flexes["transformer"].policy = flexes["transformer"].fixed_policy(schedule)
+                flexes["transformer"].fix(schedule)
         except BaseException:
             # Nothing half-enabled is left behind.
             _disable(target)
@@ -220,7 +219,7 @@ def disable(target: DiffusionPipeline | nn.Module) -> None:
 
 def _disable(target: DiffusionPipeline | nn.Module) -> None:
     for transformer in _transformers(target).values():
-        flex = _attached(transformer)
+        flex = attached(transformer)
         if flex is not None:
             flex.remove()
             remove_lora(flex)
@@ -234,22 +233,52 @@ def plan(
     Counts on the meta device, so it takes a second and the pipeline may be one without weights. Raises ValueError if
     the pipeline is not enabled, and what the call itself would raise, such as BudgetError.
     """
-    flex = _attached(next(iter(_transformers(pipe).values())))
-    if flex is None:
-        raise ValueError("nothing to plan: enable the pipeline first")
-    family, config = flex.family, flex.transformer.config
+    runner = _enabled(pipe)
+    call = _call_of(pipe, runner, frames, height, width, text_length)
+    return runner.plan(call, steps, 2 if guided and runner.family.guidance == "separate" else 1)
+
+
+def costs(pipe: DiffusionPipeline, frames: int, height: int, width: int, text_length: int) -> dict[str, int]:
+    """FLOPs of one forward of one clip of these sizes by patch size. Raises ValueError if it is not enabled."""
+    runner = _enabled(pipe)
+    return dict(runner.costs(_call_of(pipe, runner, frames, height, width, text_length)))
+
+
+def _enabled(pipe: DiffusionPipeline) -> PipelineRunner:
+    """Raises ValueError if the pipeline is not enabled."""
+    flex = attached(next(iter(_transformers(pipe).values())))
+    runner = flex and _runner(flex)
+    if not runner:
+        raise ValueError("this pipeline is not enabled: call flexivid.enable first")
+    return runner
+
+
+def _call_of(pipe: DiffusionPipeline, runner: PipelineRunner, frames, height, width, text_length) -> dict:
+    """Arguments of a forward, without values."""
+    flex, family = next(iter(runner.flexes.values())), runner.family
     latents = family.latent_size(pipe, frames, height, width)
-    call = family.example(config, latents, text_length)
+    call = family.example(flex.transformer.config, latents, text_length)
     if pipe.config.get("expand_timesteps"):
         call["timestep"] = torch.empty(1, math.prod(token_grid(latents, flex.base_patch)))
-    return _session(flex).plan(call, steps, 2 if guided and family.guidance == "separate" else 1)
+    return call
+
+
+@contextmanager
+def observe(pipe: DiffusionPipeline, observer: Observer) -> Iterator[Observer]:
+    """Within it `observer` sees every forward of the pipeline. Raises ValueError if the pipeline is not enabled."""
+    runner = _enabled(pipe)
+    before, runner.observer = runner.observer, observer
+    try:
+        yield observer
+    finally:
+        runner.observer = before
 
 
 def summary(pipe: DiffusionPipeline) -> Summary:
     """What ran at which step of the last call, FLOPs used and saved. Raises ValueError before there was one."""
     for transformer in _transformers(pipe).values():
-        flex = _attached(transformer)
-        session = flex and _session(flex)
-        if session and session.summary is not None:
-            return session.summary
+        flex = attached(transformer)
+        runner = flex and _runner(flex)
+        if runner and runner.summary is not None:
+            return runner.summary
     raise ValueError("nothing to sum up: enable the pipeline and call it first")

@@ -13,6 +13,7 @@ from diffusers import DiffusionPipeline, WanPipeline
 from safetensors import SafetensorError, safe_open
 
 import flexivid
+from flexivid import text
 from flexivid.model.families import family_of
 from flexivid.model.family import patch_size_of
 from flexivid.shapes.prompts import load_prompts
@@ -40,11 +41,7 @@ def read_prompts(source: str) -> list[str]:
         raise ValueError(f"--prompts must be {', '.join(SHAPES_SETS)} or a text file, and there is no file {path}")
     if path.is_dir():
         raise ValueError(f"--prompts {path} is a folder; name a text file with one prompt a line")
-    try:
-        lines = path.read_text().splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not text in UTF-8: {error}") from None
-    prompts = [line.strip() for line in lines if line.strip()]
+    prompts = text.read_prompts(path)
     if not prompts:
         raise ValueError(f"{path} holds no prompt; write one a line")
     return prompts
@@ -53,8 +50,8 @@ def read_prompts(source: str) -> list[str]:
 def read_json(path: Path) -> dict:
     """The object that a JSON file holds."""
     try:
-        content = json.loads(path.read_text())
-    except ValueError as error:  # of JSON or of UTF-8
+        content = json.loads(text.read_text(path))
+    except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not JSON: {error}") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds no object but {type(content).__name__}")

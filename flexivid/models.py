@@ -14,6 +14,7 @@ from flexivid.model.family import patch_size_of
 from flexivid.model.flexible import FlexTransformer
 from flexivid.patches.folding import Size3
 from flexivid.patches.sizes import format_patch_size
+from flexivid.published import ARCHITECTURES
 from flexivid.sampling.budget import least_budget
 from flexivid.sampling.flops import FlopCounter
 
@@ -60,6 +61,10 @@ class Published:
     config: dict = field(default_factory=dict)
 
 
+def _transformer(hub_id: str) -> dict:
+    return ARCHITECTURES[hub_id].parts["transformer"][1]
+
+
 PUBLISHED = (
     Published(
         "Wan2.1-T2V-1.3B",
@@ -67,7 +72,7 @@ PUBLISHED = (
         (81, 480, 832),
         (21, 60, 104),
         512,
-        {"num_attention_heads": 12, "ffn_dim": 8960, "num_layers": 30},
+        _transformer("Wan-AI/Wan2.1-T2V-1.3B-Diffusers"),
     ),
     Published("Wan2.1-T2V-14B, Wan2.2-A14B", "WanTransformer3DModel", (81, 480, 832), (21, 60, 104), 512),
     Published("Wan2.1-T2V-14B, Wan2.2-A14B", "WanTransformer3DModel", (81, 720, 1280), (21, 90, 160), 512),
@@ -85,7 +90,7 @@ PUBLISHED = (
         (121, 704, 1280),
         (31, 44, 80),
         512,
-        {"in_channels": 48, "out_channels": 48, "num_attention_heads": 24, "ffn_dim": 14336, "num_layers": 30},
+        _transformer("Wan-AI/Wan2.2-TI2V-5B-Diffusers"),
     ),
     Published(
         "SkyReels-V2-14B",
@@ -103,7 +108,7 @@ PUBLISHED = (
         (49, 480, 720),
         (13, 60, 90),
         226,
-        {"num_attention_heads": 48, "num_layers": 42, "use_rotary_positional_embeddings": True},
+        _transformer("zai-org/CogVideoX-5b"),
     ),
     Published(
         "CogVideoX1.5-5B",
@@ -174,7 +179,7 @@ def costs_of(model: Published) -> dict[str, int]:
     weak = weak_patch_sizes(patch_size_of(transformer.config), family.temporal)
     counter = FlopCounter(FlexTransformer(transformer, weak, "snr"))
     call = family.example(transformer.config, model.latents, model.text_length)
-    return {patch_size: counter.count(patch_size, call) for patch_size in counter.twin.patch_sizes}
+    return counter.costs(call)
 
 
 def family_lines() -> list[str]:

@@ -11,6 +11,7 @@ import torch
 from diffusers import DiffusionPipeline
 
 from flexivid.model.families import family_of
+from flexivid.published import load_index, load_part
 
 # What pipelines call an argument of ours.
 ARGUMENTS = {
@@ -26,7 +27,7 @@ ARGUMENTS = {
 
 def pipeline_class(model: str | Path, with_image: bool) -> type[DiffusionPipeline]:
     """The class that a model's folder or hub id names, or its sister that continues images. Raises ValueError."""
-    name = DiffusionPipeline.load_config(str(model))["_class_name"]
+    name = load_index(model)["_class_name"]
     found = getattr(diffusers, name, None)
     if found is None:
         raise ValueError(f"diffusers {diffusers.__version__} has no {name}, which {model} asks for")
@@ -40,13 +41,13 @@ def pipeline_class(model: str | Path, with_image: bool) -> type[DiffusionPipelin
 
 def without_weights(model: str | Path, pipeline: type[DiffusionPipeline]) -> DiffusionPipeline:
     """The pipeline from the configs of its transformers, its VAE and its guider alone, on the meta device."""
-    index = DiffusionPipeline.load_config(str(model))
+    index = load_index(model)
     settings = {}
     for name, parameter in inspect.signature(pipeline.__init__).parameters.items():
         value = index.get(name)
         if isinstance(value, list) and name.split("_")[0] in ("transformer", "vae", "guider") and value[1] is not None:
             component = getattr(diffusers, value[1])
-            config = component.load_config(str(model), subfolder=name)
+            config = load_part(model, name, component)
             with torch.device("meta"):
                 settings[name] = component.from_config(config)
         elif isinstance(value, list) or (value is None and parameter.default is parameter.empty):
@@ -59,7 +60,7 @@ def without_weights(model: str | Path, pipeline: type[DiffusionPipeline]) -> Dif
 
 def load(model: str | Path, pipeline: type[DiffusionPipeline], dtype: torch.dtype) -> DiffusionPipeline:
     """The pipeline with its weights in `dtype`, but its VAE in float32 where it casts what it gives to that: Wan's."""
-    is_wan = DiffusionPipeline.load_config(str(model))["transformer"][1] == "WanTransformer3DModel"
+    is_wan = load_index(model)["transformer"][1] == "WanTransformer3DModel"
     precise = {"vae": torch.float32} if is_wan else {}
     return pipeline.from_pretrained(model, dtype={"default": dtype, **precise})
 

@@ -5,7 +5,7 @@
     accelerate launch flexivid/train.py --config configs/shapes-flex.yaml
 
 A run writes checkpoints, `log.jsonl`, pictures and its result to the config's `output`; started again, it goes on
-from its last checkpoint.
+from its last checkpoint. It exits with 2 for a mistake in what it was given, with 1 if it cannot go on.
 """
 
 import os
@@ -13,6 +13,7 @@ import signal
 import sys
 import warnings
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 if __name__ == "__main__":
@@ -27,26 +28,26 @@ from huggingface_hub import HfApi  # noqa: E402
 from flexivid import inputs  # noqa: E402
 from flexivid.command_line import MISTAKES, Parser, refuse  # noqa: E402
 from flexivid.devices import share_cores  # noqa: E402
+from flexivid.shapes.data import check_words  # noqa: E402
+from flexivid.shapes.pretrain import PretrainObjective, ShapesWorld  # noqa: E402
+from flexivid.shapes.vae import VaeObjective  # noqa: E402
+from flexivid.training.batches import clips_per_part  # noqa: E402
 from flexivid.training.checkpoints import check_checkpoint  # noqa: E402
-from flexivid.training.config import load_config  # noqa: E402
-from flexivid.training.distill import build_student  # noqa: E402
+from flexivid.training.config import Config, load_config  # noqa: E402
+from flexivid.training.distill import DistillObjective, build_student  # noqa: E402
+from flexivid.training.finite import TrainingFailed  # noqa: E402
 from flexivid.training.forecast import check_model, forecast  # noqa: E402
-from flexivid.training.loop import check_optimizer, clips_per_part, train  # noqa: E402
+from flexivid.training.loop import train  # noqa: E402
+from flexivid.training.optimizers import check_optimizer  # noqa: E402
 from flexivid.training.parallel.sharding import check_sharding  # noqa: E402
+from flexivid.training.shared import SharedObjective  # noqa: E402
 
-
-def build_objective(config, accelerator):
-    if config.objective == "pretrain" and not (config.base and config.base.is_dir()):
-        raise ValueError(f"base must be the folder of what pretrain starts from, not {config.base}")
-    if config.objective == "vae":
-        from flexivid.shapes.vae import VaeObjective as Objective
-    elif config.objective == "pretrain":
-        from flexivid.shapes.pretrain import PretrainObjective as Objective
-    elif config.objective == "shared":
-        from flexivid.training.shared import SharedObjective as Objective
-    else:
-        from flexivid.training.distill import DistillObjective as Objective
-    return Objective(config, accelerator)
+OBJECTIVES = {
+    "vae": VaeObjective,
+    "pretrain": PretrainObjective,
+    "distill": partial(DistillObjective, world=ShapesWorld()),
+    "shared": partial(SharedObjective, world=ShapesWorld()),
+}
 
 
 def check_login(repository: str) -> None:
@@ -69,12 +70,43 @@ def check_student(config) -> None:
         raise ValueError(f"attention_backend {config.attention_backend} cannot be used here: {error}") from None
 
 
-def dry_run(config, accelerator) -> int:
+def missing_clips(config: Config) -> Path | None:
+    """The folder or the file that a config names and that is not there: a dry run can do without."""
+    source = config.clips and (config.clips.folder or config.clips.prompts)
+    return source if source is not None and not source.exists() else None
+
+
+def dry_run(config: Config, accelerator: Accelerator) -> None:
     if config.objective != "distill":
         raise ValueError(f"--dry-run is for distill, not for {config.objective}")
-    text = forecast(config, accelerator.num_processes, accelerator.mixed_precision == "bf16")
-    accelerator.print(text)
-    return 0
+    accelerator.print(forecast(config, accelerator.num_processes, accelerator.mixed_precision == "bf16"))
+    if (missing := missing_clips(config)) is not None:
+        accelerator.print(f"{missing} is not there yet: training needs it")
+
+
+def launched(config: Config) -> Accelerator:
+    """The processes of this launch. Raises ValueError for what they cannot do together, or with this config."""
+    # Weak modes are drawn per step, so that the parameters of the others get no gradient in it.
+    unused = DistributedDataParallelKwargs(find_unused_parameters=config.objective in ("distill", "shared"))
+    # The others wait while the main one samples or encodes.
+    patience = InitProcessGroupKwargs(timeout=timedelta(days=1))
+    accelerator = Accelerator(kwargs_handlers=[unused, patience], log_with=config.trackers, project_dir=config.output)
+    if int(os.environ.get("WORLD_SIZE", "1")) != accelerator.num_processes:
+        raise ValueError("started as several processes that do not see each other: accelerate launch, on a CPU --cpu")
+    if missing := set(config.trackers) - {tracker.value for tracker in accelerator.log_with}:
+        raise ValueError(f"the tracker {missing.pop()} is not installed: install it, or leave it out of trackers")
+    check_sharding(accelerator, config)
+    clips_per_part(config, config.batch_size, accelerator.num_processes)
+    return accelerator
+
+
+def check_config(config: Config) -> None:
+    """Raises ValueError for what can be seen before anything is started."""
+    if config.objective in ("distill", "shared") and config.base is None:
+        raise ValueError("base must be the pipeline that is trained, a folder or a hub id")
+    check_words(config.data)
+    check_checkpoint(config)
+    check_optimizer(config)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -85,49 +117,39 @@ def main(argv: list[str] | None = None) -> int:
     try:
         arguments, overrides = parser.parse_known_args(argv)
         config = load_config(arguments.config, overrides)
+        check_config(config)
         has_modes = config.objective in ("distill", "shared")
-        if has_modes and config.base is None:
-            raise ValueError("base must be the pipeline that is trained, a folder or a hub id")
         inputs.check_output_folder(config.output)
         if has_modes and not arguments.dry_run:  # which needs configs alone
             inputs.check_model(config.base)
-        check_checkpoint(config)
-        check_optimizer(config)
-        # Weak modes are drawn per step, so that the parameters of the others get no gradient in it.
-        unused = DistributedDataParallelKwargs(find_unused_parameters=has_modes)
-        # The others wait while the main one samples or encodes.
-        patience = InitProcessGroupKwargs(timeout=timedelta(days=1))
-        accelerator = Accelerator(
-            kwargs_handlers=[unused, patience], log_with=config.trackers, project_dir=config.output
-        )
-        if int(os.environ.get("WORLD_SIZE", "1")) != accelerator.num_processes:
-            raise ValueError(
-                "started as several processes that do not see each other: accelerate launch, on a CPU --cpu"
-            )
-        if missing := set(config.trackers) - {tracker.value for tracker in accelerator.log_with}:
-            raise ValueError(f"the tracker {missing.pop()} is not installed: install it, or leave it out of trackers")
-        check_sharding(accelerator, config)
-        clips_per_part(config, config.batch_size, accelerator.num_processes)
+        accelerator = launched(config)
         if has_modes:
-            check_model(config)
+            check_model(config, with_clips=not arguments.dry_run or missing_clips(config) is None)
         if has_modes and not arguments.dry_run:
             check_student(config)
         if arguments.dry_run:
-            return dry_run(config, accelerator)
+            dry_run(config, accelerator)
+            return 0
         share_cores(int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes)))
         if config.push_to_hub is not None:
             check_login(config.push_to_hub)
-        objective = build_objective(config, accelerator)
+        objective = OBJECTIVES[config.objective](config, accelerator)
     except MISTAKES as error:
         return refuse(error)
-    train(config, objective, accelerator)
+    code = 0
+    try:
+        train(config, objective, accelerator)
+    except TrainingFailed as error:
+        if accelerator.is_main_process:
+            print(f"\nerror: {error}", file=sys.stderr)
+        code = 1
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # nothing is left to save
     # Not within `train`: the models must be gone before the processes part, or they may wait for each other for ever.
     del objective
     accelerator.free_memory()
     accelerator.wait_for_everyone()
     accelerator.end_training()
-    return 0
+    return code
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """Writing clips and pictures of clips: beside, then renamed, so that nothing half-written is left."""
 
-import os
 from fractions import Fraction
 from pathlib import Path
 
@@ -8,22 +7,19 @@ import av
 import numpy as np
 from PIL import Image, ImageDraw
 
+from flexivid.files import replacing
+
 LABEL_HEIGHT = 16
 
 
 def write_mp4(frames: np.ndarray, path: Path, fps: int | Fraction, crf: int = 10) -> None:
     """frames: (T, H, W, 3) uint8 with even H and W, as h264; crf: its quality, smaller is better and larger."""
-    beside = path.with_name(f".{path.name}.partial.mp4")
-    try:
-        with av.open(str(beside), "w") as container:
-            stream = container.add_stream("libx264", rate=Fraction(fps), options={"crf": str(crf)})
-            stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "yuv420p"
-            for frame in frames:
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
-            container.mux(stream.encode())
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    with replacing(path) as partial, av.open(str(partial), "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=Fraction(fps), options={"crf": str(crf)})
+        stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "yuv420p"
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
+        container.mux(stream.encode())
 
 
 def enlarge(frames: np.ndarray, least_height: int = 256) -> np.ndarray:
@@ -52,6 +48,5 @@ def write_picture(arms: dict[str, np.ndarray], path: Path, columns: int = 5) -> 
     for label, frames in arms.items():
         picked = enlarge(frames[np.linspace(0, len(frames) - 1, min(columns, len(frames))).round().astype(int)], 128)
         rows.append(labelled(np.concatenate(list(picked), axis=1)[None], label)[0])
-    beside = path.with_name(f".{path.name}.partial.png")
-    Image.fromarray(np.concatenate(rows)).save(beside)
-    os.replace(beside, path)
+    with replacing(path) as partial:
+        Image.fromarray(np.concatenate(rows)).save(partial, format="png")

@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+from functools import partial
 from pathlib import Path
 
 import av
@@ -22,6 +24,8 @@ logging.set_verbosity_error()
 
 def pytest_configure():
     """A core of its own for each worker: small models gain nothing from a second, and waiting threads cost others."""
+    # A child that hangs fails its test, and does not hold up the others.
+    subprocess.run = partial(subprocess.run, timeout=300)
     worker = os.environ.get("PYTEST_XDIST_WORKER")
     if worker and hasattr(os, "sched_setaffinity"):
         cores = sorted(os.sched_getaffinity(0))

@@ -1,5 +1,7 @@
 """A tiny random transformer of every family in the table, out of its real diffusers class."""
 
+from dataclasses import replace
+
 import torch
 from conftest import tiny_vae
 from diffusers import (
@@ -237,7 +239,7 @@ def inputs(transformer, size: tuple[int, int, int], batch: int = 2, length: int 
 
 def attach(transformer, patch_sizes: list[str], parametrisation: str = "snr") -> FlexTransformer:
     flex = FlexTransformer(transformer, patch_sizes, parametrisation)
-    flex.alphas_cumprod = torch.linspace(0.999, 0.001, 1000)
+    flex.diffusion = replace(flex.diffusion, alphas_cumprod=torch.linspace(0.999, 0.001, 1000))
     return flex
 
 

@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -11,9 +13,9 @@ from conftest import tiny_pipeline, write_clip
 
 from flexivid.training.config import ClipsConfig
 from flexivid.training.data import latents
+from flexivid.training.data.buckets import Bucket
 from flexivid.training.data.clips import (
     BrokenClip,
-    Bucket,
     Reader,
     choose_bucket,
     find_clips,
@@ -110,6 +112,11 @@ class TestReading:
         for text in ("81x480", "0x8x8", "axbxc"):
             with pytest.raises(ValueError, match="frames x height x width"):
                 Bucket.parse(text)
+
+    def test_a_config_is_read_without_a_video_decoder(self):
+        script = "import sys, flexivid.training.config; print(sorted({'decord', 'av'} & set(sys.modules)))"
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+        assert done.stdout.strip() == "[]", done.stdout + done.stderr
 
 
 def settings(folder, **more) -> ClipsConfig:

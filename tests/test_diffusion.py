@@ -3,39 +3,52 @@
 import pytest
 import torch
 
-from flexivid.diffusion import (
-    normaliser,
-    output_for_x0,
-    predicted_x0,
-    sigma_to_alpha_s,
-    vp_timestep,
-)
+from flexivid.diffusion import Diffusion, Level, vp_timestep
 from flexivid.patches.folding import folding_for
 from flexivid.patches.positions import centred_rope, interpolate_table, rope_table, sincos_table, stretched_positions
 
 PREDICTIONS = ["flow", "epsilon", "v_prediction"]
 
 
-def alpha_s(prediction, sigma):
-    return (1 - sigma, sigma) if prediction == "flow" else sigma_to_alpha_s(sigma)
+def level_of(prediction, sigma) -> Level:
+    """sigma is s / (alpha + s) of flow matching, s / alpha of a VP model (Karras et al. 2022, arXiv 2206.00364)."""
+    if prediction in ("flow", "reversed_flow"):
+        return Level(1 - sigma, sigma)
+    alpha = 1 / torch.sqrt(1 + sigma**2)
+    return Level(alpha, sigma * alpha)
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 @pytest.mark.parametrize("sigma", [0.05, 0.5, 0.9])
 def test_outputs_and_x0_are_inverse(prediction, sigma):
-    alpha, s = alpha_s(prediction, torch.tensor(sigma, dtype=torch.float64))
+    diffusion, level = Diffusion(prediction), level_of(prediction, torch.tensor(sigma, dtype=torch.float64))
     x, x_0 = torch.randn(2, 3, 4, 5, 6, dtype=torch.float64), torch.randn(2, 3, 4, 5, 6, dtype=torch.float64)
-    output = output_for_x0(prediction, x, x_0, alpha, s)
-    assert torch.allclose(predicted_x0(prediction, x, output, alpha, s), x_0, atol=1e-12)
+    output = diffusion.output(x, x_0, level)
+    assert torch.allclose(diffusion.x0(x, output, level), x_0, atol=1e-12)
+
+
+@pytest.mark.parametrize("prediction", [*PREDICTIONS, "reversed_flow"])
+@pytest.mark.parametrize("clean", [False, True])
+def test_differences_are_those_of_two_predictions(prediction, clean):
+    """x0 is affine in the output: what is added to one is known in the other, at any x, also where s = 0."""
+    sigma = torch.tensor([0.0 if clean else 0.2, 0.6], dtype=torch.float64).view(2, 1)
+    diffusion, level = Diffusion(prediction), level_of(prediction, sigma)
+    x, first, second = torch.randn(3, 2, 50, dtype=torch.float64)
+    difference = diffusion.x0(x, first, level) - diffusion.x0(x, second, level)
+    assert torch.allclose(diffusion.x0_difference(first - second, level), difference, atol=1e-12)
+    back = diffusion.output_difference(difference, level)
+    assert torch.allclose(back[int(clean) :], (first - second)[int(clean) :], atol=1e-12)
+    assert not clean or (back[0] == 0).all()
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_perfect_x0_gives_the_true_target(prediction):
-    alpha, s = alpha_s(prediction, torch.tensor(0.7, dtype=torch.float64))
+    level = level_of(prediction, torch.tensor(0.7, dtype=torch.float64))
+    alpha, s = level.alpha, level.s
     x_0, noise = torch.randn(2, 50, dtype=torch.float64)
     x_t = alpha * x_0 + s * noise
     target = {"flow": noise - x_0, "epsilon": noise, "v_prediction": alpha * noise - s * x_0}[prediction]
-    assert torch.allclose(output_for_x0(prediction, x_t, x_0, alpha, s), target, atol=1e-12)
+    assert torch.allclose(Diffusion(prediction).output(x_t, x_0, level), target, atol=1e-12)
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
@@ -43,8 +56,9 @@ def test_perfect_x0_gives_the_true_target(prediction):
 def test_the_rescaled_mean_is_a_valid_noisy_latent(prediction, multiple):
     """D x_t / c = alpha' D x0 + s' eps' with unit eps' and (alpha', s') on the model's own noise schedule."""
     folding = folding_for((5, 6, 6), multiple, (1, 2, 2), True)
-    alpha, s = alpha_s(prediction, torch.tensor(0.8))
-    c = normaliser(prediction, alpha, s, folding.kappa)
+    level = level_of(prediction, torch.tensor(0.8))
+    alpha, s = level.alpha, level.s
+    c = Diffusion(prediction).normaliser(level, folding.kappa)
     new_alpha, new_s = alpha / c, s * folding.kappa / c
     on_schedule = new_alpha + new_s if prediction == "flow" else new_alpha**2 + new_s**2
     assert torch.allclose(on_schedule, torch.ones_like(c), atol=1e-6)
@@ -58,7 +72,7 @@ def test_clean_tokens_are_finite(prediction):
     s = torch.tensor([0.0, 0.5]).view(2, 1)
     alpha = 1 - s if prediction == "flow" else torch.sqrt(1 - s**2)
     x = torch.randn(2, 3, requires_grad=True)
-    output = output_for_x0(prediction, x, torch.randn(2, 3), alpha, s)
+    output = Diffusion(prediction).output(x, torch.randn(2, 3), Level(alpha, s))
     output.sum().backward()
     assert output.isfinite().all() and x.grad.isfinite().all() and (output[0] == 0).all()
 

@@ -7,11 +7,11 @@ import torch
 from diffusers import WanPipeline
 
 import flexivid
-from flexivid.shapes.build import decode, encode
 from flexivid.shapes.embedded import ADAPTER, ASSETS, MODEL, SAMPLING
 from flexivid.shapes.oracle import adherence
 from flexivid.shapes.prompts import load_prompts
 from flexivid.shapes.world import FACTORS, all_scenes, fixed_layout, render
+from flexivid.training.data.encoding import decode, encode
 
 
 @pytest.fixture(scope="module")

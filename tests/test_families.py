@@ -18,19 +18,20 @@ from families import (
 )
 from test_family_pipelines import check_clock
 
-from flexivid.diffusion import noise_level, output_for_x0
+from flexivid.diffusion import Level
 from flexivid.model import families as families_module
 from flexivid.model.adapter import AdapterConfig, load_adapter, read_config, save_adapter, transformer_shape
+from flexivid.model.call import Call
 from flexivid.model.families import FAMILIES, family_of
 from flexivid.model.family import centred_tables, patch_size_of
-from flexivid.model.flexible import Choice, FlexTransformer
+from flexivid.model.flexible import FlexTransformer
 from flexivid.model.lora import add_lora, remove_lora
 from flexivid.model.weak_mode import WeakMode
 from flexivid.patches import positions
 from flexivid.patches.folding import folding_for
 from flexivid.patches.sizes import multiple_of, parse_patch_size
+from flexivid.sampling.clock import Clock
 from flexivid.sampling.flops import FlopCounter, flop_counter_mode
-from flexivid.sampling.session import Session
 
 pytestmark = pytest.mark.filterwarnings("ignore:In CPU autocast")  # Mochi asks for one in float32
 every_family = pytest.mark.parametrize("name", TINY)
@@ -62,10 +63,10 @@ def test_stock_forward_is_untouched_and_weak_ones_keep_shapes(name, parametrisat
     randomise_adapter(flex)
     assert torch.equal(run(transformer, call), stock)
     for patch_size in flex.weak_modes:
-        flex.policy = flex.fixed_policy(patch_size)
+        flex.fix(patch_size)
         weak = run(transformer, call)
         assert weak.shape == stock.shape and weak.isfinite().all() and not torch.equal(weak, stock)
-        flex.policy = flex.fixed_policy(flex.powerful)
+        flex.fix(flex.powerful)
         assert torch.equal(run(transformer, call), stock)
     flex.remove()
     remove_lora(flex)
@@ -110,7 +111,7 @@ def check_scaling(name: str, kind: int) -> None:
     flex = attach(transformer, [patch_size], "direct")
     # Every base frame became m_t frames, none of which stands alone.
     object.__setattr__(flex, "family", dataclasses.replace(family, causal=False))
-    flex.policy = flex.fixed_policy(patch_size)
+    flex.fix(patch_size)
     coarse = family.latents(large | {"hidden_states": run(transformer, large)})
     folding = folding_for(large_size, multiple, base_patch, False)
     flex.remove()
@@ -157,7 +158,7 @@ def check_positions(name: str) -> None:
     call = inputs(transformer, size, 1)
     call["hidden_states"] = torch.zeros_like(call["hidden_states"])  # of tokens only what is added to them is left
     base = positions_of(transformer, call)
-    flex.policy = flex.fixed_policy(patch_size)
+    flex.fix(patch_size)
     coarse = positions_of(transformer, call)
     assert len(base) == len(coarse) >= 1
     # Positions of frames that are tokens of their own, or one table for each of them (Latte).
@@ -184,7 +185,7 @@ def test_a_timestep_per_token(name, parametrisation):
     transformer = tiny(name)
     patch_size = coarse_patch_sizes(transformer)[COARSEST]
     flex = attach(transformer, [patch_size], parametrisation)
-    flex.policy = flex.fixed_policy(patch_size)
+    flex.fix(patch_size)
     size = odd_size(transformer)
     call, frames = inputs(transformer, size), size[0]
     of_all = run(transformer, call)
@@ -216,11 +217,12 @@ def test_a_perfect_network_at_the_coarse_noise_level_gives_the_coarse_x0(name):
     call = inputs(transformer, size)
 
     def level_at(timestep):
-        alpha, s = noise_level(family.prediction, timestep, family.time_scale, flex.alphas_cumprod)
-        return alpha.view(-1, 1, 1, 1, 1), s.view(-1, 1, 1, 1, 1)
+        level = flex.diffusion.level(timestep)
+        return Level(level.alpha.view(-1, 1, 1, 1, 1), level.s.view(-1, 1, 1, 1, 1))
 
     folding = folding_for(size, mode.multiple, flex.base_patch, family.causal)
-    alpha, s = level_at(call["timestep"])
+    level = level_at(call["timestep"])
+    alpha, s = level.alpha, level.s
     stock = family.latents(call)
     channels = min(mode.out_channels, stock.shape[1])
     x_0 = torch.randn(stock[:, :channels].shape)
@@ -228,16 +230,17 @@ def test_a_perfect_network_at_the_coarse_noise_level_gives_the_coarse_x0(name):
     call |= family.arguments_for(torch.cat([x_t, stock[:, channels:]], 1))
 
     def perfect(**changed):
-        alpha_coarse, s_coarse = level_at(changed["timestep"])
+        level_coarse = level_at(changed["timestep"])
         # Averaging over 4 latents halves the noise, on every clock.
-        assert torch.allclose(s_coarse / alpha_coarse, s / alpha / 2, rtol=1e-2)
+        assert torch.allclose(level_coarse.s / level_coarse.alpha, s / alpha / 2, rtol=1e-2)
         noisy = family.latents(changed).unflatten(1, (4, -1)).mean(1)[:, :channels]
-        coarse = output_for_x0(family.prediction, noisy, folding.block_mean(x_0), alpha_coarse, s_coarse)
+        coarse = flex.diffusion.output(noisy, folding.block_mean(x_0), level_coarse)
         rest = 5 * mode.out_channels - channels  # what image models predict beside, and the residual
         return (family.packed(torch.cat([coarse, coarse.new_zeros(len(coarse), rest, *coarse.shape[2:])], 1)),)
 
-    prediction = flex._weak_forward(perfect, call, Choice(patch_size))[:, :channels]
-    expected = output_for_x0(family.prediction, x_t, folding.upsample(folding.block_mean(x_0)), alpha, s)
+    asked = Call(family, flex.base_patch, call, perfect)
+    prediction = flex.predict(asked, patch_size, flex.diffusion, asked.level(flex.diffusion))[:, :channels]
+    expected = flex.diffusion.output(x_t, folding.upsample(folding.block_mean(x_0)), level)
     torch.testing.assert_close(prediction, expected, atol=2e-2, rtol=1e-2)
 
 
@@ -252,7 +255,7 @@ def test_gradients_arrive_in_what_is_trained_and_nowhere_else(name):
     for parameter in lora:
         parameter.requires_grad_(True)
     randomise_adapter(flex)
-    flex.policy = flex.fixed_policy(patch_size)
+    flex.fix(patch_size)
     call = inputs(transformer, odd_size(transformer))
     transformer(**call, return_dict=False)[0].square().mean().backward()
     trained = [*flex.weak_modes.parameters(), *lora]
@@ -277,7 +280,7 @@ def test_adapters_come_back_as_they_were_saved(name, tmp_path):
             parameter.data = parameter.data.half().float()  # as adapters are stored
     before = {}
     for patch_size in modes:
-        flex.policy = flex.fixed_policy(patch_size)
+        flex.fix(patch_size)
         before[patch_size] = run(transformer, call)
     config = AdapterConfig(
         patch_sizes=modes,
@@ -293,7 +296,7 @@ def test_adapters_come_back_as_they_were_saved(name, tmp_path):
     flex = attach(fresh, modes)
     load_adapter(tmp_path, read_config(tmp_path), {"transformer": flex})
     for patch_size in modes:
-        flex.policy = flex.fixed_policy(patch_size)
+        flex.fix(patch_size)
         assert torch.equal(run(fresh, call), before[patch_size])
 
 
@@ -306,11 +309,11 @@ def test_counted_flops_are_those_of_a_real_forward(name, parametrisation):
     call = inputs(transformer, odd_size(transformer), 1)
     counter = FlopCounter(flex)
     for patch_size in flex.patch_sizes:
-        flex.policy = flex.fixed_policy(patch_size)
+        flex.fix(patch_size)
         with flop_counter_mode() as real:
             run(transformer, call)
-        assert counter.count(patch_size, call) == real.get_total_flops(), patch_size
-    costs = [counter.count(patch_size, call) for patch_size in flex.patch_sizes]
+        assert counter.costs(call)[patch_size] == real.get_total_flops(), patch_size
+    costs = [counter.costs(call)[patch_size] for patch_size in flex.patch_sizes]
     assert costs[-1] == max(costs)
 
 
@@ -318,7 +321,7 @@ def test_a_timestep_per_frame_is_refused():
     """Diffusion forcing of SkyReels-V2."""
     transformer = tiny("skyreels-v2")
     flex = attach(transformer, ["1x4x4"])
-    flex.policy = flex.fixed_policy("1x4x4")
+    flex.fix("1x4x4")
     call = inputs(transformer, odd_size(transformer))
     call["timestep"] = torch.full((2, 5), 800.0)
     with pytest.raises(ValueError, match="5 timesteps for a clip of 5x5x3 tokens"):
@@ -361,12 +364,12 @@ class TestPlantedFaults:
 
     @pytest.mark.parametrize("name", ["wan", "cogvideox-2b", "mochi"])
     def test_a_clock_off_by_one(self, name, monkeypatch):
-        stock = Session._clock
+        stock = Clock._step
 
         def late(self, *args):
-            step, branch, steps = stock(self, *args)
-            return min(step + 1, steps - 1), branch, steps
+            step, steps = stock(self, *args)
+            return min(step + 1, steps - 1), steps
 
-        monkeypatch.setattr(Session, "_clock", late)
+        monkeypatch.setattr(Clock, "_step", late)
         with pytest.raises((AssertionError, ValueError)):
             check_clock(name)

@@ -1,5 +1,7 @@
 """Stock pipelines of every family: enable, sample at a budget, disable."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from diffusers import (
@@ -11,7 +13,7 @@ from diffusers import (
 from families import IMAGE_PIPELINES, STEPS, TINY, tiny_image_pipeline, tiny_pipeline
 
 import flexivid
-from flexivid.diffusion import FLOWS, noise_level
+from flexivid.diffusion import FLOWS
 from flexivid.model.lora import HOOK_NAME
 from flexivid.sampling.flops import flop_counter_mode
 from flexivid.sampling.schedule import KEPT
@@ -86,19 +88,19 @@ def test_image_to_video(name):
 def clock(pipe, call: dict) -> list[tuple[int, float, float]]:
     """For every forward: its step, the noise level that it is told, and that of the stock timestep."""
     flex = pipe.transformer._diffusers_hook.get_hook(HOOK_NAME).flex
-    session, seen = flex.policy.__self__, []
+    runner, seen = flex.runner, []
+    read = runner.clock.read
 
-    def choose(flex, arguments, context):
-        choice = session.choose(flex, arguments, context)
-        timestep = torch.as_tensor(arguments["timestep"]).float().max()
-        family = flex.family
-        _, s = noise_level(family.prediction, timestep, family.time_scale, flex.alphas_cumprod)
-        seen.append((len(session.summary.steps) - 1, choice.sigma, s.item()))
-        return choice
+    def read_and_note(asked):
+        position = read(asked)
+        timestep = torch.as_tensor(asked.arguments["timestep"]).float().max()
+        diffusion = replace(flex.diffusion, alphas_cumprod=getattr(pipe.scheduler, "alphas_cumprod", None))
+        seen.append((position.step, position.sigma, diffusion.level(timestep).s.item()))
+        return position
 
-    flex.policy = choose
+    runner.clock.read = read_and_note
     sample(pipe, call)
-    flex.policy = session.choose
+    runner.clock.read = read
     return seen
 
 

@@ -11,10 +11,13 @@ from peft import LoraConfig
 
 import flexivid
 from flexivid.model.adapter import AdapterConfig, load_adapter, read_config, save_adapter, transformer_shape
-from flexivid.model.flexible import Choice, FlexTransformer
+from flexivid.model.flexible import FlexTransformer
 from flexivid.model.lora import add_lora, remove_lora
 from flexivid.patches.folding import folding_for
+from flexivid.sampling.clock import Position
 from flexivid.sampling.flops import FlopCounter, flop_counter_mode
+from flexivid.sampling.run import Run
+from flexivid.sampling.schedule import Schedule
 
 WEAK = ["1x4x4", "2x2x2", "2x4x4"]
 
@@ -31,6 +34,19 @@ def attach(transformer, parametrisation="snr", patch_sizes=WEAK, rank=4) -> Flex
     return flex
 
 
+class RunInOrder:
+    """A runner that makes the forwards of a schedule in an order of (step, branch)."""
+
+    def __init__(self, flex: FlexTransformer, steps, order):
+        self.run_, self.order, self.steps = Run(Schedule(tuple(steps)), flex.diffusion), iter(order), len(steps)
+        self.run_.summary.steps.append([])  # whatever branch comes first
+
+    def run(self, flex, call):
+        step, call.branch = next(self.order)
+        costs = dict.fromkeys(flex.patch_sizes, 1)
+        return self.run_.forward(flex, call, Position(step, call.branch, self.steps, None), costs)
+
+
 @pytest.mark.parametrize("parametrisation", ["snr", "direct"])
 def test_idle_powerful_mode_is_bit_identical_also_after_weak_forwards(transformer, parametrisation):
     inputs = forward_inputs()
@@ -38,9 +54,9 @@ def test_idle_powerful_mode_is_bit_identical_also_after_weak_forwards(transforme
     flex = attach(transformer, parametrisation)
     assert torch.equal(run(transformer, **inputs), stock)
     for patch_size in WEAK:
-        flex.policy = flex.fixed_policy(patch_size)
+        flex.fix(patch_size)
         assert not torch.equal(run(transformer, **inputs), stock)
-        flex.policy = flex.fixed_policy(flex.powerful)
+        flex.fix(flex.powerful)
         assert torch.equal(run(transformer, **inputs), stock)
     flex.remove()
     remove_lora(flex)
@@ -54,7 +70,7 @@ def test_a_users_lora_stays_active_in_every_mode_and_after_disable(transformer):
     styled, keys = run(transformer, **inputs), list(transformer.state_dict())
     flex = attach(transformer)
     assert torch.equal(run(transformer, **inputs), styled)
-    flex.policy = flex.fixed_policy("1x4x4")
+    flex.fix("1x4x4")
     with_style = run(transformer, **inputs)
     assert transformer.active_adapters() == ["style"]  # between forwards ours are idle
     transformer.set_adapters(["style"], [0.0])
@@ -74,7 +90,7 @@ def test_odd_sizes_run_and_keep_their_shape(transformer, parametrisation, size, 
     flex = attach(transformer, parametrisation)
     inputs = forward_inputs(batch, *size)
     for patch_size in WEAK:
-        flex.policy = flex.fixed_policy(patch_size)
+        flex.fix(patch_size)
         output = run(transformer, **inputs)
         assert output.shape == inputs["hidden_states"].shape and output.isfinite().all()
 
@@ -90,11 +106,11 @@ def test_direct_coarse_pass_over_upsampled_latents_is_the_base_pass_at_coarse_po
     large = upsampled(x, (1, 2, 2), coarse_patch)
     # Not causal here: every base frame became m_t frames, none of which stands alone.
     object.__setattr__(flex, "family", _not_causal(flex.family))
-    flex.policy = flex.fixed_policy(patch_size)
+    flex.fix(patch_size)
     coarse = run(transformer, **{**small, "hidden_states": large})
 
     folding = folding_for(tuple(large.shape[2:]), mode.multiple, (1, 2, 2), False)
-    flex.mode, flex._folding = mode, folding
+    flex.mode, flex.folding = mode, folding
     tables = transformer.rope(folding.fold(large))
     flex.remove()
     transformer.rope.forward = lambda hidden_states: tables
@@ -114,10 +130,9 @@ def test_guidance_of_a_mixed_step_is_the_difference_of_two_weak_predictions(tran
     unconditional["encoder_hidden_states"] = torch.zeros_like(unconditional["encoder_hidden_states"])
     predictions = {}
     for patch_size in ("1x2x2", "1x4x4"):
-        flex.policy = flex.fixed_policy(patch_size)
+        flex.fix(patch_size)
         predictions[patch_size] = [run(transformer, **inputs) for inputs in (conditional, unconditional)]
-    choices = iter([Choice("1x2x2", keep=True, mixed=True), Choice("1x4x4", branch=1, mixed=True)])
-    flex.policy = lambda *_: next(choices)
+    flex.runner = RunInOrder(flex, [("1x2x2", "1x4x4")], [(0, 0), (0, 1)])
     powerful, mixed = [run(transformer, **inputs) for inputs in (conditional, unconditional)]
     assert torch.equal(powerful, predictions["1x2x2"][0])
     weak_conditional, weak_unconditional = predictions["1x4x4"]
@@ -130,15 +145,8 @@ def test_kept_guidance_is_that_of_the_powerful_step_in_x0(transformer):
     conditional, unconditional = forward_inputs(), forward_inputs()
     unconditional["encoder_hidden_states"] = torch.zeros_like(unconditional["encoder_hidden_states"])
     calls = [conditional, unconditional, *(forward_inputs(seed=1) | later for _ in range(2))]
-    choices = iter(
-        [
-            Choice("1x2x2", compare=("1x4x4",), keep=True),
-            Choice("1x2x2", branch=1),
-            Choice("1x4x4", keep=True),
-            Choice("1x4x4", branch=1, kept=True),
-        ]
-    )
-    flex.policy = lambda *_: next(choices)
+    steps = [("1x2x2", "1x2x2"), ("1x4x4", "kept")]
+    flex.runner = RunInOrder(flex, steps, [(0, 0), (0, 1), (1, 0), (1, 1)])
     counter = flop_counter_mode()
     powerful, powerful_unconditional, weak = [run(transformer, **x) for x in calls[:3]]
     with counter:
@@ -157,11 +165,10 @@ def test_a_weak_step_after_a_powerful_one_is_corrected(transformer, parametrisat
     first, second = forward_inputs(), forward_inputs(seed=1) | {"timestep": torch.full((2,), 600.0)}
     outputs = {}
     for patch_size in ("1x2x2", "1x4x4"):
-        flex.policy = flex.fixed_policy(patch_size)
+        flex.fix(patch_size)
         outputs[patch_size] = [run(transformer, **inputs) for inputs in (first, second)]
-    sequence = [Choice("1x2x2", branch=1, compare=("1x4x4",))] + [Choice("1x4x4", branch=1)] * 2 + [Choice("1x4x4")]
-    choices = iter(sequence)
-    flex.policy = lambda *_: next(choices)
+    steps = [("1x2x2", "1x2x2"), *[("1x4x4", "1x4x4")] * 4]
+    flex.runner = RunInOrder(flex, steps, [(0, 1), (1, 1), (2, 1), (3, 0)])
     powerful, same, other, uncorrected = [run(transformer, **x) for x in (first, first, second, second)]
     assert torch.equal(powerful, outputs["1x2x2"][0])
     assert torch.allclose(same, powerful, atol=1e-5)
@@ -176,7 +183,7 @@ def test_a_weak_step_after_a_powerful_one_is_corrected(transformer, parametrisat
 def test_snr_tells_the_network_the_truth_and_passes_the_unseen_noise_through(transformer, patch_size):
     """With a network that knows the answer: it is told sigma kappa / c, and the output stands for U D x0 exactly."""
     flex = FlexTransformer(transformer, [patch_size], "snr")
-    flex.policy = flex.fixed_policy(patch_size)
+    flex.fix(patch_size)
     generator = torch.Generator().manual_seed(0)
     x_0, noise = torch.randn(2, 2, 4, 5, 8, 12, generator=generator)
     sigma = torch.tensor([0.9, 0.3])
@@ -194,7 +201,7 @@ def test_snr_tells_the_network_the_truth_and_passes_the_unseen_noise_through(tra
         velocity = (seen["mean"] - folding.block_mean(x_0)) / own_level
         return (torch.cat([velocity, torch.zeros_like(velocity).repeat(1, blocks, 1, 1, 1)], 1),)
 
-    output = flex.run(network, None, (x_t, 1000 * sigma, torch.zeros(2, 7, 64)), {"return_dict": False})[0]
+    output = flex.forward(network, None, (x_t, 1000 * sigma, torch.zeros(2, 7, 64)), {"return_dict": False})[0]
     typical = blocks**-0.5
     assert torch.allclose(seen["timestep"], 1000 * sigma * typical / (1 - sigma + sigma * typical))
     assert torch.allclose(seen["mean"], folding.block_mean(x_t) / (1 - level + level * kappa), atol=1e-5)
@@ -212,10 +219,10 @@ def test_gradients_reach_every_trained_parameter_and_no_frozen_one(transformer):
     flex.weak_modes.requires_grad_(True)
     inputs = forward_inputs()
     for patch_size in WEAK:
-        flex.policy = flex.fixed_policy(flex.powerful)
+        flex.fix(flex.powerful)
         with torch.no_grad():
             target = transformer(**inputs, return_dict=False)[0]
-        flex.policy = flex.fixed_policy(patch_size)
+        flex.fix(patch_size)
         output = transformer(**inputs, return_dict=False)[0]
         (output - target).square().mean().backward()
         assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in flex.weak_modes[patch_size].parameters())
@@ -229,23 +236,23 @@ def test_gradients_reach_every_trained_parameter_and_no_frozen_one(transformer):
 def test_flops_on_the_meta_device_are_those_of_a_real_forward(transformer, patch_size):
     flex = attach(transformer)
     inputs = forward_inputs(3)
-    flex.policy = flex.fixed_policy(patch_size)
+    flex.fix(patch_size)
     with flop_counter_mode() as counter:
         run(transformer, **inputs)
-    assert counter.get_total_flops() == pytest.approx(3 * FlopCounter(flex).count(patch_size, inputs), rel=0.01)
+    assert counter.get_total_flops() == pytest.approx(3 * FlopCounter(flex).costs(inputs)[patch_size], rel=0.01)
 
 
 def test_an_error_in_a_forward_leaves_the_stock_mode(transformer):
     inputs = forward_inputs()
     stock = run(transformer, **inputs)
     flex = attach(transformer)
-    flex.policy = flex.fixed_policy("1x4x4")
+    flex.fix("1x4x4")
     handle = transformer.blocks[1].register_forward_hook(lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
     with pytest.raises(KeyboardInterrupt):
         run(transformer, **inputs)
     handle.remove()
     assert flex.mode is None and list(transformer.active_adapters()) == []
-    flex.policy = flex.fixed_policy(flex.powerful)
+    flex.fix(flex.powerful)
     assert torch.equal(run(transformer, **inputs), stock)
 
 
@@ -261,6 +268,11 @@ def config_of(flex: FlexTransformer) -> AdapterConfig:
     )
 
 
+class AtSigma:
+    def run(self, flex, call):
+        return call.output_of(flex.predict(call, "1x4x4", flex.diffusion, call.level(flex.diffusion, sigma=0.8)))
+
+
 @pytest.fixture
 def adapter_folder(tmp_path):
     flex = attach(tiny_transformer())
@@ -268,7 +280,7 @@ def adapter_folder(tmp_path):
         for p in [*flex.weak_modes.parameters(), *flex.transformer.parameters()]:
             p.copy_(p.half())
     save_adapter(tmp_path / "adapter", config_of(flex), {"transformer": flex})
-    flex.policy = flex.fixed_policy("2x4x4")
+    flex.fix("2x4x4")
     return tmp_path / "adapter", run(flex.transformer, **forward_inputs())
 
 
@@ -294,8 +306,8 @@ def test_merged_lora_predicts_the_same_costs_nothing_and_leaves_no_trace(adapter
             outputs[merge_lora] = run(transformer, **inputs)
         flops[merge_lora] = counter.get_total_flops()
         flex = transformer._diffusers_hook.get_hook("flexivid").flex
-        assert 2 * FlopCounter(flex).count("1x4x4", inputs) == pytest.approx(flops[merge_lora], rel=0.02)
-        flex.policy = flex.fixed_policy(flex.powerful)
+        assert 2 * FlopCounter(flex).costs(inputs)["1x4x4"] == pytest.approx(flops[merge_lora], rel=0.02)
+        flex.fix(flex.powerful)
         assert torch.equal(run(transformer, **inputs), stock)
     assert torch.allclose(outputs[False], outputs[True], atol=1e-5) and flops[True] < 0.95 * flops[False]
     flexivid.disable(transformer)
@@ -328,7 +340,7 @@ def test_merged_weights_never_stay(adapter_folder):
     with pytest.raises(RuntimeError, match="fused"):
         run(transformer, **inputs)
     transformer.unfuse_lora()
-    flex.policy = flex.fixed_policy(flex.powerful)
+    flex.fix(flex.powerful)
     flexivid.disable(transformer)
     transformer.unload_lora()
     assert torch.allclose(run(transformer, **inputs), stock, atol=0.05)
@@ -370,10 +382,10 @@ def test_adapter_errors_name_what_is_wrong(adapter_folder, tmp_path):
     load_adapter(folder, read_config(folder), {"transformer": flex})
 
 
-def test_a_choice_without_sigma_reads_the_timestep(transformer):
+def test_a_level_without_sigma_is_that_of_the_timestep(transformer):
     flex = attach(transformer)
     inputs = forward_inputs()
-    flex.policy = flex.fixed_policy("1x4x4")
+    flex.fix("1x4x4")
     from_timestep = run(transformer, **inputs)
-    flex.policy = lambda flex, call, context: Choice("1x4x4", sigma=0.8)
+    flex.runner = AtSigma()
     assert torch.allclose(run(transformer, **inputs), from_timestep)

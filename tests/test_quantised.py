@@ -9,8 +9,8 @@ from diffusers import TorchAoConfig, WanTransformer3DModel
 from test_training_scale import ONE, losses, run, start_and_signal, write
 
 import flexivid
-from flexivid.api import _attached
 from flexivid.model.flexible import FlexTransformer
+from flexivid.model.hooks import attached
 from flexivid.model.lora import add_lora
 from flexivid.model.weak_mode import dense_weight
 
@@ -50,7 +50,7 @@ def test_an_int8_base(tmp_path):
         outputs.append(model(**call, return_dict=False)[0])
     # A rounding of 8 bits, no more.
     assert (outputs[0] - outputs[1]).abs().max() < 0.05 * outputs[0].std()
-    flex = _attached(transformer)
+    flex = attached(transformer)
     add_lora(flex, rank=4)
     for name, parameter in transformer.named_parameters():
         if "lora_B" in name:
@@ -67,7 +67,7 @@ def test_gradients_reach_lora_on_an_int8_base(tmp_path):
     transformer = quantised(tmp_path).requires_grad_(False)
     flex = FlexTransformer(transformer, ["1x4x4"], "snr")
     add_lora(flex, rank=4)
-    flex.policy = flex.fixed_policy("1x4x4")
+    flex.fix("1x4x4")
     lora = {name: p.requires_grad_(True) for name, p in transformer.named_parameters() if "lora_" in name}
     transformer(**forward_inputs(), return_dict=False)[0].square().mean().backward()
     assert lora and all(p.grad is not None and p.grad.any() for name, p in lora.items() if "lora_B" in name)

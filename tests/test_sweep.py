@@ -280,6 +280,33 @@ class TestVBench:
         answer = vbench.score_dimension(tmp_path, "motion_smoothness", tmp_path, standard=False)
         assert "make vbench" in answer["detail"] and "score" not in answer
 
+    @pytest.mark.parametrize("asked", [[], ["--dimensions", "temporal_flickering"]])
+    def test_a_dry_run_names_what_each_dimension_lacks(self, asked, tmp_path, monkeypatch, capsys):
+        monkeypatch.setattr(vbench, "PYTHON", tmp_path / "env/bin/python")
+        for step in ("load_pipeline", "reachable", "print_plan"):  # which come after, and sample
+            monkeypatch.setattr(vbench_sweep, step, lambda *given: None)
+        command = [
+            "--dry-run",
+            "--rivals",
+            "steps",
+            "--vbench-cache",
+            str(tmp_path),
+            "--output",
+            str(tmp_path / "out"),
+            *asked,
+        ]
+        assert vbench_sweep.main(command) == 0
+        lines = capsys.readouterr().out.split("VBench dimensions:\n")[1].split("\n")
+        said = {line.split()[0]: line for line in lines if line.startswith("  ")}
+        assert list(said) == (asked[1:] or list(vbench.DIMENSIONS))
+        assert said["temporal_flickering"].endswith("   the environment is missing: make vbench")
+        for name, line in said.items():
+            dimension = vbench.DIMENSIONS[name]
+            assert all(path in line for path in dimension.weights)
+            assert ("--prompts vbench" in line) != dimension.any_prompt
+            assert ("detectron2" in line) == (dimension.weights == vbench.GRIT)
+        assert not (tmp_path / "out").exists()
+
     @pytest.mark.skipif(not vbench.PYTHON.exists(), reason="VBench's environment is missing: make vbench")
     @pytest.mark.parametrize("levels, expected", [((128, 128), 1.0), ((60, 171), 1 - 111 / 255)])
     def test_temporal_flickering_through_the_real_package(self, levels, expected, tmp_path):

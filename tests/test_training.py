@@ -14,16 +14,17 @@ from conftest import forward_inputs, tiny_pipeline, tiny_transformer
 from diffusers import AutoencoderKLWan
 from safetensors.torch import load_file
 
+from flexivid.diffusion import Level
 from flexivid.model.adapter import AdapterConfig, save_adapter, transformer_shape
 from flexivid.training.config import DistillConfig, load_config
 from flexivid.training.configuration_page import page
-from flexivid.training.distill import (
+from flexivid.training.noise import State, shift_sigma, uniform_steps_sigma
+from flexivid.training.student import (
     build_student,
     corrected_distillation_loss,
     distillation_loss,
     weak_errors,
 )
-from flexivid.training.noise import State, shift_sigma, uniform_steps_sigma
 
 ROOT = Path(__file__).parents[1]
 
@@ -61,6 +62,106 @@ def test_config_errors_name_the_key(tmp_path, settings, overrides, message):
         load_config(write_config(tmp_path / "c.yaml", **settings), overrides)
 
 
+CLIPS = {"folder": "f"}
+ON_POLICY = {"on_policy": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("settings", "unread"),
+    [
+        *(
+            ({"objective": "shared", "distill": {name: value}}, f"shared does not read distill.{name}")
+            for name, value in {
+                "mode_weights": [1, 2, 3],
+                "modes_per_step": 1,
+                "rank": 8,
+                "adapter": "a",
+                "correction_gap": 0.25,
+                "anchor": 0.1,
+                **ON_POLICY,
+                "on_policy_every": 5,
+                "on_policy_clips": 2,
+                "on_policy_budget": 0.5,
+            }.items()
+        ),
+        (
+            {"objective": "shared", "distill": {"mode_weights": [1, 2, 3], **ON_POLICY}},
+            "shared does not read distill.mode_weights, distill.on_policy: leave it out",
+        ),
+        ({"objective": "shared", "component": "transformer"}, "shared does not read component"),
+        ({"objective": "shared", "push_to_hub": "a/b"}, "shared does not read push_to_hub"),
+        ({"objective": "distill", "distill": {"teacher_weight": 2.0}}, "distill does not read distill.teacher_weight"),
+        ({"objective": "distill", "distill": {"on_policy_every": 5}}, "on_policy_every .*distill.on_policy is 0"),
+        ({"objective": "distill", "distill": {"anchor": 0.1}}, "distill.anchor .*correction_gap is 0"),
+        ({"objective": "distill", "clips": CLIPS, "data": {"clips": 9}}, "data would not be read, because clips are"),
+        ({"objective": "distill", "clips": CLIPS | {"teacher_steps": 9}}, "clips.teacher_steps .*for clips.prompts"),
+        ({"objective": "distill", "validation": {"prompts": ["a"]}}, "validation.prompts .*they need clips"),
+        ({"objective": "distill", "validation": {"steps": 9}}, "validation.steps .*clips or distill.on_policy"),
+        ({"objective": "distill", "vae": {}}, "distill does not read vae"),
+        ({"objective": "distill", "optim": {"muon_lr": 0.1}}, "optim.muon_lr .*optim.name is not muon"),
+        ({"objective": "pretrain", "distill": {"rank": 8}}, "pretrain does not read distill:"),
+        ({"objective": "pretrain", "base_dtype": "float32"}, "pretrain does not read base_dtype"),
+        ({"objective": "pretrain", "clips": CLIPS}, "pretrain does not read clips"),
+        ({"objective": "pretrain", "vae": {"z_dim": 8}}, "pretrain does not read vae"),
+        ({"objective": "vae", "flow_shift": 5.0}, "vae does not read flow_shift"),
+        ({"objective": "vae", "compile": True}, "vae does not read compile"),
+        ({"objective": "vae", "gradient_checkpointing": True}, "vae does not read gradient_checkpointing"),
+        ({"objective": "vae", "data": {"word_weights": {"cross": 2.0}}}, "vae does not read data.word_weights"),
+        ({"objective": "vae", "base": "b", "vae": {"z_dim": 8}}, "vae.z_dim .*those of base"),
+        ({"objective": "vae", "vae": {"latent_noise": 0.1}}, "vae.latent_noise .*from a base"),
+    ],
+)
+def test_settings_that_nothing_would_read_are_refused(tmp_path, settings, unread):
+    with pytest.raises(ValueError, match=unread):
+        load_config(write_config(tmp_path / "c.yaml", output="o", **settings))
+
+
+def test_settings_that_are_read_are_not_refused(tmp_path):
+    on_policy = {"on_policy": 0.5, "on_policy_every": 5}
+    for settings in (
+        {"objective": "shared", "base_dtype": "float32", "distill": {"modes": ["1x4x4"], "teacher_weight": 0.5}},
+        {"objective": "distill", "distill": on_policy, "validation": {"steps": 9}, "data": {"clips": 9}},
+        {"objective": "distill", "clips": CLIPS, "validation": {"prompts": ["a"]}, "distill": {"rank": 8}},
+        {"objective": "distill", "clips": {"prompts": "p.txt", "teacher_steps": 9}},
+    ):
+        load_config(write_config(tmp_path / "c.yaml", output="o", **settings))
+    path = write_config(tmp_path / "c.yaml", output="o", objective="distill", distill={"rank": 8})
+    overrides = ["--objective", "shared", "--distill.rank", "null"]
+    assert load_config(path, overrides).distill == DistillConfig()
+
+
+def test_a_dry_run_refuses_them_too(tmp_path):
+    path = write_config(tmp_path / "c.yaml", objective="shared", output="o", distill={"mode_weights": [1, 2, 3]})
+    command = [sys.executable, ROOT / "flexivid/train.py", "--config", path, "--dry-run"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2 and "does not read distill.mode_weights" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["--clips.fps", "8"], "cannot set clips.fps: clips is None in the config"),
+        (["--steps.more", "8"], "cannot set steps.more: steps is 4 in the config"),
+        (["--distill.modes", "[1x4x4"], "the value '\\[1x4x4' of --distill.modes is not YAML"),
+    ],
+)
+def test_overrides_that_cannot_be_are_no_traceback(tmp_path, overrides, message):
+    path = write_config(tmp_path / "c.yaml", objective="distill", output="o", steps=4, clips=None)
+    with pytest.raises(ValueError, match=message):
+        load_config(path, overrides)
+
+
+def test_words_that_are_not_in_the_world_are_refused_at_once(tmp_path):
+    data = {"word_weights": {"cross": 2.0, "sideways": 1.0}}
+    path = write_config(tmp_path / "c.yaml", objective="pretrain", output=str(tmp_path / "o"), data=data)
+    done = subprocess.run(
+        [sys.executable, ROOT / "flexivid/train.py", "--config", path], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 2 and "word_weights names sideways; the words are black" in done.stderr
+    assert not (tmp_path / "o").exists() and "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)
 def test_committed_configs_are_valid(path):
     load_config(path)
@@ -90,7 +191,7 @@ def test_sampled_noise_levels_are_those_of_the_schedule():
 def state_of(inputs: dict, sigma: list[float]) -> State:
     sigma = torch.tensor(sigma)
     conditions = {"encoder_hidden_states": inputs["encoder_hidden_states"]}
-    return State(inputs["hidden_states"], 1000 * sigma, 1 - sigma, sigma, conditions)
+    return State(inputs["hidden_states"], 1000 * sigma, Level(1 - sigma, sigma), conditions)
 
 
 @pytest.mark.parametrize("parametrisation", ["snr", "direct"])

@@ -9,6 +9,7 @@ import pytest
 import torch
 from accelerate.utils import DistributedType
 from safetensors.torch import load_file
+from test_training_finite import check_stopped
 from test_training_scale import ONE, ROOT, TWO, losses, run, start_and_signal, write
 
 from flexivid.training.config import Config
@@ -52,13 +53,18 @@ def test_split_moments_change_nothing(tmp_path, settings, monkeypatch, stage, pr
 
 @installed
 def test_a_killed_run_of_all_weights_goes_on_as_if_nothing_had_happened(tmp_path, settings):
-    settings["objective"] = "shared"
+    settings |= {"objective": "shared", "distill": {"modes": settings["distill"]["modes"]}}
     whole, whole_output = write(tmp_path, "whole", settings)
     run(ZERO, whole)
     killed, output = write(tmp_path, "killed", settings)
     start_and_signal(ZERO, killed, output, after=5, number=signal.SIGKILL)
     run(ZERO, killed)
     assert torch.allclose(torch.tensor(losses(output)), torch.tensor(losses(whole_output)), atol=1e-5, rtol=0)
+
+
+@installed
+def test_steps_that_are_not_finite_are_left_out_and_stop_the_run(tmp_path, training_config, monkeypatch):
+    check_stopped(ZERO, tmp_path, training_config, monkeypatch)
 
 
 @pytest.mark.parametrize(

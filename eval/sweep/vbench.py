@@ -28,8 +28,9 @@ GRIT = ("grit_model/grit_b_densecap_objectdet.pth",)
 
 @dataclass(frozen=True)
 class Dimension:
-    """group: which of the two scores it is part of. weights: files below the cache. low, high: what the official
-    normalisation maps to 0 and 1. share: its weight in the group. any_prompt: can be scored on prompts of one's own.
+    """group: which of the two scores it is part of. weights: files below the cache. modules: what VBench does not
+    install itself. low, high: what the official normalisation maps to 0 and 1. share: its weight in the group.
+    any_prompt: can be scored on prompts of one's own.
     """
 
     group: Literal["quality", "semantic"]
@@ -38,6 +39,7 @@ class Dimension:
     high: float = 1.0
     share: float = 1.0
     any_prompt: bool = True
+    modules: tuple[str, ...] = ()
 
 
 DIMENSIONS = {
@@ -54,16 +56,16 @@ DIMENSIONS = {
         "quality", ("clip_model/ViT-L-14.pt", "aesthetic_model/emb_reader/sa_0_4_vit_l_14_linear.pth")
     ),
     "imaging_quality": Dimension("quality", ("pyiqa_model/musiq_spaq_ckpt-358bb6af.pth",)),
-    "object_class": Dimension("semantic", GRIT, any_prompt=False),
-    "multiple_objects": Dimension("semantic", GRIT, any_prompt=False),
+    "object_class": Dimension("semantic", GRIT, any_prompt=False, modules=("detectron2",)),
+    "multiple_objects": Dimension("semantic", GRIT, any_prompt=False, modules=("detectron2",)),
     "human_action": Dimension(
         # On other prompts it looks for the action in the file name, finds none, and says 0.
         "semantic",
         ("umt_model/l16_ptk710_ftk710_ftk400_f16_res224.pth",),
         any_prompt=False,
     ),
-    "color": Dimension("semantic", GRIT, any_prompt=False),
-    "spatial_relationship": Dimension("semantic", GRIT, any_prompt=False),
+    "color": Dimension("semantic", GRIT, any_prompt=False, modules=("detectron2",)),
+    "spatial_relationship": Dimension("semantic", GRIT, any_prompt=False, modules=("detectron2",)),
     "scene": Dimension("semantic", ("caption_model/tag2text_swin_14m.pth",), 0.0, 0.8222, any_prompt=False),
     "appearance_style": Dimension("semantic", (CLIP_B,), 0.0009, 0.2855, any_prompt=False),
     "temporal_style": Dimension("semantic", VICLIP, 0.0, 0.364),
@@ -73,14 +75,18 @@ DIMENSIONS = {
 
 def availability(cache: Path | None) -> dict[str, str]:
     """Per dimension, what is missing to score it here, an empty string if nothing is known to be."""
-    if not PYTHON.exists():
-        return dict.fromkeys(DIMENSIONS, "the environment is missing: make vbench")
-    folder = cache or DEFAULT_CACHE
-    missing = {
-        name: [path for path in dimension.weights if not (folder / path).exists()]
-        for name, dimension in DIMENSIONS.items()
-    }
-    return {name: f"weights missing: {', '.join(paths)}" if paths else "" for name, paths in missing.items()}
+    folder, environment = cache or DEFAULT_CACHE, PYTHON.parents[1]
+    lacking = {}
+    for name, dimension in DIMENSIONS.items():
+        weights = [path for path in dimension.weights if not (folder / path).exists()]
+        packages = [module for module in dimension.modules if not any(environment.glob(f"lib/python*/*/{module}"))]
+        what = {
+            "the environment is missing": [] if PYTHON.exists() else ["make vbench"],
+            "weights missing": weights,
+            "dependency missing": packages,
+        }
+        lacking[name] = "; ".join(f"{kind}: {', '.join(things)}" for kind, things in what.items() if things)
+    return lacking
 
 
 def standard_prompts(dimensions: list[str]) -> list[str]:

@@ -13,10 +13,11 @@ from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from torch.distributed.tensor import DTensor
 
+from flexivid.files import replacing
 from flexivid.model.flexible import FlexTransformer
 from flexivid.model.lora import add_lora
+from flexivid.tensors import whole
 
 CONFIG_NAME = "flexivid_config.json"
 WEIGHTS_NAME = "flexivid.safetensors"
@@ -155,11 +156,6 @@ def load_adapter(folder: Path, config: AdapterConfig, flexes: dict[str, FlexTran
             set_peft_model_state_dict(flex.transformer, state, adapter_name=name)
 
 
-def whole(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor itself, or with FSDP that of all processes; every one of them has to ask for it."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
 def save_adapter(folder: Path, config: AdapterConfig, flexes: dict[str, FlexTransformer], write: bool = True) -> None:
     """Writes an adapter folder in half precision; each file beside, then renamed.
 
@@ -196,8 +192,8 @@ def _write(folder: Path, config: AdapterConfig, weights: dict, lora: dict | None
         files[LORA_NAME] = lambda path: save_file(halved(lora), path, facts)
     files[CONFIG_NAME] = lambda path: path.write_text(config.model_dump_json(indent=2) + "\n")
     for name, write in files.items():
-        write(folder / f"{name}.partial")
-        os.replace(folder / f"{name}.partial", folder / name)
+        with replacing(folder / name) as partial:
+            write(partial)
 
 
 def merge_adapters(sources: list[Path], output: Path) -> None:

@@ -62,6 +62,7 @@ WAN = Family(
     channels_last=True,
     positions="rope",
     centred=_of_latents(token_axis=1),
+    positions_of_sizes=True,
     prediction="flow",
     guidance="separate",
     lora_targets=r"blocks\.\d+\.(attn1\.(to_q|to_k|to_v|to_out\.0)|ffn\.net\.(0\.proj|2))",
@@ -183,6 +184,7 @@ HUNYUAN_VIDEO = Family(
     channels_last=False,
     positions="rope",
     centred=_of_latents(token_axis=0),
+    positions_of_sizes=True,
     prediction="flow",
     guidance="embedded",
     lora_targets=(
@@ -256,6 +258,7 @@ SANA_VIDEO = Family(
     channels_last=True,
     positions="rope",
     centred=_of_latents(token_axis=1),
+    positions_of_sizes=True,
     prediction="flow",
     guidance="batched",
     lora_targets=r"transformer_blocks\.\d+\.attn1\.(to_q|to_k|to_v|to_out\.0)",  # the feed-forward is a convolution
@@ -345,13 +348,29 @@ PIXART = replace(
 FAMILIES = (WAN, SKYREELS_V2, LTX, COGVIDEOX, HUNYUAN_VIDEO, MOTIF_VIDEO, MOCHI, SANA_VIDEO, LATTE, DIT, PIXART)
 
 
+_registered: dict[str, Family] = {}
+
+
+def register(family: Family) -> Family:
+    """Adds the row of a model that is not in the table (docs/own-model.md); one registered before is replaced.
+
+    Raises ValueError for a class that flexivid itself has a row for.
+    """
+    if any(row.transformer_class == family.transformer_class for row in FAMILIES):
+        raise ValueError(f"{family.transformer_class} has a row already; register is for classes that have none")
+    _registered[family.transformer_class] = family
+    return family
+
+
 def family_of(transformer: torch.nn.Module) -> Family:
     """The row of a transformer. Raises ValueError, which lists what is supported."""
     name = type(transformer).__name__
-    for family in FAMILIES:
+    for family in (*FAMILIES, *_registered.values()):
         if family.transformer_class == name:
             if transformer.config.get("image_condition_type") == "token_replace":
                 raise ValueError(f"{name} with image_condition_type token_replace is not supported: docs/models.md")
             return family
     supported = ", ".join(family.transformer_class for family in FAMILIES)
-    raise ValueError(f"flexivid does not know the transformer {name}; it supports {supported}")
+    raise ValueError(
+        f"flexivid does not know the transformer {name}; it supports {supported}, and what flexivid.register adds"
+    )

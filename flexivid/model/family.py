@@ -29,6 +29,7 @@ class Family:
         that name the axes of the token grid, where the layout alone does not tell them apart, or a number.
     positions: attribute path of the module that makes positions, and `centred`, which calls it for coarse tokens:
         (module, its stock forward, folding, *its arguments) -> what the module returns.
+    positions_of_sizes: these depend on the sizes of the latents only, and can be used again in a further step.
     rope_argument: the argument of `forward` with rotary tables (tokens, D), where the pipeline makes them.
     prediction: what the network predicts. time_scale: timestep = sigma * time_scale for flow matching.
     causal: the VAE encodes the first frame alone, so that it is a block of its own in time.
@@ -67,6 +68,7 @@ class Family:
     temporal: bool = True
     fixed_out_channels: bool = False
     image_by_timestep: bool = False
+    positions_of_sizes: bool = False
 
     @property
     def makes_images(self) -> bool:
@@ -74,6 +76,8 @@ class Family:
 
     def latents(self, call: dict) -> torch.Tensor:
         """The latents of a call, (B, C, T, H, W)."""
+        if self.layout == "b c t h w":
+            return call["hidden_states"]
         sizes = {axis: call.get(argument, argument) for axis, argument in self.sizes}
         return rearrange(call["hidden_states"], f"{self.layout} -> b c t h w", **sizes)
 
@@ -96,6 +100,8 @@ class Family:
 
     def packed(self, latents: torch.Tensor) -> torch.Tensor:
         """(B, C, T, H, W) -> as the transformer takes and gives them."""
+        if self.layout == "b c t h w":
+            return latents
         return rearrange(latents, f"b c t h w -> {self.layout}")
 
     def arguments_for(self, latents: torch.Tensor) -> dict:

@@ -7,11 +7,10 @@ its own block: m_t - 1 copies of it in front, copies of the last frame behind. I
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import torch
-from einops import rearrange
 
 Size3 = tuple[int, int, int]
 
@@ -80,6 +79,7 @@ class Folding:
     sources: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
     upsampling: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
     kappa: torch.Tensor
+    _placed: dict = field(default_factory=dict, repr=False, compare=False)  # what was computed here, as asked for
 
     @property
     def grid(self) -> Size3:
@@ -98,20 +98,21 @@ class Folding:
         """(B, C, T, H, W) -> (B, C, T' m_t, H' m_h, W' m_w) by replicating edges."""
         for axis, sources in enumerate(self.sources):
             if sources.numel() != self.size[axis]:
-                x = x.index_select(axis + 2, sources.flatten().to(x.device))
+                x = x.index_select(axis + 2, self._on(sources, x.device).flatten())
         return x
 
     def fold(self, x: torch.Tensor) -> torch.Tensor:
         """(B, C, T, H, W) -> (B, M*C, T', H', W'), channels ordered (m_t, m_h, m_w, C)."""
-        m_t, m_h, m_w = self.multiple
-        pattern = "b c (t mt) (h mh) (w mw) -> b (mt mh mw c) t h w"
-        return rearrange(self.pad(x), pattern, mt=m_t, mh=m_h, mw=m_w)
+        x, (m_t, m_h, m_w), (t, h, w) = self.pad(x), self.multiple, self.kappa.shape[2:]
+        batch, channels = x.shape[:2]
+        blocks = x.reshape(batch, channels, t, m_t, h, m_h, w, m_w).permute(0, 3, 5, 7, 1, 2, 4, 6)
+        return blocks.reshape(batch, -1, t, h, w)
 
     def unfold(self, x: torch.Tensor) -> torch.Tensor:
         """(B, M*C, T', H', W') -> (B, C, T, H, W): the inverse of `fold`, padding cropped."""
-        m_t, m_h, m_w = self.multiple
-        pattern = "b (mt mh mw c) t h w -> b c (t mt) (h mh) (w mw)"
-        x = rearrange(x, pattern, mt=m_t, mh=m_h, mw=m_w)
+        (m_t, m_h, m_w), (batch, _, t, h, w) = self.multiple, x.shape
+        blocks = x.reshape(batch, m_t, m_h, m_w, -1, t, h, w).permute(0, 4, 5, 1, 6, 2, 7, 3)
+        x = blocks.reshape(batch, -1, t * m_t, h * m_h, w * m_w)
         front = m_t - 1 if self.causal else 0
         return x[:, :, front : front + self.size[0], : self.size[1], : self.size[2]]
 
@@ -124,8 +125,28 @@ class Folding:
         # Autocast would round the product, and x0 is divided by the noise level later.
         with torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False):
             for axis, matrix in enumerate(self.upsampling):
-                x = torch.tensordot(x, matrix.to(x.device, x.dtype), dims=([axis + 2], [1])).movedim(-1, axis + 2)
+                if self.multiple[axis] > 1 or matrix.shape[0] != matrix.shape[1]:  # else every block is a position
+                    matrix = self._on(matrix, x.device, x.dtype)
+                    x = torch.tensordot(x, matrix, dims=([axis + 2], [1])).movedim(-1, axis + 2)
         return x
+
+    def noise_gains(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """kappa (1, 1, T', H', W') and that of a block without padding, on a device: one and the same if all agree."""
+        found = self._placed.get(("kappa", device))
+        if found is None:
+            with torch.inference_mode(False):
+                kappa = self.kappa if self.kappa.min() < self.kappa.max() else self.kappa[:, :, :1, :1, :1]
+                kappa = kappa.to(device)
+                found = self._placed["kappa", device] = kappa, kappa if kappa.numel() == 1 else kappa.median()
+        return found
+
+    def _on(self, tensor: torch.Tensor, device: torch.device, dtype: torch.dtype | None = None) -> torch.Tensor:
+        """One of this folding's tensors on a device, copied there once."""
+        key = id(tensor), device, dtype
+        if key not in self._placed:
+            with torch.inference_mode(False):
+                self._placed[key] = tensor.to(device, dtype or tensor.dtype)
+        return self._placed[key]
 
 
 @lru_cache(maxsize=64)

@@ -2,6 +2,8 @@
 
 import copy
 import warnings
+from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from diffusers.models.attention_dispatch import attention_backend
@@ -37,13 +39,15 @@ def _of_one_clip(value):
     return torch.empty(1, *value.shape[1:], dtype=dtype, device="meta")
 
 
-def _shapes(value) -> str:
-    """What an argument's FLOPs depend on."""
+def _shapes(value):
+    """What an argument's FLOPs depend on, for one clip. Tables, which come in tuples, are for all clips alike."""
+    if torch.is_tensor(value):
+        return tuple(value.shape[1:])
     if isinstance(value, dict):
-        return str({name: _shapes(part) for name, part in value.items()})
-    if isinstance(value, tuple):
-        return str([_shapes(part) for part in value])
-    return str(tuple(value.shape) if torch.is_tensor(value) else value)
+        return tuple((name, _shapes(part)) for name, part in value.items())
+    if isinstance(value, (tuple, list)):
+        return tuple(tuple(part.shape) if torch.is_tensor(part) else str(part) for part in value)
+    return str(value)
 
 
 class FlopCounter:
@@ -63,26 +67,30 @@ class FlopCounter:
                         warnings.simplefilter("ignore")  # of several adapters, and of copies between meta tensors
                         twin.add_adapter(copy.deepcopy(config), name)
         self.twin.lora.find_layers()
-        self.twin.alphas_cumprod = torch.linspace(1, 0, 1000)  # any will do: values cost nothing
+        table = torch.linspace(1, 0, 1000)  # any will do: values cost nothing
+        self.twin.diffusion = replace(self.twin.diffusion, alphas_cumprod=table)
         if self.twin.lora.layers:
             twin.set_adapter([])
-        self._counts: dict[tuple, int] = {}
+        self._costs: dict[tuple, dict[str, int]] = {}
 
-    def count(self, patch_size: str, call: dict) -> int:
-        """FLOPs (2 per multiply-add) of one forward of one clip, with arguments shaped as in `call`."""
-        inputs = {name: _of_one_clip(value) for name, value in call.items() if name not in NOT_COUNTED}
-        key = (patch_size, _shapes(inputs))
-        if key not in self._counts:
-            self.twin.policy = self.twin.fixed_policy(patch_size)
-            # The user's attention backend may not run on meta tensors, or not be known to the counter; and a counter
-            # around the user's call is to count what runs, not what is planned.
-            with (
-                _disable_current_modes(),
-                attention_backend("native"),
-                self.twin.family.counting(),
-                torch.no_grad(),
-                flop_counter_mode() as counter,
-            ):
-                self.twin.transformer(**inputs, return_dict=False)
-            self._counts[key] = counter.get_total_flops()
-        return self._counts[key]
+    def costs(self, arguments: dict) -> Mapping[str, int]:
+        """FLOPs (2 per multiply-add) of one forward of one clip by patch size, with arguments shaped as these."""
+        key = tuple((name, _shapes(value)) for name, value in arguments.items() if name not in NOT_COUNTED)
+        if key not in self._costs:
+            self._costs[key] = {patch_size: self._count(patch_size, arguments) for patch_size in self.twin.patch_sizes}
+        return self._costs[key]
+
+    def _count(self, patch_size: str, arguments: dict) -> int:
+        inputs = {name: _of_one_clip(value) for name, value in arguments.items() if name not in NOT_COUNTED}
+        self.twin.fix(patch_size)
+        # The user's attention backend may not run on meta tensors, or not be known to the counter; and a counter
+        # around the user's call is to count what runs, not what is planned.
+        with (
+            _disable_current_modes(),
+            attention_backend("native"),
+            self.twin.family.counting(),
+            torch.no_grad(),
+            flop_counter_mode() as counter,
+        ):
+            self.twin.transformer(**inputs, return_dict=False)
+        return counter.get_total_flops()

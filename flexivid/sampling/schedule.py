@@ -13,8 +13,10 @@ from itertools import groupby, islice, takewhile
 from pathlib import Path
 
 from flexivid.patches.sizes import format_patch_size, parse_patch_size
+from flexivid.text import read_text
 
 KEPT = "kept"  # stands for the patch size of an unconditional branch that does not run
+REUSED = "reused"  # stands for that of a step that runs nothing: every branch holds its last x0
 
 
 @dataclass(frozen=True)
@@ -22,9 +24,11 @@ class Schedule:
     """The patch size of every forward of one sampling run.
 
     steps: for every denoising step, the patch size of each guidance branch, written as in `1x4x4`: one without
-        guidance, else (conditional, unconditional), where the second may be `kept`.
+        guidance, else (conditional, unconditional), where the second may be `kept`. `reused` in every branch: the step
+        computes nothing.
 
-    Raises ValueError for no steps, for steps that differ in their number of branches, and for what is no patch size.
+    Raises ValueError for no steps, for steps that differ in their number of branches, for a first step that is reused,
+    and for what is no patch size.
     """
 
     steps: tuple[tuple[str, ...], ...]
@@ -39,6 +43,10 @@ class Schedule:
                     f"step {index} has {len(step)} patch sizes; every step has one, or every step has two "
                     "(conditional, unconditional)"
                 )
+            if is_reused(step):
+                if index == 0:
+                    raise ValueError("the first step has nothing to reuse")
+                continue
             for name in step[:1] if step[-1] == KEPT else step:
                 parse_patch_size(name)
 
@@ -61,7 +69,11 @@ class Schedule:
         What the powerful prediction knew better is added to theirs. Mixed steps have a correction of their own.
         """
         following = [step for step in self._until_powerful(index, powerful, branch) if not is_mixed(step)]
-        return tuple(dict.fromkeys(step[branch] for step in following if step[branch] != KEPT))
+        return tuple(dict.fromkeys(step[branch] for step in following if step[branch] not in (KEPT, REUSED)))
+
+    def is_held(self, index: int) -> bool:
+        """Whether the next step reuses what this one predicts."""
+        return is_reused(self.steps[index + 1]) if index + 1 < len(self.steps) else False
 
     def gives_guidance(self, index: int, powerful: str) -> bool:
         """Whether later steps keep the guidance of this one."""
@@ -71,7 +83,7 @@ class Schedule:
         """The patch size of every forward, comparisons included. A mixed step runs its weaker one on both branches."""
         names: list[str] = []
         for index, step in enumerate(self.steps):
-            names += (*step, step[1]) if is_mixed(step) else [name for name in step if name != KEPT]
+            names += (*step, step[1]) if is_mixed(step) else [name for name in step if name not in (KEPT, REUSED)]
             for branch in range(len(step)):
                 names += self.compared(index, powerful, branch)
         return names
@@ -110,6 +122,11 @@ class Schedule:
         return ", ".join(f"{count} x {step[0] if len(set(step)) == 1 else '/'.join(step)}" for step, count in runs)
 
 
+def is_reused(step: tuple[str, ...]) -> bool:
+    """Whether a step runs nothing."""
+    return set(step) == {REUSED}
+
+
 def is_mixed(step: tuple[str, ...]) -> bool:
     """Whether the guidance branches of a step run at two patch sizes."""
     return len(set(step) - {KEPT}) > 1
@@ -120,7 +137,7 @@ def explicit_schedule(text: str, steps: int, branches: int, patch_sizes: Collect
 
     Args:
         text: the runs, in any order; `1x2x2/2x4x4:5` gives the conditional and the unconditional branch their own,
-            `2x4x4/kept:5` keeps the guidance of the last powerful step.
+            `2x4x4/kept:5` keeps the guidance of the last powerful step, `reused:5` the last x0.
         steps: number of denoising steps, which the runs must add up to.
         branches: forwards a step makes: 2 with classifier-free guidance, else 1.
         patch_sizes: what the model has, written as in `1x4x4`.
@@ -133,12 +150,12 @@ def explicit_schedule(text: str, steps: int, branches: int, patch_sizes: Collect
         match = re.fullmatch(r"([^:]+):\s*([0-9]+)", run)
         if not match or int(match[2]) == 0:
             raise ValueError(f"{run!r} in the schedule is not patch size:number of steps, such as 2x4x4:30")
-        conditional, *unconditional = (name.strip() for name in match[1].split("/"))
-        named = [] if unconditional == [KEPT] else unconditional
-        step = tuple(format_patch_size(parse_patch_size(name)) for name in (conditional, *named))
-        step += tuple(unconditional[len(named) :])
+        step = tuple(name.strip() for name in match[1].split("/"))
+        if not is_reused(step):
+            named = step[:1] if step[1:] == (KEPT,) else step
+            step = (*(format_patch_size(parse_patch_size(name)) for name in named), *step[len(named) :])
         for name in step:
-            if name not in (*patch_sizes, KEPT):
+            if name not in (*patch_sizes, KEPT, REUSED):
                 raise ValueError(f"{name} in the schedule is not a patch size of this model: {', '.join(patch_sizes)}")
         if len(step) > branches:
             has = "no guidance, so one branch" if branches == 1 else "two branches, conditional/unconditional"
@@ -155,8 +172,8 @@ def read_schedule(path: Path) -> Schedule:
     Raises ValueError, or OSError if there is no such file.
     """
     try:
-        content = json.loads(path.read_text())
-    except ValueError as error:  # of JSON or of UTF-8
+        content = json.loads(read_text(path))
+    except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not JSON: {error}") from None
     if not isinstance(content, dict) or "schedule" not in content:
         raise ValueError(f'{path} holds no schedule; it should look like {{"schedule": [["2x4x4", "2x4x4"], ...]}}')

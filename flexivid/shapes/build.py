@@ -12,8 +12,9 @@ from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
+from flexivid.files import replacing
 from flexivid.shapes.world import all_scenes
-from flexivid.training.config import Config
+from flexivid.training.config import TransformerConfig, VaeConfig
 
 TEXT_DIM = 64
 
@@ -40,16 +41,16 @@ def build_text_encoder(vocabulary_size: int, seed: int) -> UMT5EncoderModel:
     return encoder
 
 
-def build_vae(config: Config) -> AutoencoderKLWan:
+def build_vae(config: VaeConfig) -> AutoencoderKLWan:
     """A fresh autoencoder, whose latents are not yet normalised."""
     vae = AutoencoderKLWan(
-        base_dim=config.vae.base_dim,
-        z_dim=config.vae.z_dim,
+        base_dim=config.base_dim,
+        z_dim=config.z_dim,
         dim_mult=[1, 2, 4],
         num_res_blocks=1,
         temperal_downsample=[True, True],
-        latents_mean=[0.0] * config.vae.z_dim,
-        latents_std=[1.0] * config.vae.z_dim,
+        latents_mean=[0.0] * config.z_dim,
+        latents_std=[1.0] * config.z_dim,
         scale_factor_temporal=4,
         scale_factor_spatial=4,
     )
@@ -65,17 +66,17 @@ def build_vae(config: Config) -> AutoencoderKLWan:
     return vae
 
 
-def build_transformer(config: Config) -> WanTransformer3DModel:
+def build_transformer(config: TransformerConfig, channels: int) -> WanTransformer3DModel:
     return WanTransformer3DModel(
         patch_size=(1, 2, 2),
-        num_attention_heads=config.transformer.heads,
+        num_attention_heads=config.heads,
         attention_head_dim=64,
-        in_channels=config.vae.z_dim,
-        out_channels=config.vae.z_dim,
+        in_channels=channels,
+        out_channels=channels,
         text_dim=TEXT_DIM,
         freq_dim=64,
-        ffn_dim=config.transformer.ffn_dim,
-        num_layers=config.transformer.layers,
+        ffn_dim=config.ffn_dim,
+        num_layers=config.layers,
         cross_attn_norm=True,
         qk_norm="rms_norm_across_heads",
     )
@@ -90,33 +91,9 @@ def build_pipeline(vae, transformer, tokenizer, text_encoder, flow_shift: float)
     )
 
 
-def latent_statistics(vae: torch.nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
-    """(mean, standard deviation) by which pipelines normalise a VAE's latents, each (1, C or 1, 1, 1, 1)."""
-
-    def found(name: str, otherwise: float) -> torch.Tensor:
-        value = vae.config.get(name)
-        value = dict(vae.named_buffers(recurse=False)).get(name) if value is None else value  # as LTX keeps them
-        return torch.as_tensor(otherwise if value is None else value, dtype=torch.float32).view(1, -1, 1, 1, 1)
-
-    return found("latents_mean", 0.0), found("latents_std", 1.0) / (vae.config.get("scaling_factor") or 1.0)
-
-
-@torch.no_grad()
-def encode(vae: torch.nn.Module, clips: torch.Tensor) -> torch.Tensor:
-    """Clips (B, 3, T, H, W) in [-1, 1] -> latents as the pipeline's transformer sees them, (B, C, T', H', W')."""
-    mean, std = (statistic.to(clips) for statistic in latent_statistics(vae))
-    return (vae.encode(clips).latent_dist.mode() - mean) / std
-
-
-@torch.no_grad()
-def decode(vae: AutoencoderKLWan, latents: torch.Tensor) -> torch.Tensor:
-    """The inverse of `encode`."""
-    mean, std = (statistic.to(latents) for statistic in latent_statistics(vae))
-    return vae.decode(latents * std + mean).sample.clamp(-1, 1)
-
-
 def tile_clips(clips: torch.Tensor, path: Path, every: int = 4) -> None:
     """Writes clips (B, 3, T, H, W) in [-1, 1] as one picture: a row a clip, a column every few frames."""
     frames = clips[:, :, ::every].permute(0, 3, 2, 4, 1)
     rows = frames.reshape(frames.shape[0] * frames.shape[1], -1, 3)
-    Image.fromarray(((rows.float() + 1) * 127.5).round().byte().numpy()).save(path)
+    with replacing(path) as partial:
+        Image.fromarray(((rows.float() + 1) * 127.5).round().byte().numpy()).save(partial, format="png")

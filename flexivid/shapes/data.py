@@ -2,7 +2,6 @@
 
 import hashlib
 import math
-import os
 from dataclasses import astuple
 from pathlib import Path
 
@@ -10,20 +9,23 @@ import torch
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
-from flexivid.shapes.build import encode
+from flexivid.files import replacing
 from flexivid.shapes.world import all_scenes, sample_clips
+from flexivid.tensors import fingerprint
 from flexivid.training.config import DataConfig
+from flexivid.training.data.encoding import encode
 
 SHARD = 500  # clips a file, so that a kill loses at most one
 
 
-def fingerprint(module: torch.nn.Module) -> str:
-    """A short hash of a module's weights but LoRA, in the half precision in which they are shipped."""
-    digest = hashlib.sha256()
-    for name, tensor in module.state_dict().items():
-        if "lora_" not in name:
-            digest.update(tensor.half().cpu().numpy().tobytes())
-    return digest.hexdigest()[:12]
+HELD_OUT_CLIPS = 8  # that errors are measured on; their layouts are drawn from another seed than those of training
+
+
+def check_words(config: DataConfig) -> None:
+    """Raises ValueError if `config.word_weights` names what is no word of the world."""
+    known = {word for scene in all_scenes() for word in astuple(scene)}
+    if unknown := sorted(set(config.word_weights) - known):
+        raise ValueError(f"data.word_weights names {', '.join(unknown)}; the words are {', '.join(sorted(known))}")
 
 
 def world_fingerprint() -> str:
@@ -40,8 +42,10 @@ class ShapesData:
     `config.word_weights`.
     """
 
+    held_out = HELD_OUT_CLIPS
+
     def __init__(self, config: DataConfig, vae, tokenizer, text_encoder):
-        self.config = config
+        self.config, self.vae = config, vae
         folder = config.cache / f"{fingerprint(vae.encoder)}-{world_fingerprint()}-{config.frames}x{config.size}"
         counts = [min(SHARD, config.clips - start) for start in range(0, config.clips, SHARD)]
         progress = tqdm(enumerate(counts), total=len(counts), desc="latents")
@@ -67,8 +71,8 @@ class ShapesData:
             rows = {scene: row for row, scene in enumerate(all_scenes())}
             latents = torch.cat([encode(vae, part) for part in clips.split(25)])
             captions = torch.tensor([rows[scene] for scene in scenes])
-            save_file({"latents": latents.half(), "captions": captions}, f"{path}.partial")
-            os.replace(f"{path}.partial", path)
+            with replacing(path) as partial:
+                save_file({"latents": latents.half(), "captions": captions}, partial)
         return load_file(path)
 
     def batch(self, count: int, generator: torch.Generator, images: bool = False) -> tuple[torch.Tensor, dict]:
@@ -85,6 +89,15 @@ class ShapesData:
         embeddings = self.text_embeddings[captions]
         text = torch.nn.functional.pad(embeddings, (0, 0, 0, length - embeddings.shape[1]))
         return latents.float(), {"encoder_hidden_states": text}
+
+    def validation(self) -> list[tuple[torch.Tensor, dict]]:
+        """Clips that are rendered for this alone."""
+        generator = torch.Generator().manual_seed(20_000_000)
+        clips, scenes = sample_clips(HELD_OUT_CLIPS, generator, self.config.frames, self.config.size)
+        rows = {scene: row for row, scene in enumerate(all_scenes())}
+        text = self.text_embeddings[[rows[scene] for scene in scenes]]
+        device = next(self.vae.parameters()).device
+        return [(encode(self.vae, clips.to(device)).float().cpu(), {"encoder_hidden_states": text})]
 
     def empty_text(self, length: int) -> torch.Tensor:
         """The embedding of the empty caption, (1, length, dim)."""

@@ -18,9 +18,10 @@ from flexivid.shapes.data import ShapesData
 from flexivid.shapes.embedded import SAMPLING
 from flexivid.shapes.oracle import adherence_shares
 from flexivid.shapes.prompts import load_prompts
-from flexivid.training.config import Config
-from flexivid.training.loop import configure_speed, global_batch_slice, step_generator
+from flexivid.training.batches import global_batch_slice, step_generator
+from flexivid.training.config import Config, DataConfig
 from flexivid.training.noise import shift_sigma
+from flexivid.training.objective import configure_speed
 
 
 @torch.no_grad()
@@ -43,27 +44,41 @@ def sample_and_judge(pipeline: WanPipeline, path: Path | None, steps: int, count
     return adherence_shares(clips, scenes)
 
 
+class ShapesWorld:
+    """What a distillation needs of the world: its clips, and pictures that can be judged."""
+
+    def data(self, config: DataConfig, pipeline: WanPipeline) -> ShapesData:
+        return ShapesData(config, pipeline.vae, pipeline.tokenizer, pipeline.text_encoder)
+
+    def judge(self, pipeline: WanPipeline, path: Path | None, steps: int) -> dict[str, float]:
+        return sample_and_judge(pipeline, path, steps, count=32)
+
+
 class PretrainObjective:
     """Starts from a VAE folder with a fresh transformer, or goes on from a whole pipeline folder."""
 
+    facts = {}
+
     def __init__(self, config: Config, accelerator: Accelerator):
         self.config, self.accelerator = config, accelerator
+        if not (config.base and config.base.is_dir()):
+            raise ValueError(f"base must be the folder of what pretrain starts from, not {config.base}")
         if (config.base / "model_index.json").exists():
             self.pipeline = WanPipeline.from_pretrained(config.base, dtype=torch.float32)
         else:
             tokenizer = build_tokenizer()
             torch.manual_seed(config.seed)
+            vae = AutoencoderKLWan.from_pretrained(config.base)
             self.pipeline = build_pipeline(
-                AutoencoderKLWan.from_pretrained(config.base),
-                build_transformer(config),
+                vae,
+                build_transformer(config.transformer, vae.config.z_dim),
                 tokenizer,
                 build_text_encoder(len(tokenizer), config.seed),
                 config.flow_shift,
             )
         self.model = self.pipeline.transformer
-        parts = (self.pipeline.vae, self.pipeline.tokenizer, self.pipeline.text_encoder)
         with accelerator.main_process_first():
-            self.data = ShapesData(config.data, *parts)
+            self.data = ShapesWorld().data(config.data, self.pipeline)
         configure_speed(self.model, config)
 
     def loss(self, model, step, micro_batch):

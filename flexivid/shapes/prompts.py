@@ -13,7 +13,8 @@ from collections import Counter
 from dataclasses import astuple
 from pathlib import Path
 
-from .world import FACTORS, Scene, all_scenes
+from flexivid.files import write_text
+from flexivid.shapes.world import FACTORS, Scene, all_scenes
 
 PATH = Path(__file__).with_name("prompts.json")
 SIZES = {"seen": 128, "held_out": 64}
@@ -63,7 +64,7 @@ def load_prompts() -> dict[str, list[Scene]]:
 
 def main() -> None:
     captions = {split: [scene.caption for scene in scenes] for split, scenes in make_prompts().items()}
-    PATH.write_text(json.dumps(captions, indent=1) + "\n")
+    write_text(PATH, json.dumps(captions, indent=1) + "\n")
     print(f"wrote {', '.join(f'{len(texts)} {split}' for split, texts in captions.items())} captions to {PATH}")
 
 

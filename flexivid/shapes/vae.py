@@ -13,11 +13,12 @@ from accelerate import Accelerator
 from diffusers import AutoencoderKLWan
 from tqdm import tqdm
 
-from flexivid.shapes.build import build_vae, decode, encode, latent_statistics, tile_clips
+from flexivid.shapes.build import build_vae, tile_clips
 from flexivid.shapes.oracle import adherence_shares
 from flexivid.shapes.world import sample_clips
+from flexivid.training.batches import global_batch_slice, step_generator
 from flexivid.training.config import Config
-from flexivid.training.loop import global_batch_slice, step_generator
+from flexivid.training.data.encoding import decode, encode, latent_statistics
 
 
 class Autoencoder(torch.nn.Module):
@@ -66,6 +67,8 @@ def crop_around_object(clips: torch.Tensor, crop: int, frames: int, generator: t
 
 
 class VaeObjective:
+    facts = {}
+
     def __init__(self, config: Config, accelerator: Accelerator):
         self.config, self.accelerator = config, accelerator
         torch.manual_seed(config.seed)
@@ -73,7 +76,7 @@ class VaeObjective:
             vae = AutoencoderKLWan.from_pretrained(config.base, dtype=torch.float32)
             self.model = FrozenEncoderAutoencoder(vae, config.vae.latent_noise)
         else:
-            self.model = Autoencoder(build_vae(config))
+            self.model = Autoencoder(build_vae(config.vae))
 
     def loss(self, model, step, micro_batch):
         config, generator = self.config, step_generator(self.config.seed, step)

@@ -14,6 +14,8 @@ from dataclasses import astuple, dataclass, fields
 
 import torch
 
+from flexivid.files import replacing
+
 PATTERNS = ("plain", "striped", "checked", "dotted")
 COLOURS = {
     "red": (0.90, 0.10, 0.10),
@@ -191,7 +193,9 @@ def main() -> None:
 
     clips, scenes = sample_clips(12, torch.Generator().manual_seed(arguments.seed))
     rows = clips[:, :, ::4].permute(0, 3, 2, 4, 1).reshape(12 * 64, -1, 3)
-    Image.fromarray(((rows + 1) * 127.5).byte().numpy()).resize((rows.shape[1] * 2, 12 * 128)).save(arguments.output)
+    picture = Image.fromarray(((rows + 1) * 127.5).byte().numpy()).resize((rows.shape[1] * 2, 12 * 128))
+    with replacing(arguments.output) as partial:
+        picture.save(partial)
     print("\n".join(scene.caption for scene in scenes))
 
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from pathlib import Path
 
 import torch
@@ -10,7 +9,8 @@ from diffusers.training_utils import EMAModel
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from flexivid.model.adapter import whole
+from flexivid.files import replacing
+from flexivid.tensors import whole
 from flexivid.training.config import Config
 from flexivid.training.parallel.sharding import part_like
 from flexivid.training.parallel.zero import restore_zero
@@ -40,6 +40,15 @@ def run_facts(config: Config) -> dict:
     else:
         data = {"clips": config.clips.model_dump(mode="json", exclude={"cache"})}
     return facts | data | {"optim.name": config.optim.name, "base": base.hexdigest()}
+
+
+def facts_of_last_checkpoint(folder: Path) -> dict:
+    """What the last checkpoint remembers of its run, {} if there is none."""
+    path = last_checkpoint(folder)
+    if path is None:
+        return {}
+    with safe_open(path, "pt") as file:
+        return json.loads(file.metadata()["run"])
 
 
 def check_checkpoint(config: Config) -> None:
@@ -91,10 +100,9 @@ def save_checkpoint(
     if not main:
         return
     path = config.output / CHECKPOINTS.replace("*", f"{step:08d}")
-    beside = path.with_name(f"{path.name}.partial")
     metadata = {"step": str(step), "ema_step": str(ema.optimization_step), "run": json.dumps(facts)}
-    save_file(tensors, beside, metadata=metadata)
-    os.replace(beside, path)
+    with replacing(path) as partial:
+        save_file(tensors, partial, metadata=metadata)
     for old in sorted(config.output.glob(CHECKPOINTS))[: -config.keep_checkpoints]:
         old.unlink()
 

@@ -1,114 +1,32 @@
-"""Objective `distill`: weak modes learn to predict what the frozen powerful mode predicts (FlexiDiT, section 3.2).
+"""Objective `distill`: weak modes learn to predict what the frozen powerful mode predicts (FlexiDiT, section 3.2)."""
 
-Trained are the coarse embedders, heads and patch-size embeddings, and a LoRA per weak mode; the base stays frozen,
-so that the powerful mode stays exact.
-"""
+import math
+from dataclasses import replace
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils.memory import clear_device_cache
 from diffusers import DiffusionPipeline
-from diffusers.training_utils import cast_training_params
-from huggingface_hub import HfApi
 
-from flexivid.model.adapter import AdapterConfig, load_adapter, read_config, save_adapter, transformer_shape
-from flexivid.model.family import Family
-from flexivid.model.flexible import FlexTransformer
-from flexivid.model.lora import add_lora
-from flexivid.sampling.session import Session
-from flexivid.shapes.data import ShapesData
-from flexivid.shapes.pretrain import sample_and_judge
-from flexivid.training.config import Config, DistillConfig
-from flexivid.training.data.clips import Bucket
-from flexivid.training.data.conditions import clip_arguments
-from flexivid.training.data.latents import build_cache, encoders_of
-from flexivid.training.loop import clips_per_part, configure_speed, global_batch_slice, step_generator
-from flexivid.training.noise import NoiseLevels, State, on_rows
-from flexivid.training.parallel.sharding import block_classes
-from flexivid.training.parallel.zero import autocast
-from flexivid.training.report import SIGMAS, draw_errors, write_card
+from flexivid.model.adapter import AdapterConfig, save_adapter, transformer_shape
+from flexivid.sampling.runner import PipelineRunner
+from flexivid.tensors import on_rows
+from flexivid.training.batches import clips_per_part, global_batch_slice, step_generator
+from flexivid.training.checkpoints import facts_of_last_checkpoint
+from flexivid.training.config import Config
+from flexivid.training.data.latents import build_cache
+from flexivid.training.noise import NoiseLevels, State
+from flexivid.training.objective import Data, World, configure_speed
+from flexivid.training.parallel.launch import autocast
+from flexivid.training.report import draw_errors, error_clips, public_name, push, write_card
 from flexivid.training.rollouts import RollOuts
-from flexivid.video import write_picture
-
-
-def predict(transformer: torch.nn.Module, family: Family, x_t, timestep, conditions: dict) -> torch.Tensor:
-    """One forward: x_t (B, C, T, H, W) -> the network's output, (B, C, T, H, W) float32."""
-    call = conditions | family.arguments_for(x_t) | {"timestep": timestep}
-    output = transformer(**call, return_dict=False)[0]
-    return family.latents(call | {"hidden_states": output}).float()
-
-
-class Student(torch.nn.Module):
-    """The transformer and its weak modes in one module, so that data parallelism sees every trained parameter."""
-
-    def __init__(self, flex: FlexTransformer):
-        super().__init__()
-        self.transformer, self.weak_modes = flex.transformer, flex.weak_modes.requires_grad_(True)
-        self._flex = [flex]  # in a list: it is no submodule
-        self._no_split_modules = block_classes(flex.transformer)  # what accelerate shards by
-
-    def forward(self, patch_sizes: list[str], x_t, timestep, conditions: dict) -> list[torch.Tensor]:
-        """The network's output at each of the patch sizes."""
-        flex, predictions = self._flex[0], []
-        flex.corrections.clear()  # what a sampling run in between has left
-        for patch_size in patch_sizes:
-            flex.policy = flex.fixed_policy(patch_size)
-            predictions.append(predict(self.transformer, flex.family, x_t, timestep, conditions))
-        return predictions
-
-
-def build_student(transformer: torch.nn.Module, settings: DistillConfig, component: str = "transformer") -> Student:
-    """Freezes the transformer and attaches trainable weak modes and LoRA, from the stock weights or an adapter.
-
-    Raises ValueError if that adapter is one of other modes, another rank or parametrisation, or of another model.
-    """
-    transformer.requires_grad_(False)
-    flex = FlexTransformer(transformer, settings.modes, settings.parametrisation)
-    if settings.adapter is None:
-        add_lora(flex, settings.rank)
-    else:
-        config = read_config(settings.adapter)
-        asked = {"patch_sizes": settings.modes, "parametrisation": settings.parametrisation, "lora_rank": settings.rank}
-        if differing := [
-            f"{key} {getattr(config, key)} != {value}" for key, value in asked.items() if getattr(config, key) != value
-        ]:
-            raise ValueError(f"cannot go on from {settings.adapter}: {', '.join(differing)}")
-        load_adapter(settings.adapter, config, {component: flex})
-    for name, parameter in transformer.named_parameters():
-        parameter.requires_grad_("lora_" in name)
-    student = Student(flex)
-    # A frozen base may be in half precision; what is trained never is.
-    cast_training_params(student, dtype=torch.float32)
-    return student
-
-
-def weak_errors(student: torch.nn.Module, flex: FlexTransformer, patch_sizes: list[str], state: State) -> torch.Tensor:
-    """x0_weak - x0_powerful, (modes, B, C, T, H, W); gradients reach the weak part only."""
-    arguments = (state.x_t, state.timestep, state.conditions)
-    with torch.no_grad():
-        (powerful,) = student([flex.powerful], *arguments)
-    weak = student(patch_sizes, *arguments)
-    return torch.stack([state.x0_difference(flex.family, output - powerful) for output in weak])
-
-
-def distillation_loss(errors: torch.Tensor) -> torch.Tensor:
-    """|| x0_weak - x0_powerful ||^2, mean over modes and clips (FlexiDiT, section 3.2, in x0)."""
-    return errors.square().mean()
-
-
-def corrected_distillation_loss(
-    errors: torch.Tensor, errors_before: torch.Tensor, corrected: torch.Tensor, anchor: float
-) -> torch.Tensor:
-    """What is left of a weak prediction's error in an interleaved schedule (`budget.py`), and a share of the whole.
-
-    There a weak step at t predicts x0_weak(t) + [x0_powerful(t_k) - x0_weak(t_k)], so that its error is e(t) - e(t_k):
-    a weak mode may be wrong, as long as it stays equally wrong until the next powerful step.
-
-    errors: e(t), (modes, B, C, T, H, W). errors_before: e(t_k) of the same clips and noise. corrected: (B,), whether
-    there was a powerful step before. anchor: weight of || e(t) ||^2.
-    """
-    left = errors - corrected.view(1, -1, 1, 1, 1, 1) * errors_before
-    return left.square().mean() + anchor * errors.square().mean()
+from flexivid.training.student import (
+    Student,
+    build_student,
+    corrected_distillation_loss,
+    distillation_loss,
+    weak_errors,
+)
+from flexivid.training.validation import SIGMAS, Errors, mean_errors, record_errors, sample_budgets
 
 
 def load_base(config: Config) -> DiffusionPipeline:
@@ -127,8 +45,10 @@ def load_base(config: Config) -> DiffusionPipeline:
 
 
 class DistillObjective:
-    def __init__(self, config: Config, accelerator: Accelerator):
-        self.config, self.accelerator = config, accelerator
+    """world: what is trained on where the config has no clips."""
+
+    def __init__(self, config: Config, accelerator: Accelerator, world: World | None = None):
+        self.config, self.accelerator, self.world = config, accelerator, world
         if config.base_dtype == "bfloat16" and accelerator.mixed_precision != "bf16":
             raise ValueError("base_dtype bfloat16 needs `accelerate launch --mixed_precision bf16`")
         self.pipeline = load_base(config)
@@ -137,20 +57,25 @@ class DistillObjective:
         self.model = self.build_model()
         self.flex = self.model._flex[0]
         table = getattr(self.pipeline.scheduler, "alphas_cumprod", None)
-        self.flex.alphas_cumprod = table
-        self.levels = NoiseLevels(self.flex.family, config.flow_shift, table)
+        self.flex.diffusion = replace(self.flex.diffusion, alphas_cumprod=table)
+        self.levels = NoiseLevels(self.flex.diffusion, config.flow_shift)
         configure_speed(self.pipeline.transformer, config)
         self.drawn: tuple[int, tuple] | None = None
-        if config.clips is not None:
-            self.data = build_cache(config.clips, self.pipeline, accelerator)
-        else:
-            parts = (self.pipeline.vae, self.pipeline.tokenizer, self.pipeline.text_encoder)
-            with accelerator.main_process_first():
-                self.data = ShapesData(config.data, *parts)
+        self.data, self.facts = self.load_data()
         self.roll_outs = RollOuts(self.pipeline, self.flex, self.data, config, accelerator)
 
     def build_model(self) -> Student:
         return build_student(self.pipeline.transformer, self.config.distill, self.config.component)
+
+    def load_data(self) -> tuple[Data, dict]:
+        """The data, and what a checkpoint remembers of it: which clips are held out."""
+        config, accelerator = self.config, self.accelerator
+        if config.clips is not None:
+            held_out = facts_of_last_checkpoint(config.output).get("held_out")
+            data = build_cache(config.clips, self.pipeline, accelerator, held_out)
+            return data, {"held_out": data.held_out_contents}
+        with accelerator.main_process_first():
+            return self.world.data(config.data, self.pipeline), {}
 
     def draw(self, step: int):
         """All that is random in a step, for the whole batch: (patch sizes, tensors and conditions)."""
@@ -183,7 +108,7 @@ class DistillObjective:
         patch_sizes, values = self.part(step, micro_batch)
         if len(values) == 3:  # states of the student's own runs come with their noise level
             x_t, timestep, conditions = values
-            state = State(x_t, timestep, *self.levels.alpha_s(timestep), conditions)
+            state = State(x_t, timestep, self.flex.diffusion.level(timestep), conditions)
             return distillation_loss(weak_errors(model, self.flex, patch_sizes, state))
         x_0, conditions, noise, u, u_before = values
         if settings.correction_gap == 0:
@@ -201,69 +126,53 @@ class DistillObjective:
         return weak_errors(self.model, self.flex, patch_sizes, state)
 
     @torch.no_grad()
-    def errors_by_sigma(self, clips: int = 8) -> dict[str, list[float]]:
+    def errors_by_sigma(self) -> Errors:
         """|| x0_weak - x0_powerful ||^2 of every mode over SIGMAS, on the same clips and noise every time."""
-        generator, device = torch.Generator().manual_seed(2**31), self.accelerator.device
-        x_0, conditions = self.data.batch(clips, generator)
-        noise = torch.randn(x_0.shape, generator=generator)
+        modes, generator = list(self.flex.weak_modes), torch.Generator().manual_seed(2**31)
         # As many at once as in training: more may not fit.
         size = clips_per_part(self.config, self.config.batch_size, self.accelerator.num_processes)
-        modes = list(self.flex.weak_modes)
-        errors = {patch_size: [] for patch_size in modes}
-        for level in SIGMAS:
-            total = torch.zeros(len(modes))
-            for start in range(0, clips, size):
+        totals, count = torch.zeros(len(SIGMAS), len(modes)), 0
+        for x_0, conditions in self.data.validation():
+            noise = torch.randn(x_0.shape, generator=generator)
+            count += len(x_0)
+            for start in range(0, len(x_0), size):
+                rows = slice(start, start + size)
+                totals += torch.stack([self._squared_errors(s, rows, x_0, noise, conditions) for s in SIGMAS])
+        return {name: (totals[:, i] / count).tolist() for i, name in enumerate(modes)}
 
-                def here(tensor: torch.Tensor, rows=slice(start, start + size)) -> torch.Tensor:
-                    return tensor[rows].to(device)
+    def _squared_errors(self, sigma: float, rows: slice, x_0, noise, conditions: dict) -> torch.Tensor:
+        """Sum over some clips of the mean squared error at a noise level, (modes,)."""
 
-                part = here(x_0)
-                timestep = self.levels.at(level, len(part)).to(device)
-                state = self.levels.state(part, here(noise), timestep, on_rows(conditions, here))
-                with autocast(self.accelerator):
-                    found = self.errors(modes, state)
-                total += found.square().flatten(2).mean(2).sum(1).cpu()
-            for patch_size, error in zip(modes, (total / clips).tolist(), strict=True):
-                errors[patch_size].append(error)
-        return errors
+        def here(tensor: torch.Tensor) -> torch.Tensor:
+            return tensor[rows].to(self.accelerator.device)
+
+        part = here(x_0)
+        timestep = self.levels.at(sigma, len(part)).to(part.device)
+        state = self.levels.state(part, here(noise), timestep, on_rows(conditions, here))
+        with autocast(self.accelerator):
+            found = self.errors(list(self.flex.weak_modes), state)
+        return found.square().flatten(2).mean(2).sum(1).cpu()
 
     def sample(self, path):
-        errors = self.errors_by_sigma()
-        if self.accelerator.is_main_process:
-            draw_errors(errors, path.with_name(f"{path.stem}-error.png"))
+        errors, clips, main = self.errors_by_sigma(), error_clips(self.data), self.accelerator.is_main_process
+        done = 0 if self.drawn is None else self.drawn[0] + 1
+        if main:
+            history = record_errors(self.config.output / "validation.jsonl", done, clips, errors)
+            draw_errors(errors, history, clips, path.with_name(f"{path.stem}-error.png"))
+            self.accelerator.print(f"\nerror {clips}", {k: f"{v:.3g}" for k, v in mean_errors(errors).items()})
+        finite = {f"error/{name}": value for name, value in mean_errors(errors).items() if math.isfinite(value)}
+        self.accelerator.log(finite, step=done)
         if self.config.clips is not None:
-            return self._sample_budgets(path)
+            return sample_budgets(self.pipeline, self.flex, self.config, self.accelerator, path)
         coarsest = self.config.distill.modes[-1]
         schedule = f"{coarsest}:35,{self.flex.powerful}:5"
-        Session(self.pipeline, {"transformer": self.flex}, budget=None, schedule=schedule)
+        PipelineRunner(self.pipeline, {"transformer": self.flex}, budget=None, schedule=schedule)
         with autocast(self.accelerator):
-            drawn = path if self.accelerator.is_main_process else None
-            shares = sample_and_judge(self.pipeline, drawn, steps=40, count=32)
+            shares = self.world.judge(self.pipeline, path if main else None, steps=40)
         self.accelerator.print(f"\nadherence with {schedule}", shares, "->", path)
 
-    @torch.no_grad()
-    def _sample_budgets(self, path):
-        """A row of frames for every validation prompt and budget."""
-        settings, bucket = self.config.validation, Bucket.parse(self.config.clips.buckets[0])
-        for part in encoders_of(self.pipeline).values():
-            part.to(self.accelerator.device)
-        sampling = {"steps": settings.steps, "guidance_scale": settings.guidance_scale}
-        call = clip_arguments(self.pipeline, bucket, self.config.clips, **sampling)
-        rows = {}
-        for prompt in settings.prompts:
-            for budget in settings.budgets:
-                Session(self.pipeline, {"transformer": self.flex}, budget=budget, schedule=None)
-                generator = torch.Generator().manual_seed(0)
-                with autocast(self.accelerator):
-                    frames = self.pipeline(prompt=prompt, **call, generator=generator, output_type="np").frames[0]
-                rows[f"{budget:g}: {prompt}"] = (frames * 255).round().astype("uint8")
-        for part in encoders_of(self.pipeline).values():
-            part.to("cpu")
-        clear_device_cache()
-        if rows and self.accelerator.is_main_process:
-            write_picture(rows, path)
-
-    def save(self, folder, base_model: str | None = None):
+    def save(self, folder, model: str | None = None):
+        """Writes the adapter. model: that it is used with, if that is not its base."""
         config, settings = self.config, self.config.distill
         facts = {
             "objective": config.objective,
@@ -280,7 +189,7 @@ class DistillObjective:
             parametrisation=settings.parametrisation,
             lora_rank=settings.rank if config.objective == "distill" else 0,
             components=[config.component],
-            base_model=base_model or str(config.base),
+            base_model=model or public_name(config.base),
             transformer_class=type(self.flex.transformer).__name__,
             transformer_shape=transformer_shape(self.flex),
             max_sequence_length=(
@@ -292,9 +201,6 @@ class DistillObjective:
         save_adapter(folder, adapter, {config.component: self.flex}, main)
         if not main:
             return
-        write_card(folder, adapter, config, errors)
+        write_card(folder, adapter, config, errors, error_clips(self.data), model)
         if config.push_to_hub is not None:
-            api = HfApi()
-            api.create_repo(config.push_to_hub, exist_ok=True)
-            api.upload_folder(repo_id=config.push_to_hub, folder_path=folder)
-            print(f"pushed to {config.push_to_hub}")
+            push(folder, config.push_to_hub)

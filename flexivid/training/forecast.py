@@ -2,24 +2,27 @@
 
 import math
 import warnings
+from dataclasses import replace
 
 import torch
 from diffusers import DiffusionPipeline, UniPCMultistepScheduler
 from torch.autograd.graph import saved_tensors_hooks
 
-from flexivid.diffusion import FLOWS
+from flexivid.diffusion import FLOWS, Level
 from flexivid.model.families import family_of
 from flexivid.model.family import patch_size_of
 from flexivid.patches.sizes import parse_patch_size
+from flexivid.published import load_index, load_part
 from flexivid.sampling.budget import least_budget, schedule_for_budget
 from flexivid.sampling.flops import FlopCounter, flop_counter_mode
 from flexivid.stock_pipelines import latent_channels_of, pipeline_class, without_weights
-from flexivid.training.config import Config
-from flexivid.training.data.clips import Bucket
+from flexivid.tensors import on_rows
+from flexivid.training.batches import clips_per_part
+from flexivid.training.config import Config, DistillConfig
+from flexivid.training.data.buckets import Bucket
 from flexivid.training.data.latents import check_buckets, clips_of
-from flexivid.training.distill import Student, build_student, distillation_loss, weak_errors
-from flexivid.training.loop import clips_per_part
-from flexivid.training.noise import State, on_rows
+from flexivid.training.noise import State
+from flexivid.training.student import Student, build_student, distillation_loss, unfrozen_student, weak_errors
 
 GIB = 2**30
 
@@ -38,10 +41,15 @@ def _student(config: Config, pipe: DiffusionPipeline) -> tuple[Student, int]:
     transformer = pipe.transformer
     base_count = _count(transformer.parameters())
     with torch.device("meta"):
-        student = build_student(transformer, config.distill.model_copy(update={"adapter": None}))
+        if config.objective == "shared":
+            student = unfrozen_student(transformer, config.distill)
+        else:
+            student = build_student(transformer, config.distill.model_copy(update={"adapter": None}))
     if config.gradient_checkpointing:
         transformer.enable_gradient_checkpointing()
-    student._flex[0].alphas_cumprod = torch.linspace(1, 0, 1000)  # any will do: values cost nothing
+    flex = student._flex[0]
+    table = torch.linspace(1, 0, 1000)  # any will do: values cost nothing
+    flex.diffusion = replace(flex.diffusion, alphas_cumprod=table)
     return student, base_count
 
 
@@ -66,21 +74,19 @@ def _state(pipe: DiffusionPipeline, call: dict) -> State:
     family = family_of(pipe.transformer)
     conditions = {name: value for name, value in call.items() if name not in ("hidden_states", "timestep")}
     level = torch.empty(len(call["timestep"]), device="meta")
-    return State(family.latents(call), call["timestep"], level, level, conditions)
+    return State(family.latents(call), call["timestep"], Level(level, level), conditions)
 
 
 def _costs(student: Student, call: dict) -> dict[str, int]:
     """FLOPs of one forward of one clip, by patch size."""
-    flex = student._flex[0]
-    counter = FlopCounter(flex)
-    return {patch_size: counter.count(patch_size, call) for patch_size in flex.patch_sizes}
+    return FlopCounter(student._flex[0]).costs(call)
 
 
-def check_model(config: Config) -> None:
+def check_model(config: Config, with_clips: bool = True) -> None:
     """Raises ValueError for what would fail after hours, from configs alone.
 
     That is a model that adapters cannot be used on, data that is not there or does not fit it, and budgets that the
-    modes cannot reach.
+    modes cannot reach. with_clips: look for the clips or prompts too.
     """
     pipe = _base(config)
     family, transformer = family_of(pipe.transformer), pipe.transformer.config
@@ -88,7 +94,7 @@ def check_model(config: Config) -> None:
         raise ValueError(f"{family.transformer_class} of diffusers takes no LoRA, and cannot be trained yet")
     if config.clips is None and family.name != "wan":
         raise ValueError("the rendered world is for the embedded model; give clips.folder or clips.prompts")
-    index = DiffusionPipeline.load_config(str(config.base))
+    index = load_index(config.base)
     two = index.get("transformer_2", [None])[0] is not None
     if two and config.clips is not None and (config.clips.prompts or config.validation.prompts):
         raise ValueError(
@@ -106,13 +112,14 @@ def check_model(config: Config) -> None:
         )
     if config.distill.on_policy and (family.guidance != "separate" or two):
         raise ValueError(f"on_policy is for pipelines such as Wan's, with one transformer; {config.base} is none")
-    scheduler = UniPCMultistepScheduler.load_config(str(config.base), subfolder="scheduler")
+    scheduler = load_part(config.base, "scheduler", UniPCMultistepScheduler)
     # Others shift by the size of the clip, or are no flow matching.
     shift = scheduler.get("flow_shift", scheduler.get("shift", config.flow_shift))
     if family.prediction in FLOWS and not scheduler.get("use_dynamic_shifting") and shift != config.flow_shift:
         raise ValueError(f"flow_shift is {config.flow_shift}, and the scheduler of {config.base} has {shift}")
     if config.clips is not None:
-        clips_of(config.clips)
+        if with_clips:
+            clips_of(config.clips)
         stride, shrink = family.compression(pipe)
         patch_frames, _, patch_width = patch_size_of(transformer)
         check_buckets(config.clips, stride, shrink * patch_width, patch_frames)
@@ -151,6 +158,43 @@ def _saved_bytes(student: Student, patch_size: str, state: State) -> int:
     return sum(kept.values())
 
 
+def _trained_counts(student: Student) -> dict[str, int]:
+    modes = student._flex[0].weak_modes.values()
+    return {
+        "LoRA": _count(p for name, p in student.named_parameters() if "lora_" in name),
+        "embedders": _count(p for mode in modes for p in mode.embedder.parameters()),
+        "heads": _count(p for mode in modes for p in mode.head.parameters()),
+        "patch-size embeddings": _count(mode.patch_size_embedding for mode in modes),
+    }
+
+
+def _table(student: Student, state: State, costs: dict[str, int], saved: dict[str, int]) -> list[str]:
+    """A line for every patch size. saved: bytes that a forward keeps for its backward."""
+    powerful = student._flex[0].powerful
+    lines = [f"{'patch size':12}{'tokens':>9}{'TFLOP a forward':>18}{'of powerful':>13}{'kept for backward, GiB':>25}"]
+    for patch_size, cost in costs.items():
+        sides = zip(state.x_t.shape[2:], parse_patch_size(patch_size), strict=True)
+        tokens = math.prod(-(-length // patch) for length, patch in sides)
+        kept = f"{saved[patch_size] / GIB:.2f}" if patch_size in saved else ""
+        lines.append(f"{patch_size:12}{tokens:>9}{cost / 1e12:>18.4g}{cost / costs[powerful]:>13.3f}{kept:>25}")
+    return lines
+
+
+def _part_flops(student: Student, state: State, settings: DistillConfig, teacher: int) -> float:
+    """FLOPs of a micro-batch: the teacher runs once, every mode that is drawn runs forward and backward."""
+    flex, weights, flops_of_modes = student._flex[0], settings.mode_weights or [1.0] * len(settings.modes), []
+    for patch_size in settings.modes:
+        with flex.family.counting(), flop_counter_mode() as counter:
+            distillation_loss(weak_errors(student, flex, [patch_size], state)).backward()
+        flops_of_modes.append(counter.get_total_flops() - teacher)
+    mean_of_modes = sum(w * flops for w, flops in zip(weights, flops_of_modes, strict=True)) / sum(weights)
+    return (teacher + settings.modes_per_step * mean_of_modes) * _noise_levels(settings)
+
+
+def _noise_levels(settings: DistillConfig) -> int:
+    return 2 if settings.correction_gap else 1
+
+
 def forecast(config: Config, processes: int, mixed_precision: bool) -> str:
     """The lines that `--dry-run` prints: parameters, tokens, FLOPs of a step, memory, reachable budgets.
 
@@ -161,54 +205,27 @@ def forecast(config: Config, processes: int, mixed_precision: bool) -> str:
     settings, dtype = config.distill, torch.bfloat16 if mixed_precision else torch.float32
     pipe = _base(config)
     student, base_count = _student(config, pipe)
-    flex = student._flex[0]
-    trained = {
-        "LoRA": _count(p for name, p in student.named_parameters() if "lora_" in name),
-        "embedders": _count(p for mode in flex.weak_modes.values() for p in mode.embedder.parameters()),
-        "heads": _count(p for mode in flex.weak_modes.values() for p in mode.head.parameters()),
-        "patch-size embeddings": _count(mode.patch_size_embedding for mode in flex.weak_modes.values()),
-    }
+    flex, trained = student._flex[0], _trained_counts(student)
     student.to(dtype)  # activations of one precision; autocast does not reach the meta device
     call = _call(config, pipe, clips, dtype)
     state, costs = _state(pipe, call), _costs(student, call)
-    text = call["encoder_hidden_states"]
+    saved = {name: _saved_bytes(student, name, state) for name in costs if name != flex.powerful}
     lines = [
         f"{config.base}: {base_count / 1e9:.3f} B parameters, frozen, in {config.base_dtype}",
         f"trained: {sum(trained.values()) / 1e6:.2f} M ("
         + ", ".join(f"{name} {count / 1e6:.2f} M" for name, count in trained.items())
         + f"), {len(settings.modes)} modes",
         f"a step: {config.batch_size} clips, {processes} processes x {config.micro_batches} micro-batches x {clips}, "
-        f"latents {'x'.join(map(str, state.x_t.shape[1:]))}, text {text.shape[1]}",
+        f"latents {'x'.join(map(str, state.x_t.shape[1:]))}, text {call['encoder_hidden_states'].shape[1]}",
         "",
-        f"{'patch size':12}{'tokens':>9}{'TFLOP a forward':>18}{'of powerful':>13}{'kept for backward, GiB':>25}",
+        *_table(student, state, costs, saved),
     ]
-    saved = {}
-    for patch_size in flex.patch_sizes:
-        sides = zip(state.x_t.shape[2:], parse_patch_size(patch_size), strict=True)
-        tokens = math.prod(-(-length // patch) for length, patch in sides)
-        kept = ""
-        if patch_size != flex.powerful:
-            saved[patch_size] = _saved_bytes(student, patch_size, state)
-            kept = f"{saved[patch_size] / GIB:.2f}"
-        share = costs[patch_size] / costs[flex.powerful]
-        lines.append(f"{patch_size:12}{tokens:>9}{costs[patch_size] / 1e12:>18.4g}{share:>13.3f}{kept:>25}")
-
-    # The teacher runs once a step; every mode that is drawn runs forward and backward.
-    teacher, weights_of_modes = costs[flex.powerful] * clips, settings.mode_weights or [1.0] * len(settings.modes)
-    flops_of_modes = []
-    for patch_size in settings.modes:
-        with flex.family.counting(), flop_counter_mode() as counter:
-            distillation_loss(weak_errors(student, flex, [patch_size], state)).backward()
-        flops_of_modes.append(counter.get_total_flops() - teacher)
-    pairs = zip(weights_of_modes, flops_of_modes, strict=True)
-    mean_of_modes = sum(weight * flops for weight, flops in pairs) / sum(weights_of_modes)
-    noise_levels = 2 if settings.correction_gap else 1
-    part_flops = (teacher + settings.modes_per_step * mean_of_modes) * noise_levels
+    part_flops = _part_flops(student, state, settings, costs[flex.powerful] * clips)
     step_flops = part_flops * config.micro_batches * processes
     weights = base_count * (2 if config.base_dtype == "bfloat16" else 4)
     # Weight, gradient, two moments and the average of every trained parameter, in float32.
     optimiser = sum(trained.values()) * 4 * 5
-    activations = max(saved.values()) * settings.modes_per_step * noise_levels
+    activations = max(saved.values()) * settings.modes_per_step * _noise_levels(settings)
     lines += [
         "",
         f"{step_flops / 1e12:.4g} TFLOP a step, {step_flops * config.steps / 1e18:.4g} EFLOP in {config.steps} steps",

@@ -1,12 +1,10 @@
 """Noise levels to train at, and noisy latents, for flow matching and VP models alike."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
-from flexivid.diffusion import FLOWS, noise_level, predicted_x0, timestep_at
-from flexivid.model.family import Family
+from flexivid.diffusion import Diffusion, Level
 
 
 def shift_sigma(sigma: torch.Tensor, shift: float) -> torch.Tensor:
@@ -24,41 +22,39 @@ def uniform_steps_sigma(u: torch.Tensor, sigma_range: tuple[float, float], shift
 class State:
     """Latents in the middle of sampling, and all that a transformer is told of them.
 
-    x_t: (B, C, T, H, W) = alpha x_0 + s noise. timestep, alpha, s: (B,). conditions: the other arguments of `forward`.
+    x_t: (B, C, T, H, W) = alpha x_0 + s noise. timestep: (B,). level: its noise level, (B,) too. conditions: the other
+    arguments of `forward`.
     """
 
     x_t: torch.Tensor
     timestep: torch.Tensor
-    alpha: torch.Tensor
-    s: torch.Tensor
+    level: Level
     conditions: dict
 
-    def x0_of(self, family: Family, output: torch.Tensor) -> torch.Tensor:
+    def x0_of(self, diffusion: Diffusion, output: torch.Tensor) -> torch.Tensor:
         """x0 that an output (B, C, T, H, W) stands for."""
-        return self._x0_at(family, self.x_t, output)
+        return diffusion.x0(self.x_t, output, self._over_latents())
 
-    def x0_difference(self, family: Family, difference: torch.Tensor) -> torch.Tensor:
+    def x0_difference(self, diffusion: Diffusion, difference: torch.Tensor) -> torch.Tensor:
         """By how much x0 differs where outputs differ by `difference`, (B, C, T, H, W)."""
-        # x0 is affine in the output, so that at x = 0 a difference of outputs becomes the difference of x0.
-        return self._x0_at(family, torch.zeros_like(difference), difference)
+        return diffusion.x0_difference(difference, self._over_latents())
 
-    def _x0_at(self, family: Family, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
-        alpha, s = (level.view(-1, 1, 1, 1, 1) for level in (self.alpha, self.s))
-        return predicted_x0(family.prediction, x, output, alpha, s)
+    def _over_latents(self) -> Level:
+        return Level(*(values.view(-1, 1, 1, 1, 1) for values in (self.level.alpha, self.level.s)))
 
 
 class NoiseLevels:
-    """The noise levels of one model. alphas_cumprod: of the scheduler of a VP model."""
+    """The noise levels that a model is trained at. flow_shift: of its scheduler, in flow matching."""
 
-    def __init__(self, family: Family, flow_shift: float, alphas_cumprod: torch.Tensor | None):
-        self.family, self.flow_shift, self.alphas_cumprod = family, flow_shift, alphas_cumprod
+    def __init__(self, diffusion: Diffusion, flow_shift: float):
+        self.diffusion, self.flow_shift = diffusion, flow_shift
 
     def drawn(self, u: torch.Tensor, sigma_range: tuple[float, float]) -> torch.Tensor:
         """Timesteps for u in [0, 1], (B,): what a sampler visits, within a range of noise levels.
 
         In VP models sigma_range is that of the training timesteps, as shares of them.
         """
-        if self.family.prediction in FLOWS:
+        if self.diffusion.is_flow:
             return self._timestep(uniform_steps_sigma(u, sigma_range, self.flow_shift))
         low, high = sigma_range
         return self._timestep(low + (high - low) * u)
@@ -68,22 +64,12 @@ class NoiseLevels:
         return self._timestep(torch.full((count,), level))
 
     def _timestep(self, level: torch.Tensor) -> torch.Tensor:
-        if self.family.prediction in FLOWS:
-            return timestep_at(self.family.prediction, 1 - level, level, self.family.time_scale, None)
-        return level * (len(self.alphas_cumprod) - 1)
-
-    def alpha_s(self, timestep: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        table = self.alphas_cumprod
-        table = table if table is None else table.to(timestep.device, torch.float32)
-        return noise_level(self.family.prediction, timestep, self.family.time_scale, table)
+        if self.diffusion.is_flow:
+            return self.diffusion.timestep(self.diffusion.flow_level(level))
+        return level * (len(self.diffusion.alphas_cumprod) - 1)
 
     def state(self, x_0: torch.Tensor, noise: torch.Tensor, timestep: torch.Tensor, conditions: dict) -> State:
         """x_0, noise: (B, C, T, H, W); timestep: (B,)."""
-        alpha, s = self.alpha_s(timestep)
-        x_t = alpha.view(-1, 1, 1, 1, 1) * x_0 + s.view(-1, 1, 1, 1, 1) * noise
-        return State(x_t, timestep, alpha, s, conditions)
-
-
-def on_rows(conditions: dict, change: Callable[[torch.Tensor], torch.Tensor]) -> dict:
-    """Changes what a dictionary of arguments holds for each clip; tables, sizes and numbers stay as they are."""
-    return {name: change(value) if torch.is_tensor(value) else value for name, value in conditions.items()}
+        level = self.diffusion.level(timestep)
+        x_t = level.alpha.view(-1, 1, 1, 1, 1) * x_0 + level.s.view(-1, 1, 1, 1, 1) * noise
+        return State(x_t, timestep, level, conditions)

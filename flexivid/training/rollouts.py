@@ -9,19 +9,20 @@ from accelerate import Accelerator
 from diffusers import WanPipeline
 
 from flexivid.model.flexible import FlexTransformer
-from flexivid.sampling.session import Session
+from flexivid.sampling.runner import PipelineRunner
+from flexivid.training.batches import step_generator
 from flexivid.training.config import Config
-from flexivid.training.loop import step_generator
-from flexivid.training.parallel.zero import autocast
+from flexivid.training.objective import Data
+from flexivid.training.parallel.launch import autocast
 
 
 class RollOuts:
     """A pool of (x_t, timestep, text), sampled anew every `on_policy_every` steps: every state of one batch's run.
 
-    data: as in `DistillObjective`. Every process samples the same pool, from the same weights.
+    Every process samples the same pool, from the same weights.
     """
 
-    def __init__(self, pipe: WanPipeline, flex: FlexTransformer, data, config: Config, accelerator: Accelerator):
+    def __init__(self, pipe: WanPipeline, flex: FlexTransformer, data: Data, config: Config, accelerator: Accelerator):
         self.pipe, self.flex, self.data, self.config, self.accelerator = pipe, flex, data, config, accelerator
         self.block = None
 
@@ -43,7 +44,7 @@ class RollOuts:
         text = conditions["encoder_hidden_states"]
         noise = torch.randn(x_0.shape, generator=generator)
         empty = self.data.empty_text(text.shape[1]).expand_as(text)
-        Session(pipe, {"transformer": self.flex}, budget=settings.on_policy_budget, schedule=None)
+        PipelineRunner(pipe, {"transformer": self.flex}, budget=settings.on_policy_budget, schedule=None)
         states, sigmas = [], []
 
         def keep(pipe, index: int, timestep, tensors: dict) -> dict:

@@ -9,18 +9,18 @@ import copy
 
 import torch
 
-from flexivid.model.flexible import FlexTransformer
-from flexivid.training.distill import DistillObjective, Student, predict
-from flexivid.training.loop import step_generator
+from flexivid.training.batches import step_generator
+from flexivid.training.distill import DistillObjective
 from flexivid.training.noise import State
-from flexivid.training.parallel.zero import autocast
+from flexivid.training.parallel.launch import autocast
+from flexivid.training.student import Student, predict, unfrozen_student
 
 
 class SharedObjective(DistillObjective):
     def build_model(self) -> Student:
-        transformer, settings = self.pipeline.transformer, self.config.distill
+        transformer = self.pipeline.transformer
         self.original = copy.deepcopy(transformer).requires_grad_(False).to(self.accelerator.device)
-        return Student(FlexTransformer(transformer.requires_grad_(True), settings.modes, settings.parametrisation))
+        return unfrozen_student(transformer, self.config.distill)
 
     def draw(self, step):
         config, generator = self.config, step_generator(self.config.seed, step)
@@ -36,20 +36,20 @@ class SharedObjective(DistillObjective):
 
     def loss(self, model, step, micro_batch):
         """|| x0 - x0_true ||^2 + w || x0 - x0_original ||^2 at the patch size of this step."""
-        settings, family = self.config.distill, self.flex.family
+        settings, diffusion = self.config.distill, self.flex.diffusion
         patch_size, (x_0, conditions, noise, u) = self.part(step, micro_batch)
         state = self.levels.state(x_0, noise, self.levels.drawn(u, settings.sigma_range), conditions)
         original = self.predict_original(state)
         (output,) = model([patch_size], state.x_t, state.timestep, conditions)
-        matching = (state.x0_of(family, output) - x_0).square().mean()
-        distance = state.x0_difference(family, output - original)
+        matching = (state.x0_of(diffusion, output) - x_0).square().mean()
+        distance = state.x0_difference(diffusion, output - original)
         return matching + settings.teacher_weight * distance.square().mean()
 
     def errors(self, patch_sizes, state):
-        original, family = self.predict_original(state), self.flex.family
+        original, diffusion = self.predict_original(state), self.flex.diffusion
         outputs = self.model(patch_sizes, state.x_t, state.timestep, state.conditions)
-        return torch.stack([state.x0_difference(family, output - original) for output in outputs])
+        return torch.stack([state.x0_difference(diffusion, output - original) for output in outputs])
 
     def save(self, folder):
-        super().save(folder / "adapter", base_model=str(folder / "model"))
+        super().save(folder / "adapter", model="../model")
         self.pipeline.to(dtype=torch.float16).save_pretrained(folder / "model")

@@ -11,7 +11,7 @@ from diffusers import DiffusionPipeline
 from flexivid.model.families import family_of
 from flexivid.stock_pipelines import call_arguments
 from flexivid.training.config import ClipsConfig
-from flexivid.training.data.clips import Bucket
+from flexivid.training.data.buckets import Bucket
 
 NOT_CONDITIONS = ("hidden_states", "timestep", "return_dict", "attention_kwargs")
 

@@ -8,16 +8,12 @@ from contextlib import contextmanager
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from flexivid.training.config import Config
-from flexivid.training.parallel.zero import check_zero, is_zero
-
-
-def is_sharded(accelerator: Accelerator) -> bool:
-    return accelerator.distributed_type == DistributedType.FSDP
+from flexivid.training.parallel.launch import is_sharded, is_zero
+from flexivid.training.parallel.zero import check_zero
 
 
 def check_sharding(accelerator: Accelerator, config: Config) -> None:

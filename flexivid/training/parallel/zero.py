@@ -9,24 +9,12 @@ from importlib.metadata import version
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
 
 from flexivid.training.config import Config
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # as torch.optim.AdamW calls them
 LEAST_VERSION = (0, 19)  # older ones may not know torch_autocast, and leave precision as it is without a word
 BUCKET = 500_000_000  # gradients that are summed over processes at once: DeepSpeed's own number
-
-
-def is_zero(accelerator: Accelerator) -> bool:
-    return accelerator.distributed_type == DistributedType.DEEPSPEED
-
-
-def autocast(accelerator: Accelerator):
-    """Operations in half precision, if that was asked for: accelerate's own, which does nothing with DeepSpeed."""
-    if not is_zero(accelerator):
-        return accelerator.autocast()
-    return torch.autocast(accelerator.device.type, torch.bfloat16, enabled=accelerator.mixed_precision == "bf16")
 
 
 def check_zero(accelerator: Accelerator, config: Config) -> None:
@@ -64,6 +52,8 @@ def prepare_zero(accelerator: Accelerator, config: Config, model: torch.nn.Modul
     # No module is safe: gradients are summed over processes in float32.
     settings["torch_autocast"] = {**half, "dtype": "bfloat16", "lower_precision_safe_modules": []}
     engine, optimizer = accelerator.prepare(model, optimizer)
+    # It steps within `backward`, and leaves a step out that is not finite; by itself it looks only at half precision.
+    optimizer.optimizer.check_grad_overflow = True
     settings["bf16"] = half  # accelerate reads off it what the launch has asked for
     return engine, optimizer
 

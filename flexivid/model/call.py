@@ -1,0 +1,85 @@
+"""One call of a transformer's forward: its arguments, the latents in them, how noisy those are."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from diffusers.hooks.hooks import CacheContext
+from diffusers.models.modeling_outputs import Transformer2DModelOutput
+
+from flexivid.diffusion import Diffusion, Level
+from flexivid.model.family import Family
+from flexivid.patches.folding import Size3, token_grid
+
+
+@dataclass
+class Call:
+    """What a pipeline asks of the transformer.
+
+    arguments: of `forward`, by name. stock_forward: what answers them in the stock model. context: diffusers' name for
+    the guidance branch, where the pipeline gives one. branch: that branch as a number, 0 the conditional one.
+    memo: what further forwards of the same sizes can use again, such as tables of positions.
+    """
+
+    family: Family
+    base_patch: Size3
+    arguments: dict
+    stock_forward: Callable
+    context: CacheContext | None = None
+    branch: int = 0
+    memo: dict = field(default_factory=dict)
+
+    @cached_property
+    def latents(self) -> torch.Tensor:
+        """(B, C, T, H, W)."""
+        return self.family.latents(self.arguments)
+
+    def latents_of(self, output: torch.Tensor) -> torch.Tensor:
+        """An output of the transformer, as (B, C, T, H, W)."""
+        return self.family.latents({**self.arguments, "hidden_states": output})
+
+    def output_of(self, prediction: torch.Tensor):
+        """A prediction (B, C, T, H, W), as the transformer would give it."""
+        packed = self.family.packed(prediction)
+        return Transformer2DModelOutput(sample=packed) if self.arguments.get("return_dict", True) else (packed,)
+
+    def level(self, diffusion: Diffusion, sigma: float | None = None) -> Level:
+        """The noise level of the latents: (B, 1, 1, 1, 1), or (B, 1, T, H, W) if each token has a timestep.
+
+        sigma: that of flow matching where it is known, since schedulers may round the timestep; where tokens have
+        timesteps of their own it is that of the noisiest.
+        """
+        latents = self.latents
+        timestep = torch.as_tensor(self.arguments["timestep"])
+        if sigma is not None and timestep.ndim < 2:
+            s = torch.full((len(latents), 1, 1, 1, 1), sigma, device=latents.device)
+            return Level(1 - s, s, may_be_clean=sigma == 0)
+        level = diffusion.level(timestep.to(latents.device, torch.float32))
+        if sigma is not None:
+            # Clean tokens stay so, whatever the scheduler has rounded.
+            level = diffusion.flow_level(level.s * (sigma / level.s.max()))
+        return Level(self.over_latents(level.alpha), self.over_latents(level.s))
+
+    def over_latents(self, values: torch.Tensor) -> torch.Tensor:
+        """(), (B,) or (B, tokens) -> (B, 1, 1, 1, 1) or (B, 1, T, H, W)."""
+        if values.ndim < 2:
+            return values.expand(len(self.latents)).view(-1, 1, 1, 1, 1)
+        grid = token_grid(self.latents.shape[2:], self.base_patch)
+        if values.shape[1] != math.prod(grid):
+            raise ValueError(
+                f"{values.shape[1]} timesteps for a clip of {'x'.join(map(str, grid))} tokens: one, or one a token; "
+                f"diffusion forcing, one a frame, is not supported"
+            )
+        values = values.view(-1, 1, *grid)
+        for axis, patch in enumerate(self.base_patch):
+            values = values.repeat_interleave(patch, axis + 2)
+        return values
+
+    def by_token(self, values: torch.Tensor) -> torch.Tensor:
+        """(B, 1, T', H', W') -> (B, tokens), (B, 1, 1, 1, 1) -> (B,): `over_latents` back, also of a coarse grid."""
+        if values.shape[2:].numel() == 1:
+            return values.flatten()
+        p_t, p_h, p_w = self.base_patch
+        return values[:, 0, ::p_t, ::p_h, ::p_w].flatten(1)

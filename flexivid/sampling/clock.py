@@ -1,0 +1,80 @@
+"""Which step of which call of a pipeline a forward of its transformer belongs to."""
+
+from dataclasses import dataclass
+
+import torch
+from diffusers import DiffusionPipeline
+
+from flexivid.model.call import Call
+from flexivid.model.family import Family
+
+# What pipelines call the context of the unconditional branch: the second name is that of diffusers' guiders.
+UNCONDITIONAL = ("uncond", "pred_uncond")
+
+
+@dataclass(frozen=True)
+class Position:
+    """step: of `steps` that this call has. branch: of guidance, 0 the conditional one. sigma: of flow matching."""
+
+    step: int
+    branch: int
+    steps: int
+    sigma: float | None
+
+    @property
+    def begins_a_call(self) -> bool:
+        return (self.step, self.branch) == (0, 0)
+
+
+class Clock:
+    """Reads the position of every forward off the pipeline's scheduler, or off the context that the pipeline gives."""
+
+    def __init__(self, pipe: DiffusionPipeline, family: Family):
+        self.pipe, self.family = pipe, family
+        self._timesteps = None
+        self._begin = 0
+        self._last: Position | None = None
+
+    def read(self, call: Call) -> Position:
+        scheduler, context = self.pipe.scheduler, call.context
+        if scheduler.timesteps is not self._timesteps:  # set_timesteps makes a new tensor for every call
+            self._timesteps, self._last = scheduler.timesteps, None
+            # Video-to-video starts midway, and most schedulers are not told.
+            begin = getattr(scheduler, "begin_index", None)
+            self._begin = self._index_of_timestep(call) if begin is None else begin
+        step, steps = self._step(call)
+        if context is not None:
+            branch = int(context.name in UNCONDITIONAL)
+        else:
+            # The conditional branch is called first, and the step lasts until the scheduler has moved on.
+            branch = self._last.branch + 1 if self._last is not None and self._last.step == step else 0
+        self._last = Position(step, branch, steps, self._sigma(call, step))
+        return self._last
+
+    def _step(self, call: Call) -> tuple[int, int]:
+        """The step, and how many this call has."""
+        scheduler, context = self.pipe.scheduler, call.context
+        if context is not None and context.step_index is not None:
+            return context.step_index, context.num_inference_steps
+        steps = len(scheduler.timesteps) - self._begin
+        if not hasattr(scheduler, "step_index"):
+            return self._index_of_timestep(call) - self._begin, steps
+        return 0 if scheduler.step_index is None else scheduler.step_index - self._begin, steps
+
+    def forget(self) -> None:
+        """After a call that has failed: the next forward is the first of another one."""
+        self._timesteps = None
+
+    def _index_of_timestep(self, call: Call) -> int:
+        # Of the noisiest token, where clean ones have a timestep of their own.
+        noisiest = torch.Tensor.min if self.family.prediction == "reversed_flow" else torch.Tensor.max
+        timesteps = self.pipe.scheduler.timesteps
+        return int((timesteps - noisiest(torch.as_tensor(call.arguments["timestep"])).to(timesteps)).abs().argmin())
+
+    def _sigma(self, call: Call, step: int) -> float | None:
+        if call.context is not None and call.context.sigma is not None:
+            return call.context.sigma
+        if self.family.prediction not in ("flow", "reversed_flow"):
+            return None
+        sigma = float(self.pipe.scheduler.sigmas[step + self._begin])
+        return 1 - sigma if self.family.prediction == "reversed_flow" else sigma

@@ -1,0 +1,100 @@
+"""The student of a distillation: a frozen transformer, what is trained beside it, and the losses that train it.
+
+Trained are the coarse embedders, heads and patch-size embeddings, and a LoRA per weak mode; the base stays frozen,
+so that the powerful mode stays exact.
+"""
+
+import torch
+from diffusers.training_utils import cast_training_params
+
+from flexivid.model.adapter import load_adapter, read_config
+from flexivid.model.family import Family
+from flexivid.model.flexible import FlexTransformer
+from flexivid.model.lora import add_lora
+from flexivid.training.config import DistillConfig
+from flexivid.training.noise import State
+from flexivid.training.parallel.sharding import block_classes
+
+
+def predict(transformer: torch.nn.Module, family: Family, x_t, timestep, conditions: dict) -> torch.Tensor:
+    """One forward: x_t (B, C, T, H, W) -> the network's output, (B, C, T, H, W) float32."""
+    call = conditions | family.arguments_for(x_t) | {"timestep": timestep}
+    output = transformer(**call, return_dict=False)[0]
+    return family.latents(call | {"hidden_states": output}).float()
+
+
+class Student(torch.nn.Module):
+    """The transformer and its weak modes in one module, so that data parallelism sees every trained parameter."""
+
+    def __init__(self, flex: FlexTransformer):
+        super().__init__()
+        self.transformer, self.weak_modes = flex.transformer, flex.weak_modes.requires_grad_(True)
+        self._flex = [flex]  # in a list: it is no submodule
+        self._no_split_modules = block_classes(flex.transformer)  # what accelerate shards by
+
+    def forward(self, patch_sizes: list[str], x_t, timestep, conditions: dict) -> list[torch.Tensor]:
+        """The network's output at each of the patch sizes."""
+        flex, predictions = self._flex[0], []
+        for patch_size in patch_sizes:
+            flex.fix(patch_size)
+            predictions.append(predict(self.transformer, flex.family, x_t, timestep, conditions))
+        return predictions
+
+
+def build_student(transformer: torch.nn.Module, settings: DistillConfig, component: str = "transformer") -> Student:
+    """Freezes the transformer and attaches trainable weak modes and LoRA, from the stock weights or an adapter.
+
+    Raises ValueError if that adapter is one of other modes, another rank or parametrisation, or of another model.
+    """
+    transformer.requires_grad_(False)
+    flex = FlexTransformer(transformer, settings.modes, settings.parametrisation)
+    if settings.adapter is None:
+        add_lora(flex, settings.rank)
+    else:
+        config = read_config(settings.adapter)
+        asked = {"patch_sizes": settings.modes, "parametrisation": settings.parametrisation, "lora_rank": settings.rank}
+        if differing := [
+            f"{key} {getattr(config, key)} != {value}" for key, value in asked.items() if getattr(config, key) != value
+        ]:
+            raise ValueError(f"cannot go on from {settings.adapter}: {', '.join(differing)}")
+        load_adapter(settings.adapter, config, {component: flex})
+    for name, parameter in transformer.named_parameters():
+        parameter.requires_grad_("lora_" in name)
+    student = Student(flex)
+    # A frozen base may be in half precision; what is trained never is.
+    cast_training_params(student, dtype=torch.float32)
+    return student
+
+
+def unfrozen_student(transformer: torch.nn.Module, settings: DistillConfig) -> Student:
+    """Attaches weak modes, and no LoRA: all weights are trained with them."""
+    return Student(FlexTransformer(transformer.requires_grad_(True), settings.modes, settings.parametrisation))
+
+
+def weak_errors(student: torch.nn.Module, flex: FlexTransformer, patch_sizes: list[str], state: State) -> torch.Tensor:
+    """x0_weak - x0_powerful, (modes, B, C, T, H, W); gradients reach the weak part only."""
+    arguments = (state.x_t, state.timestep, state.conditions)
+    with torch.no_grad():
+        (powerful,) = student([flex.powerful], *arguments)
+    weak = student(patch_sizes, *arguments)
+    return torch.stack([state.x0_difference(flex.diffusion, output - powerful) for output in weak])
+
+
+def distillation_loss(errors: torch.Tensor) -> torch.Tensor:
+    """|| x0_weak - x0_powerful ||^2, mean over modes and clips (FlexiDiT, section 3.2, in x0)."""
+    return errors.square().mean()
+
+
+def corrected_distillation_loss(
+    errors: torch.Tensor, errors_before: torch.Tensor, corrected: torch.Tensor, anchor: float
+) -> torch.Tensor:
+    """What is left of a weak prediction's error in an interleaved schedule (`budget.py`), and a share of the whole.
+
+    There a weak step at t predicts x0_weak(t) + [x0_powerful(t_k) - x0_weak(t_k)], so that its error is e(t) - e(t_k):
+    a weak mode may be wrong, as long as it stays equally wrong until the next powerful step.
+
+    errors: e(t), (modes, B, C, T, H, W). errors_before: e(t_k) of the same clips and noise. corrected: (B,), whether
+    there was a powerful step before. anchor: weight of || e(t) ||^2.
+    """
+    left = errors - corrected.view(1, -1, 1, 1, 1, 1) * errors_before
+    return left.square().mean() + anchor * errors.square().mean()

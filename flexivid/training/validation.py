@@ -1,0 +1,62 @@
+"""What a distillation has reached: errors over noise levels and over steps, and frames at every budget."""
+
+import json
+import math
+from pathlib import Path
+
+import torch
+from accelerate.utils.memory import clear_device_cache
+from diffusers import DiffusionPipeline
+
+from flexivid.files import write_text
+from flexivid.model.flexible import FlexTransformer
+from flexivid.sampling.runner import PipelineRunner
+from flexivid.training.config import Config
+from flexivid.training.data.buckets import Bucket
+from flexivid.training.data.conditions import clip_arguments
+from flexivid.training.data.latents import encoders_of
+from flexivid.training.parallel.launch import autocast
+from flexivid.video import write_picture
+
+SIGMAS = (0.98, 0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)
+
+Errors = dict[str, list[float]]  # by patch size, over SIGMAS
+
+
+def mean_errors(errors: Errors) -> dict[str, float]:
+    return {patch_size: sum(values) / len(values) for patch_size, values in errors.items()}
+
+
+def record_errors(path: Path, step: int, clips: str, errors: Errors) -> list[dict]:
+    """Adds a line to validation.jsonl, in the place of those of later steps, which are made again after a kill.
+
+    clips: what the errors are of. An error that is not finite is null. Returns all lines.
+    """
+    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    means = {name: value if math.isfinite(value) else None for name, value in mean_errors(errors).items()}
+    lines = [line for line in lines if line["step"] < step] + [{"step": step, "clips": clips, "errors": means}]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
+    return lines
+
+
+@torch.no_grad()
+def sample_budgets(pipe: DiffusionPipeline, flex: FlexTransformer, config: Config, accelerator, path: Path) -> None:
+    """A picture with a row of frames for every validation prompt and budget."""
+    settings, bucket = config.validation, Bucket.parse(config.clips.buckets[0])
+    for part in encoders_of(pipe).values():
+        part.to(accelerator.device)
+    call = clip_arguments(pipe, bucket, config.clips, steps=settings.steps, guidance_scale=settings.guidance_scale)
+    rows = {}
+    for prompt in settings.prompts:
+        for budget in settings.budgets:
+            PipelineRunner(pipe, {"transformer": flex}, budget=budget, schedule=None)
+            generator = torch.Generator().manual_seed(0)
+            with autocast(accelerator):
+                frames = pipe(prompt=prompt, **call, generator=generator, output_type="np").frames[0]
+            rows[f"{budget:g}: {prompt}"] = (frames * 255).round().astype("uint8")
+    for part in encoders_of(pipe).values():
+        part.to("cpu")
+    clear_device_cache()
+    if rows and accelerator.is_main_process:
+        write_picture(rows, path)

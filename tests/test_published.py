@@ -1,0 +1,79 @@
+"""A dry run of a config that ships with flexivid needs no network: the published architectures are in the package."""
+
+import inspect
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import diffusers
+import pytest
+
+from flexivid.published import ARCHITECTURES, load_index, load_part
+from flexivid.training.config import load_config
+from flexivid.training.forecast import check_model
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = sorted(path.name for path in (ROOT / "configs").glob("*-lora.yaml"))
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch, tmp_path):
+    def refuse(*given):
+        raise AssertionError("a dry run asked the network")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "empty"))
+
+
+def test_every_config_names_a_model_that_is_known():
+    assert {str(load_config(ROOT / "configs" / name).base) for name in CONFIGS} == ARCHITECTURES.keys()
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_configs_fit_the_published_models(folder, name):
+    """Sizes, modes and budgets, from the public configurations alone."""
+    config = load_config(ROOT / "configs" / name)
+    check_model(config.model_copy(update={"clips": config.clips.model_copy(update={"folder": folder})}))
+
+
+@pytest.mark.parametrize("hub_id", ARCHITECTURES)
+def test_every_setting_is_one_of_its_class(hub_id):
+    architecture = ARCHITECTURES[hub_id]
+    for class_name, settings in architecture.parts.values():
+        parameters = inspect.signature(getattr(diffusers, class_name).__init__).parameters
+        assert settings.keys() <= parameters.keys()
+        # What equals the default need not be said.
+        assert not [name for name, value in settings.items() if parameters[name].default == value]
+    pipeline = getattr(diffusers, architecture.pipeline)
+    assert {*architecture.settings, *architecture.parts} <= inspect.signature(pipeline).parameters.keys()
+
+
+def test_a_folder_of_that_name_comes_first(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "genmo/mochi-1-preview").mkdir(parents=True)
+    (tmp_path / "genmo/mochi-1-preview/model_index.json").write_text('{"_class_name": "WanPipeline"}')
+    assert load_index("genmo/mochi-1-preview")["_class_name"] == "WanPipeline"
+    assert load_part("Lightricks/LTX-Video", "vae", diffusers.AutoencoderKLLTXVideo) == {}
+
+
+def test_a_whole_dry_run(tmp_path):
+    settings = {
+        "config": str(ROOT / "configs/wan2.1-1.3b-lora.yaml"),
+        "output": str(tmp_path / "out"),
+        # The rest costs time only.
+        "distill.modes": "[2x4x4]",
+        "distill.mode_weights": "[1.0]",
+        "gradient-checkpointing": "false",
+        "validation.prompts": "[]",
+    }
+    command = [sys.executable, str(ROOT / "flexivid/train.py"), "--dry-run"]
+    command += [word for name, value in settings.items() for word in (f"--{name}", value)]
+    nowhere = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "0"}
+    environment = os.environ | nowhere | {"ACCELERATE_USE_CPU": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, cwd=tmp_path, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert "Wan-AI/Wan2.1-T2V-1.3B-Diffusers: 1.419 B parameters" in done.stdout
+    assert "data/clips is not there yet" in done.stdout and not (tmp_path / "out").exists()

@@ -1,0 +1,97 @@
+"""Steps that compute nothing: they hold the last x0."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+from families import STEPS, TINY, tiny_pipeline
+from test_calls import sample
+
+import flexivid
+from flexivid.sampling.budget import BudgetError, reuse_places, schedule_for_budget
+from flexivid.sampling.flops import flop_counter_mode
+from flexivid.sampling.schedule import REUSED, Schedule, explicit_schedule
+
+COSTS = {"1x2x2": 100, "1x4x4": 20}
+
+
+@pytest.mark.parametrize("steps, count", [(40, 10), (40, 4), (40, 1), (8, 8), (8, 7), (5, 2), (1, 1)])
+def test_places_rise_from_the_first_step_to_the_last_and_are_denser_at_first(steps, count):
+    places = reuse_places(count, steps)
+    assert places == sorted(set(places)) and len(places) == count and places[0] == 0
+    assert count == 1 or places[-1] == steps - 1
+    gaps = [after - before for before, after in pairwise(places)]
+    assert gaps == sorted(gaps)
+
+
+@pytest.mark.parametrize("branches", [1, 2])
+@pytest.mark.parametrize("budget", [1.0, 0.5, 0.25, 0.1, 0.025])
+def test_a_budget_buys_as_many_powerful_steps_as_fit(budget, branches):
+    schedule = schedule_for_budget(COSTS, 40, budget, branches, order="reuse")
+    powerful = schedule.steps.count(("1x2x2",) * branches)
+    assert powerful == int(40 * budget) and schedule.steps.count((REUSED,) * branches) == 40 - powerful
+    assert schedule.cost(COSTS) == powerful * branches * 100
+
+
+def test_what_cannot_be_is_refused():
+    with pytest.raises(BudgetError, match="the least is 0.025"):
+        schedule_for_budget(COSTS, 40, 0.02, 2, order="reuse")
+    with pytest.raises(ValueError, match="there are none"):
+        schedule_for_budget(COSTS, 40, 0.5, 2, "kept", "reuse")
+    with pytest.raises(ValueError, match="nothing to reuse"):
+        explicit_schedule("reused:1,1x2x2:1", 2, 2, list(COSTS))
+    with pytest.raises(ValueError, match="not a patch size"):
+        Schedule((("1x2x2", "1x2x2"), ("1x2x2", REUSED)))
+    schedule = explicit_schedule("1x2x2:1,reused:2,1x4x4:1", 4, 2, list(COSTS))
+    assert (
+        Schedule.from_json(schedule.to_json()) == schedule == explicit_schedule(schedule.to_text(), 4, 2, list(COSTS))
+    )
+    assert str(schedule) == "1 x 1x2x2, 2 x reused, 1 x 1x4x4"
+
+
+def test_under_euler_a_reused_step_goes_on_in_a_straight_line():
+    """x_t = (1 - sigma) x0 + sigma noise with both held: v stays, so that fewer steps of the same sigmas are it."""
+    pipe, call = tiny_pipeline("wan", FlowMatchEulerDiscreteScheduler(shift=3.0))
+    flexivid.enable(pipe, schedule="1x2x2:2,reused:3,1x2x2:3")
+    reused, sigmas = sample(pipe, call), pipe.scheduler.sigmas
+    flexivid.disable(pipe)
+
+    # Stock steps that skip: the model's output is that of the last computed step.
+    stock, outputs = pipe.transformer.forward, []
+
+    def held(*args, **kwargs):
+        step = len(outputs) // 2
+        outputs.append(outputs[-2] if step in (2, 3, 4) else stock(*args, **kwargs)[0])
+        return (outputs[-1],)
+
+    pipe.transformer.forward = held
+    torch.testing.assert_close(sample(pipe, call), reused, atol=1e-4, rtol=1e-4)
+    assert len(sigmas) == STEPS + 1
+
+
+@pytest.mark.parametrize("name", [name for name in TINY if name not in ("wan-i2v", "dit")])
+def test_every_family_reuses_and_spends_what_it_says(name):
+    pipe, call = tiny_pipeline(name)
+    if "prompt_attention_mask" in call:  # Mochi computes on valid tokens only, and all are counted
+        call |= {key: torch.ones_like(value) for key, value in call.items() if key.endswith("_mask")}
+    stock = sample(pipe, call)
+    with flop_counter_mode() as full:
+        sample(pipe, call)
+    flexivid.enable(pipe, budget=0.5, order="reuse")
+    with flop_counter_mode() as used:
+        clip = sample(pipe, call)
+    summary = flexivid.summary(pipe)
+    assert summary.ratio == 0.5 and used.get_total_flops() / full.get_total_flops() == pytest.approx(0.5, abs=0.01)
+    assert [names[0] == REUSED for names in summary.steps].count(True) == STEPS // 2
+    assert clip.isfinite().all() and not torch.equal(clip, stock)
+    flexivid.enable(pipe, budget=1.0, order="reuse")
+    assert torch.equal(sample(pipe, call), stock)
+
+
+def test_weak_steps_beside_reused_ones():
+    pipe, call = tiny_pipeline("wan")
+    flexivid.enable(pipe, schedule="1x2x2:2,1x4x4:1,reused:2,1x4x4/kept:1,reused:1,1x2x2:1")
+    assert sample(pipe, call).isfinite().all()
+    steps = flexivid.summary(pipe).steps
+    assert steps[3:7] == [[REUSED, REUSED], [REUSED, REUSED], ["1x4x4", "kept"], [REUSED, REUSED]]
