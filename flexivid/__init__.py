@@ -3,6 +3,7 @@
 from flexivid.api import disable, enable, plan, summary
 from flexivid.model.adapter import AdapterError
 from flexivid.patches.tubelet import FlexTubeletEmbed, FlexTubeletUnembed
+from flexivid.patches.tubelet_positions import FlexTubeletPositions
 from flexivid.sampling.budget import BudgetError
 from flexivid.sampling.schedule import Schedule
 from flexivid.sampling.session import Summary
@@ -12,6 +13,7 @@ __all__ = [
     "AdapterError",
     "BudgetError",
     "FlexTubeletEmbed",
+    "FlexTubeletPositions",
     "FlexTubeletUnembed",
     "Schedule",
     "Summary",
