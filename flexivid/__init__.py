@@ -5,6 +5,7 @@ from flexivid.model.adapter import AdapterError
 from flexivid.model.families import register
 from flexivid.model.family import Family
 from flexivid.patches.tubelet import FlexTubeletEmbed, FlexTubeletUnembed
+from flexivid.patches.tubelet_positions import FlexTubeletPositions
 from flexivid.running import costs, observe, plan, summary
 from flexivid.sampling.budget import BudgetError
 from flexivid.sampling.observe import Forward, Observer
@@ -16,6 +17,7 @@ __all__ = [
     "AdapterError",
     "BudgetError",
     "FlexTubeletEmbed",
+    "FlexTubeletPositions",
     "FlexTubeletUnembed",
     "Family",
     "Forward",

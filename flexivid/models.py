@@ -219,7 +219,9 @@ diffusers 0.42 does not do itself. Cache is FirstBlockCache, compile is compile_
 is enable_model_cpu_offload and enable_group_offload. What the tests do: [test_families](../tests/test_families.py) on
 transformers, [test_family_pipelines](../tests/test_family_pipelines.py) and
 [test_family_features](../tests/test_family_features.py) on pipelines,
-[test_training_families](../tests/test_training_families.py) on training.
+[test_training_families](../tests/test_training_families.py) on training. Of LTX-Video the pipelines with conditions and
+long clips work too ([test_family_ltx](../tests/test_family_ltx.py)), of Wan2.1 first and last frame, of Wan2.2 one
+transformer alone ([test_family_wan](../tests/test_family_wan.py)).
 """
 COSTS = """
 ## What patch sizes cost

@@ -11,6 +11,7 @@ from test_family_pipelines import sample
 from test_surroundings import small, two_transformers
 
 import flexivid
+from flexivid.model.hooks import attached
 
 SHARED = "this transformer is enabled through another pipeline that shares it; disable that one first"
 
@@ -147,7 +148,7 @@ class TestTwoTransformers:
         flexivid.enable(only_low, budget=0.5)
         expected = sample(only_low, call)
         refused(lambda: flexivid.enable(pipe, budget=0.5))
-        assert flexivid.api._attached(pipe.transformer) is None
+        assert attached(pipe.transformer) is None
         refused(lambda: sample(pipe, call))
         assert torch.equal(sample(only_low, call), expected)
 

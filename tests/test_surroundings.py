@@ -283,7 +283,7 @@ class TestAFailedEnable:
 
         def fail():
             with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-                patch.setattr("flexivid.api.Session", interrupt)
+                patch.setattr("flexivid.api.PipelineRunner", interrupt)
                 flexivid.enable(pipe, budget=0.6)
 
         self.check(pipe, call, fail)
@@ -413,14 +413,14 @@ class TestTorchCompile:
         flexivid.enable(pipe, budget=0.6)
         if how == "in place, after":
             pipe.transformer.compile(backend=self.backend(graphs))
-        session = getattr(pipe.transformer, "_orig_mod", pipe.transformer)._diffusers_hook.get_hook("flexivid").flex
-        chosen, choose = [], session.policy.__self__.choose
+        flex = getattr(pipe.transformer, "_orig_mod", pipe.transformer)._diffusers_hook.get_hook("flexivid").flex
+        chosen, costs = [], flex.runner.costs
 
-        def policy(*arguments):
+        def planned(arguments):
             chosen.append(torch.compiler.is_compiling())
-            return choose(*arguments)
+            return costs(arguments)
 
-        monkeypatch.setattr(session, "policy", policy)
+        monkeypatch.setattr(flex.runner, "costs", planned)
         torch.testing.assert_close(sample(pipe, call), weak, atol=1e-4, rtol=1e-3)
         assert chosen and not any(chosen)
         assert max(graphs) > 100, "the blocks are in one graph"

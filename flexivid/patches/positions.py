@@ -81,15 +81,20 @@ def stretched_positions(count: int, length: int) -> torch.Tensor:
 
 
 def rope_table(
-    positions: torch.Tensor, dim: int, theta: float = 10000.0, trained_length: int | None = None
+    positions: torch.Tensor,
+    dim: int,
+    theta: float = 10000.0,
+    trained_length: int | None = None,
+    span: float | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Rotary tables (Su et al. 2021, arXiv 2104.09864) at any positions, each frequency twice in a row.
 
     positions: (n,), beyond the trained length too (extended), or squeezed into it by position interpolation (Chen et
-    al. 2023, arXiv 2306.15595) if `trained_length` is given and smaller than the span. Returns cos, sin: (n, dim).
+    al. 2023, arXiv 2306.15595) if `trained_length` is given and smaller than the span, by default of the positions.
+    Returns cos, sin: (n, dim).
     """
     positions = positions.double()
-    span = positions.max() + 1
+    span = positions.max() + 1 if span is None else span
     if trained_length is not None and span > trained_length:
         positions = positions * trained_length / span
     frequencies = theta ** (-torch.arange(0, dim, 2, dtype=torch.float64) / dim)
