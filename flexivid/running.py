@@ -39,7 +39,7 @@ def _enabled(pipe: DiffusionPipeline) -> PipelineRunner:
     check_not_shared(pipe)
     runner = runner_of(next(iter(transformers_of(pipe).values())))
     if runner is None or runner.pipe is not pipe:
-        raise ValueError("this pipeline is not enabled: call flexivid.enable first")
+        raise ValueError("this pipeline is not enabled: enable the pipeline first")
     return runner
 
 

@@ -92,11 +92,13 @@ class RootHook(ModelHook):
 
     def initialize_hook(self, module):
         self.blocks = {name: part for name, part in module.named_children() if isinstance(part, nn.ModuleList)}
-        self.compiled, module._compiled_call_impl = module._compiled_call_impl, None
+        if module._compiled_call_impl is not None:
+            self.compiled, module._compiled_call_impl = module._compiled_call_impl, None
         return module
 
     def deinitalize_hook(self, module):
-        module._compiled_call_impl = module._compiled_call_impl or self.compiled
+        if self.compiled is not None and module._compiled_call_impl is None:
+            module._compiled_call_impl = self.compiled
         return module
 
     def new_forward(self, module, *args, **kwargs):

@@ -44,8 +44,11 @@ CACHE_HOOKS = {
 # Caches
 
 
-def check_caches(transformer: nn.Module) -> None:
-    """Raises ValueError for a cache that does not follow several patch sizes."""
+def check_caches(transformer: nn.Module, everywhere: bool = True) -> None:
+    """Raises ValueError for a cache that does not follow several patch sizes.
+
+    everywhere: look at every module, which takes as long as some layers, and not only where caches begin.
+    """
     config = getattr(transformer, "_cache_config", None)
     if config is not None and not isinstance(config, FirstBlockCacheConfig):
         raise ValueError(
@@ -57,7 +60,8 @@ def check_caches(transformer: nn.Module) -> None:
             "a cache of another library, such as cache-dit, does not work with several patch sizes; "
             "FirstBlockCacheConfig of diffusers does, or switch the cache off: cache_dit.disable_cache(pipe)"
         )
-    registries = (vars(part).get("_diffusers_hook") for part in transformer.modules())
+    parts = transformer.modules() if everywhere else (transformer, *_first_blocks(transformer))
+    registries = (vars(part).get("_diffusers_hook") for part in parts)
     for name in (name for registry in registries if registry is not None for name in registry.hooks):
         for prefix, cache in CACHE_HOOKS.items():
             if name.startswith(prefix) and not (prefix == "fbc_" and config is not None):
@@ -65,6 +69,10 @@ def check_caches(transformer: nn.Module) -> None:
                     f"{cache} does not work with several patch sizes; enable_cache(FirstBlockCacheConfig(...)) does, "
                     f"or remove its hooks, such as {name}"
                 )
+
+
+def _first_blocks(transformer: nn.Module) -> Iterator[nn.Module]:
+    return (part[0] for part in hook_of(transformer).blocks.values() if len(part))
 
 
 def drop_cached(transformers: Iterable[nn.Module], context: CacheContext | None = None) -> None:
@@ -96,13 +104,13 @@ def calling_pipeline() -> DiffusionPipeline | ModularPipeline | None:
 def check_call(transformer: nn.Module, pipe: DiffusionPipeline | None) -> None:
     """To be called before every forward of a transformer that was enabled through `pipe`, None if that is gone.
 
-    Raises ValueError if another pipeline calls, or if a cache has replaced the blocks since. `check_caches`, which
-    looks at every module, is for the first forward of a call.
+    Raises ValueError if another pipeline calls, or if a cache has come since.
     """
     if pipe is None:
         raise ValueError(GONE)
     if calling_pipeline() not in (None, pipe):
         raise ValueError(SHARED)
+    check_caches(transformer, everywhere=False)
     for name, part in hook_of(transformer).blocks.items():
         if getattr(transformer, name) is not part:
             raise ValueError(

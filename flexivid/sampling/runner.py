@@ -50,8 +50,8 @@ class PipelineRunner:
 
     def run(self, flex: FlexTransformer, call: Call):
         """The output of one forward of a transformer. A call that fails leaves nothing behind."""
+        check_call(flex.transformer, self.pipe)
         try:
-            check_call(flex.transformer, self.pipe)
             at = self.clock.read(self.pipe, call)
             call.branch = at.branch
             costs = self.costs(call.arguments)
