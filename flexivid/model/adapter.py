@@ -21,7 +21,6 @@ from safetensors.torch import load_file, save_file
 from flexivid.files import replacing
 from flexivid.model.flexible import FlexTransformer
 from flexivid.model.lora import add_lora
-from flexivid.model.stock_layer import dense_weights
 from flexivid.tensors import whole
 
 CONFIG_NAME = "flexivid_config.json"
@@ -181,7 +180,7 @@ def save_adapter(folder: Path, config: AdapterConfig, flexes: dict[str, FlexTran
     weights, lora, metadata = {}, {}, {}
     for component, flex in flexes.items():
         for stock, names in zip(flex.stock_layers, stock_names(component), strict=True):
-            weights |= zip(names, dense_weights(stock.layer), strict=True)
+            weights |= zip(names, stock.to_train_beside(), strict=True)
         for patch_size, mode in flex.weak_modes.items():
             prefix = f"{component}.{patch_size}."
             weights |= {prefix + name: tensor for name, tensor in mode.state_dict().items()}

@@ -85,8 +85,8 @@ class StockLayer:
         for wrapper in _wrappers(self.outer):
             self.layer = wrapper.base_layer
         # Beside which the weak modes were made.
-        self._reference: Weights = tuple(tensor.clone() for tensor in dense_weights(self.layer))
-        self._present: Weights = self._reference
+        self._first: Weights = tuple(tensor.clone() for tensor in dense_weights(self.layer))
+        self._reference = self._present = self._first
         self._change: Weights | None = None
         self._seen: list = []
         self._settings: list = []
@@ -96,6 +96,10 @@ class StockLayer:
     def outer(self) -> nn.Module:
         """The layer, or what peft has wrapped around it."""
         return self._parent._modules[self._name]
+
+    def to_train_beside(self) -> Weights:
+        """The weights that weak modes are trained beside: where frozen those of before, since FSDP leaves shards."""
+        return dense_weights(self.layer) if self.layer.weight.requires_grad else self._first
 
     def trained_beside(self, reference: Weights) -> None:
         """Weak modes were trained beside these weights, in half precision: what differs now was done since.
