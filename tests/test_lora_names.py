@@ -107,7 +107,13 @@ def state_of(pipe) -> dict:
         "types": {name: type(module) for name, module in transformer.named_modules()},
         "config": list(getattr(transformer, "peft_config", {})),
         "loaded": bool(transformer._hf_peft_config_loaded),
-        "own": sorted(set(vars(transformer)) - {"_diffusers_hook", "forward", "_hf_peft_config_loaded"}),
+        # What differs from the class: hooks of compilation leave an attribute of the class's own value.
+        "own": sorted(
+            name
+            for name, value in vars(transformer).items()
+            if value is not getattr(type(transformer), name, vars)
+            and name not in ("_diffusers_hook", "forward", "_hf_peft_config_loaded")
+        ),
         "layers": [
             (layer.active_adapters, layer.disable_adapters, layer.merged_adapters, sorted(vars(layer)))
             for layer in transformer.modules()
