@@ -201,6 +201,7 @@ def test_a_fused_lora_may_be_there_before_and_merge_lora_says_why_not(adapter):
     torch.testing.assert_close(sample(pipe, call), expected, **CLOSE)
     with pytest.raises(ValueError, match="a LoRA is fused into these weights: call unload_lora_weights"):
         flexivid.enable(pipe, adapter=adapter, schedule="1x4x4", merge_lora=True)
+    flexivid.disable(pipe)
     assert torch.equal(sample(pipe, call), stock)
 
 
