@@ -73,7 +73,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     add("--schedule", help="instead of a budget, for example 2x4x4:35,1x2x2:5, or a .json file of eval/calibrate.py")
     add("--guidance", choices=["same", "kept", "weak-uncond"], help="of weak steps in a budget; see enable()")
-    add("--order", choices=["interleaved", "weak-first"], help="of powerful and weak steps in a budget")
+    add("--order", choices=["interleaved", "weak-first", "reuse"], help="of powerful and weak steps in a budget")
     add("--modes", type=patch_size, nargs="+", help="weak patch sizes, as 1x4x4 2x4x4; the adapter's by default")
     add("--parametrisation", choices=["snr", "direct"], help="without an adapter; snr by default")
     add("--model", help="folder or hub id in diffusers format; the embedded model by default")

@@ -98,7 +98,7 @@ def test_centred_rope_is_the_table_at_the_centres():
         return torch.cat([part.expand(*grid, dim) for part in parts], -1)
 
     folding = folding_for(grid, (2, 2, 3), (1, 1, 1), True)
-    cos, sin = centred_rope(spread(0), spread(1), folding.centres)
+    cos, sin = centred_rope(spread(0), spread(1), folding.centres, folding.aside)
     centres = [torch.tensor([0.0, 1.5, 3.5]), torch.tensor([0.5, 2.5, 4.5]), torch.tensor([1.0, 4.0, 6.0])]
     for axis, at in enumerate(centres):
         expected_cos, expected_sin = rope_table(at, dim)

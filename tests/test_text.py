@@ -13,7 +13,7 @@ from flexivid.training.config import ClipsConfig, load_config
 from flexivid.training.data import latents
 from flexivid.training.data.captions import find_clips
 from flexivid.training.data.latents import clips_of
-from pipelines.t2v import check_arguments, parse_arguments
+from pipelines import t2v
 from sweep import settings
 
 RARE = {"U+2028": "\u2028", "U+2029": "\u2029", "NEL": "\x85", "VT": "\x0b", "FF": "\x0c", "FS": "\x1c"}
@@ -21,11 +21,11 @@ LATIN = "a caf\xe9 at night".encode("latin-1")
 
 
 def prompts_of_t2v(path) -> list[str]:
-    return check_arguments(parse_arguments(["--prompt-file", str(path), "--device", "cpu"]))
+    return t2v.prompts_of(t2v.parse_arguments(["--prompts", str(path), "--device", "cpu"]))
 
 
 def prompts_of_sweep(path) -> list[str]:
-    return settings.read_prompts(SimpleNamespace(prompts=str(path), max_prompts=None, dimensions=[]))
+    return settings.prompts_of(SimpleNamespace(prompts=str(path), max_prompts=None, dimensions=[]))
 
 
 def prompts_of_training(path) -> list[str]:

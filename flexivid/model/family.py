@@ -149,4 +149,5 @@ def patch_size_of(config: FrozenDict) -> Size3:
 def centred_tables(tables: Tables, folding: Folding, token_axis: int) -> Tables:
     """Rotary tables of the base grid, tokens on `token_axis`, read at the centres of the coarse tokens."""
     grids = (table.movedim(token_axis, 0).unflatten(0, folding.grid) for table in tables)
-    return tuple(table.flatten(0, 2).movedim(0, token_axis) for table in centred_rope(*grids, folding.centres))
+    centred = centred_rope(*grids, folding.centres, folding.aside)
+    return tuple(table.flatten(0, 2).movedim(0, token_axis) for table in centred)

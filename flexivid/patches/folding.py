@@ -81,8 +81,9 @@ class Folding:
     """How latents of `size` are folded by `multiple` for a model of base `patch_size`. All three are (t, h, w).
 
     `sources`: per axis the (blocks, multiple) positions of each block; `kept`: the frames of each clip among those of
-    all blocks; `centres`: per axis where each coarse token stands, see `token_centres`; `kappa`: (1, 1, T', H', W')
-    float32, the standard deviation of the block mean of unit noise.
+    all blocks; `centres`: per axis where each coarse token stands, see `token_centres`; `aside`: whether one stands
+    elsewhere than on a base token and midway between two; `kappa`: (1, 1, T', H', W') float32, the standard deviation
+    of the block mean of unit noise.
     """
 
     size: Size3
@@ -91,6 +92,7 @@ class Folding:
     sources: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
     kept: tuple[slice, ...]
     centres: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+    aside: tuple[bool, ...]
     upsampling: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
     kappa: torch.Tensor
     _placed: dict = field(default_factory=dict, repr=False, compare=False)  # what was computed here, as asked for
@@ -183,4 +185,5 @@ def folding_for(
     sources, upsampling, kept = zip(*folded, strict=True)
     centres = tuple(token_centres(blocks, patch) for blocks, patch in zip(sources, patch_size, strict=True))
     kappa = torch.einsum("t,h,w->thw", *map(noise_gain, sources)).float()[None, None]
-    return Folding(size, multiple, patch_size, sources, kept[0], centres, upsampling, kappa)
+    aside = tuple(bool((centre * 2 % 1).any()) for centre in centres)
+    return Folding(size, multiple, patch_size, sources, kept[0], centres, aside, upsampling, kappa)

@@ -29,17 +29,18 @@ def middle(table: torch.Tensor, centres: tuple[torch.Tensor, ...]) -> torch.Tens
 
 
 def centred_rope(
-    cos: torch.Tensor, sin: torch.Tensor, centres: tuple[torch.Tensor, ...]
+    cos: torch.Tensor, sin: torch.Tensor, centres: tuple[torch.Tensor, ...], aside: tuple[bool, ...]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Rotary tables of a coarse grid from those of the base grid, without knowing the frequencies.
 
-    cos, sin: (T, H, W, ...) of the base grid; centres: as in `middle`. Midway between two base tokens the mean of their
-    unit phasors points at the angle of the centre, exactly once renormalised; a mean over more than six tokens would
-    turn round at the fastest frequency. Returns two (T', H', W', ...).
+    cos, sin: (T, H, W, ...) of the base grid; centres: as in `middle`; aside: per axis, whether one lies elsewhere than
+    on a base token and midway between two, as with base patches of several frames. Midway the mean of the two unit
+    phasors points at the angle of the centre, exactly once renormalised; a mean over more than six tokens would turn
+    round at the fastest frequency. Elsewhere a phasor is turned by a share of the angle. Returns two (T', H', W', ...).
     """
     centres = list(centres)
     for axis, centre in enumerate(centres):
-        if (centre * 2 % 1).any():  # base patches of several frames: elsewhere than midway the mean points aside
+        if aside[axis]:
             cos, sin = _turned(cos, sin, centre, axis)
             centres[axis] = torch.arange(len(centre))
     cos, sin = middle(cos, centres), middle(sin, centres)
