@@ -137,7 +137,8 @@ class FlexTransformer:
         scale = (call.arguments.get("attention_kwargs") or {}).get("scale", 1.0)
         if self.lora.layers and scale != 1.0:
             raise ValueError("attention_kwargs scale would scale flexivid's LoRA too; use set_adapters for your own")
-        self.lora.switch(patch_size)
+        anew = self not in call.memo
+        self.lora.switch(patch_size, anew)
         mode, dtype = self.weak_modes[patch_size], working_dtype(self.embedder)
         placed = mode.patch_size_embedding
         # In training its precision is that of the optimiser.
@@ -145,8 +146,8 @@ class FlexTransformer:
             mode.to(latents.device, dtype)
         if not placed.requires_grad:
             self.mode = None  # stock layers may be asked what they do
-            mode.follow(*(stock.change(scale, anew=self not in call.memo) for stock in self.stock_layers))
-            call.memo[self] = True
+            mode.follow(*(stock.change(scale, anew) for stock in self.stock_layers))
+        call.memo[self] = True
         self.mode, self.memo = mode, call.memo
         self.folding = self.family.folding(call.arguments, mode.multiple, self.base_patch)
         if mode.parametrisation == "direct":

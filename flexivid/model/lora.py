@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from flexivid.model.flexible import FlexTransformer
 
 
+MISSING = object()  # an attribute that was not there
+
+
 class LoraSwitch:
     """Turns flexivid's LoRA on and off as patch sizes change, and leaves the user's adapters alone.
 
@@ -32,7 +35,9 @@ class LoraSwitch:
         self.requires_grad_before: dict[str, bool] | None = None
         self._attentions: dict[str, nn.Module] = {}
         self._merged: dict[str, list[nn.Parameter]] = {}
-        self._put_back: list[tuple[nn.Module, str, object]] = []
+        self._linears: list[nn.Module] = []  # whose weights these are copies of
+        self._is_eager = True
+        self._put_back: list[tuple[dict, str, object]] = []
 
     @staticmethod
     def name_of(patch_size: str) -> str:
@@ -75,26 +80,33 @@ class LoraSwitch:
     @torch.no_grad()
     def merge(self, patch_sizes: Iterable[str]) -> None:
         """Keeps, for every weak mode, a copy of the adapted weights with its LoRA added: no LoRA cost in a forward."""
-        weights = [layer.get_base_layer().weight for layer in self.layers]
+        self._linears = [layer.get_base_layer() for layer in self.layers]
+        weights = [linear.weight for linear in self._linears]
         if any(type(weight) is not nn.Parameter or weight.dtype.itemsize == 1 for weight in weights):
             raise ValueError("merge_lora copies weights, and these are quantised: enable without it")
         if any(layer.merged for layer in self.layers):
             raise ValueError("a LoRA is fused into these weights: call unload_lora_weights() after fuse_lora()")
         for patch_size in patch_sizes:
             self._merged[patch_size] = []
-            for layer in self.layers:
-                stock = layer.get_base_layer().weight
+            for layer, stock in zip(self.layers, weights, strict=True):
                 # Without weights (on the meta device) peft still puts its own on the CPU.
                 merged = stock + layer.get_delta_weight(self.name_of(patch_size)).to(stock.device)
                 self._merged[patch_size].append(nn.Parameter(merged, requires_grad=False))
 
-    def switch(self, patch_size: str | None) -> None:
-        """Makes ours active in a weak mode only, None for the powerful one; whatever else is active stays so."""
-        for module, name, value in reversed(self._put_back):
-            setattr(module, name, value)
+    def switch(self, patch_size: str | None, anew: bool = True) -> None:
+        """Makes ours active in a weak mode only, None for the powerful one; whatever else is active stays so.
+
+        anew: look at what surrounds the model, too; that is enough once a call of a pipeline.
+        """
+        # Attributes are set where they lie: through a module that takes longer than the layer itself, for small ones.
+        for attributes, name, value in reversed(self._put_back):
+            if value is MISSING:
+                del attributes[name]
+            else:
+                attributes[name] = value
         self._put_back.clear()
         for layer in self.layers:
-            if any(map(is_ours, layer.active_adapters)):
+            if vars(layer)["_active_adapter"] and any(map(is_ours, layer.active_adapters)):
                 layer._active_adapter = _of_the_user(layer.active_adapters)
         if patch_size is None or not self.layers:
             return
@@ -102,14 +114,18 @@ class LoraSwitch:
             raise RuntimeError("flexivid's LoRA was unloaded with the others; call flexivid.enable again")
         self._part_projections()
         if self.is_merged:
+            if anew:
+                check_merging(self.transformer)
+                # A compiled block sees through peft's wrappers, and would be compiled once more without them.
+                self._is_eager = all(module._compiled_call_impl is None for module in self.transformer.modules())
             self._swap_merged(patch_size)
         else:
             self._activate(self.name_of(patch_size))
 
-    def _set(self, module: nn.Module, name: str, value) -> None:
+    def _set(self, attributes: dict, name: str, value) -> None:
         """Until the next switch. Noted first, so that an interrupted switch is undone too."""
-        self._put_back.append((module, name, getattr(module, name)))
-        setattr(module, name, value)
+        self._put_back.append((attributes, name, attributes.get(name, MISSING)))
+        attributes[name] = value
 
     def _activate(self, ours: str) -> None:
         """Not by `set_adapter` of peft: it also walks all parameters to set requires_grad, 5 ms a switch on the
@@ -120,38 +136,43 @@ class LoraSwitch:
             if layer.disable_adapters:
                 if layer.merged:
                     layer.unmerge()  # as its forward does
-                self._set(layer, "_disable_adapters", False)
+                self._set(vars(layer), "_disable_adapters", False)
                 users = []
             if layer.merged:
                 # Fused: part of the weights, and the layer's forward would be these alone.
-                self._set(layer, "merged_adapters", [])
+                self._set(vars(layer), "merged_adapters", [])
                 users = []
-            self._set(layer, "_active_adapter", [*users, ours])
+            self._set(vars(layer), "_active_adapter", [*users, ours])
             if layer.scaling[ours] != 1:  # a weight that `set_adapters` gave to all
                 layer.scaling[ours] = 1.0
 
     def _part_projections(self) -> None:
         """Queries, keys and values that `fuse_qkv_projections` has joined run apart, where our LoRA is."""
         for name, attention in self._attentions.items():
-            if getattr(attention, "fused_projections", False):
-                self._set(attention, "fused_projections", False)
-            if "Fused" in type(getattr(attention, "processor", None)).__name__:
+            attributes = vars(attention)
+            if attributes.get("fused_projections"):
+                self._set(attributes, "fused_projections", False)
+            held = attributes if "processor" in attributes else attention._modules  # some are modules
+            if "Fused" in type(held.get("processor")).__name__:
                 before = getattr(self.transformer, "original_attn_processors", None) or {}
                 if f"{name}.processor" not in before:
                     raise RuntimeError("fused projections would skip flexivid's LoRA: call unfuse_qkv_projections()")
-                self._set(attention, "processor", before[f"{name}.processor"])
+                self._set(held, "processor", before[f"{name}.processor"])
 
     def _swap_merged(self, patch_size: str) -> None:
         """Puts the merged weights of a mode in the place of the stock ones."""
         if any(layer.merged for layer in self.layers):
             raise RuntimeError("a LoRA was fused after merge_lora had copied the weights: unfuse it, or enable again")
-        linears = [layer.get_base_layer() for layer in self.layers]
-        if any(hasattr(linear, "_hf_hook") for linear in linears):
+        if any("_hf_hook" in vars(linear) for linear in self._linears):
             raise RuntimeError("sequential offload would undo merge_lora in every forward: enable without it")
-        check_merging(self.transformer)
-        for linear, weight in zip(linears, self._merged[patch_size], strict=True):
-            weight.data = weight.data.to(linear.weight.device, linear.weight.dtype)
-            self._set(linear, "weight", weight)
+        for layer, linear, weight in zip(self.layers, self._linears, self._merged[patch_size], strict=True):
+            stock = linear._parameters["weight"]
+            if weight.device != stock.device or weight.dtype != stock.dtype:
+                weight.data = weight.data.to(stock.device, stock.dtype)
+            self._set(linear._parameters, "weight", weight)
+            attributes = vars(layer)
+            if self._is_eager and not attributes["_active_adapter"] and "forward" not in attributes:
+                self._set(attributes, "forward", linear)  # a wrapper that is idle takes as long as a small layer
 
 
 def is_ours(adapter: str) -> bool:

@@ -109,7 +109,8 @@ class StockLayer:
         shapes, own = ([tuple(tensor.shape) for tensor in weights] for weights in (reference, self._reference))
         if shapes != own:
             raise ValueError(f"weights of shape {shapes} were stored where the model has {own}")
-        lossy = type(self.layer.weight) is not nn.Parameter or hook_of(self.layer, CASTING) is not None
+        weight = self.layer.weight
+        lossy = type(weight) is not nn.Parameter or weight.is_meta or hook_of(self.layer, CASTING) is not None
         if not lossy and not _same_up_to_rounding(self._reference, reference):
             self._reference, self._present, self._seen = reference, reference, []
 
