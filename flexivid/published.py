@@ -1,10 +1,11 @@
 """Architectures of the models that configs/ names, so that a dry run asks no network for them.
 
 Only what differs from the defaults of diffusers 0.42 classes is written down, as those are the published values: the
-scripts convert_*_to_diffusers.py of diffusers made the published folders from them. Where the values are from:
-transformers and VAEs of Wan2.1, LTX-Video, CogVideoX, HunyuanVideo and Mochi from these scripts; Wan2.2-TI2V-5B from
-its own code (wan/configs/wan_ti2v_5B.py, the statistics in wan/modules/vae2_2.py); the boundary of Wan2.2-A14B from
-wan/configs/wan_t2v_A14B.py; the scheduler of CogVideoX-5b from its folder, as its script writes that of the 2B model.
+scripts convert_*_to_diffusers.py of diffusers made the published folders from them. Compared with these scripts:
+transformers and VAEs of Wan2.1, LTX-Video, CogVideoX and HunyuanVideo, and Mochi's transformer; with public copies of
+its config: transformer and VAE of Wan2.2-TI2V-5B. Compared with nothing, since the folders could not be read: the
+schedulers' shifts, the scheduler of CogVideoX-5b, Mochi's VAE, and the boundary of Wan2.2-A14B, which is that of its
+paper's code. A dry run depends on the architectures only.
 """
 
 from dataclasses import dataclass, field
