@@ -20,6 +20,7 @@ METHODS = {
     "direct": "flexivid with an adapter of the paper's parametrisation",
     "adapter-same": "the adapter with both guidance branches of every weak step",
     "weak-first": "the adapter in the paper's order, weak steps first",
+    "reuse": "flexivid with powerful steps only, whose x0 the steps between hold",
     "adapter-half-steps": "the adapter on half of the steps, at twice the budget",
     "adapter-fbcache": "the adapter at twice the budget, together with the fbcache of diffusers",
     "calibrated": "the adapter with the --schedules of eval/calibrate.py",
@@ -81,6 +82,7 @@ def all_arms(arguments: Namespace, steps: int) -> list[Arm]:
         "direct": {"adapter": str(arguments.direct_adapter), "merge_lora": True, "guidance": guidance},
         "adapter-same": {**trained, "guidance": "same"},
         "weak-first": {**trained, "order": "weak-first"},
+        "reuse": {"order": "reuse"},
     }
     arms = {"full": Arm("full", "full", 1.0, steps)}
     if "calibrated" in methods:

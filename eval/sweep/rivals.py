@@ -19,6 +19,7 @@ from diffusers.hooks import (
     FirstBlockCacheConfig,
     MagCacheConfig,
     PyramidAttentionBroadcastConfig,
+    SeaCacheConfig,
     TaylorSeerCacheConfig,
 )
 from tqdm import tqdm
@@ -72,6 +73,14 @@ def _skip_ranges(*names: str) -> Callable[[DiffusionPipeline, Probe, int], list[
     return lambda pipe, probe, steps: [dict.fromkeys(names, skip) for skip in range(2, steps + 1)]
 
 
+def _sea_cache(residual_order: int) -> Cache:
+    """residual_order: 0 holds the last residual, 1 extrapolates the last two. No limit on steps in a row."""
+    return Cache(
+        lambda pipe, probe, steps: [{"threshold": threshold} for threshold in _thresholds(0.01, 20)],
+        lambda pipe, settings: SeaCacheConfig(**settings, residual_order=residual_order, max_consecutive_cached=0),
+    )
+
+
 # Attention layers keep one cache for both guidance branches where a pipeline calls them apart, as Wan does.
 _ONE_STATE = "one cache for both guidance branches, which Wan calls apart: one reuses the attention of the other"
 # Every timestep but the first, which is 999 or 1000: before it there is nothing to reuse, and FasterCache tries to.
@@ -93,6 +102,8 @@ CACHES: dict[str, Cache] = {
         ),
     ),
     "magcache": Cache(_mag_cache_candidates, lambda pipe, settings: MagCacheConfig(**settings)),
+    "seacache": _sea_cache(residual_order=0),
+    "seacache-extrapolated": _sea_cache(residual_order=1),
     "fastercache": Cache(
         _skip_ranges("spatial_attention_block_skip_range"),
         lambda pipe, settings: FasterCacheConfig(

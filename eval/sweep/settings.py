@@ -95,7 +95,8 @@ def check_arguments(arguments: argparse.Namespace) -> None:
 def _check_methods(arguments: argparse.Namespace) -> None:
     if arguments.methods is None:
         rivals = ["steps", *CACHES] if arguments.rivals is None else arguments.rivals
-        arguments.methods = ["adapter", "training-free", *rivals] if arguments.adapter else ["training-free", *rivals]
+        own = ["adapter", "training-free", "reuse"] if arguments.adapter else ["training-free", "reuse"]
+        arguments.methods = [*own, *rivals]
     elif arguments.rivals is not None:
         raise ValueError("--methods names the rivals too; give one of --methods and --rivals")
     for method in arguments.methods:
