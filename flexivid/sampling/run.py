@@ -64,6 +64,7 @@ class Run:
         self._schedule, self._first, self._replanned = schedule, 0, False
         self._conditional: tuple[Call, torch.Tensor] | None = None  # of this step, where another branch needs it
         self._memo: dict = {}
+        self._batch = 0
 
     def replan(self, schedule: Schedule, first: int) -> None:
         """Another schedule from now on, see `outdated`. first: the step of this run that is the first of it."""
@@ -76,14 +77,14 @@ class Run:
             raise ValueError("the transformer was called by something else than the pipeline that was enabled")
         return self._schedule.steps[step - self._first]
 
-    def outdated(self, step: int, branches: int, by_costs: bool) -> bool:
+    def outdated(self, step: int, branches: int, batch: int, by_costs: bool) -> bool:
         """Whether a step is not what was planned for: guidance has ended or begun, or the plan did not know all costs.
 
-        A plan is made when the first branch is called. The other one may have a longer text.
-        by_costs: the plan is that of a budget.
+        A plan is made when the first branch is called. The other one may have a longer text. batch: clips of this call;
+        both branches of one may be in one batch. by_costs: the plan is that of a budget.
         """
-        by_costs = by_costs and not self._replanned and step > 0
-        return branches != self.branches or (by_costs and any(costs != self.costs[0] for costs in self.costs.values()))
+        unknown = not self._replanned and step > 0 and any(costs != self.costs[0] for costs in self.costs.values())
+        return branches != self.branches or (by_costs and (unknown or batch != self._batch))
 
     @property
     def branches(self) -> int:
@@ -112,7 +113,7 @@ class Run:
         self.costs[call.branch] = costs
         # Guidance of a mixed step needs the weak prediction of both branches.
         own = [] if name in (KEPT, REUSED) else [name] * (2 if is_mixed(planned) and call.branch == 1 else 1)
-        batch = len(call.arguments["hidden_states"])
+        self._batch = batch = len(call.arguments["hidden_states"])
         self.summary.flops_used += sum(costs[patch_size] for patch_size in (*compared, *own)) * batch
         self.summary.flops_full += costs[flex.powerful] * batch
 
@@ -172,7 +173,7 @@ class Run:
         """
         weak = flex.predict(call, patch_size, self.diffusion, level)
         correction = self.corrections.get((call.branch, patch_size))
-        return weak if correction is None else self._shifted(weak, correction, level)
+        return weak if correction is None else self._shifted(weak, _of_the_last(len(weak), correction), level)
 
     def _with_kept_guidance(self, call: Call, level: Level) -> torch.Tensor:
         """x0_uncond = x0_cond(t) - [x0_cond(t_k) - x0_uncond(t_k)], t_k the last powerful step: no forward.
@@ -210,7 +211,7 @@ class Run:
         """x0 = x0(t_k), t_k the last step that computed one: no forward."""
         if call.branch not in self.held:
             raise ValueError("a step is to reuse the x0 of a guidance branch that began with it")
-        held, latents = self.held[call.branch], call.latents
+        held, latents = _of_the_last(len(call.latents), self.held[call.branch]), call.latents
         channels = min(held.shape[1], latents.shape[1])
         prediction = self.diffusion.output(latents[:, :channels].float(), held[:, :channels], level)
         return torch.cat([prediction, held[:, channels:]], 1).to(latents.dtype)
@@ -219,3 +220,8 @@ class Run:
         """The prediction whose x0 is larger by a difference."""
         shift = self.diffusion.output_difference(x0_difference, level)
         return (prediction + shift).to(prediction.dtype)
+
+
+def _of_the_last(count: int, values: torch.Tensor) -> torch.Tensor:
+    """The last clips of a batch: the conditional half, where guidance has ended in a pipeline that batches both."""
+    return values[-count:]

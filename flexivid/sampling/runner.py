@@ -90,7 +90,7 @@ class PipelineRunner:
 
     def _keep_planned(self, call: Call, at: Position, costs: Mapping[str, int]) -> Run:
         """The run of this call: begun with its first forward, planned anew where guidance has ended or begun."""
-        branches = self._branches()
+        branches, batch = self._branches(), len(call.arguments["hidden_states"])
         if at.begins_a_call:
             if self._run is not None:
                 self._run.drop()
@@ -105,12 +105,12 @@ class PipelineRunner:
             self._run = Run(schedule, replace(self.counter.twin.diffusion, alphas_cumprod=table))
         elif self._run is None or (self.family.guidance == "separate" and at.branch >= branches):
             raise ValueError("the transformer was called by something else than the pipeline that was enabled")
-        elif at.branch == 0 and self._run.outdated(at.step, branches, self.budget is not None):
+        elif at.branch == 0 and self._run.outdated(at.step, branches, batch, self.budget is not None):
             if self.budget is None:
                 steps = self._run.summary.schedule.steps
                 self._run.replan(Schedule(tuple(step[:1] * branches for step in steps)), first=0)
             else:
-                self._run.replan(self._rest(at, branches, len(call.arguments["hidden_states"])), first=at.step)
+                self._run.replan(self._rest(at, branches, batch), first=at.step)
         return self._run
 
     def _rest(self, at: Position, branches: int, batch: int) -> Schedule:
