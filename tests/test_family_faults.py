@@ -19,7 +19,7 @@ every_pipeline = pytest.mark.parametrize("name", PIPELINES)
 TRAINED = [name for name in PIPELINES if family_of(tiny(name)).lora_targets is not None]
 # Whose pipelines call the transformer once a branch; that of Motif-Video, which does too, asks its guider.
 SEPARATE = ["wan", "skyreels-v2"]
-BATCHED = ["ltx", "cogvideox-2b", "cogvideox-5b", "mochi"]
+BATCHED = ["ltx"]  # the stock pipelines of the others cannot end it
 
 
 @pytest.mark.parametrize("name", TRAINED)
@@ -59,7 +59,7 @@ def test_powerful_steps_are_stock_after_adapters_are_deleted_and_made_active(nam
 def test_another_scheduler_after_enable(name):
     def other(pipe):
         config = dict(pipe.scheduler.config)
-        change = {"beta_end": 0.012} if "beta_end" in config and "flow_shift" not in config else {}
+        change = {"beta_end": 0.016} if "beta_end" in config else {}
         change |= {key: 2.0 for key in ("shift", "flow_shift") if key in config}
         return type(pipe.scheduler).from_config(config, **change)
 
