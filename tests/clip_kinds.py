@@ -4,6 +4,7 @@ Every frame shows its own number as a pattern of bits, so that a frame that is r
 from itself turned or shifted.
 """
 
+import os
 import struct
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -117,6 +118,10 @@ def write(kind: Kind, folder: Path) -> Path:
                 frame.rate, frame.pts, frame.time_base = 48000, start, Fraction(1, 48000)
                 container.mux(audio.encode(frame))
             container.mux(audio.encode())
+    if kind.codec == "libsvtav1" and hasattr(os, "sched_setscheduler"):
+        # As root this encoder leaves the calling thread at real-time priority, and with it every process started later:
+        # on the one core that a test worker has, those wait for each other for ever.
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
     if kind.edits or kind.turned:
         content = path.read_bytes()
         if kind.turned:

@@ -34,6 +34,13 @@ def pytest_configure():
 
 
 @pytest.fixture(autouse=True)
+def usual_priority():
+    """Whatever leaves this process at real-time priority (libsvtav1 does, as root) would hang what starts later."""
+    yield
+    assert not hasattr(os, "sched_getscheduler") or os.sched_getscheduler(0) == os.SCHED_OTHER
+
+
+@pytest.fixture(autouse=True)
 def usual_attention_backend():
     """`set_attention_backend` of diffusers changes that of every model, and so of every test that comes after."""
     before = _AttentionBackendRegistry.get_active_backend()[0]

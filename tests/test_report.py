@@ -1,6 +1,5 @@
 """The page of a sweep in a real browser: it opens from disk, plays, its controls work, and nothing is fetched."""
 
-import ctypes
 import json
 import os
 import shutil
@@ -41,13 +40,8 @@ def page(finished_sweep, tmp_path_factory):
 
 
 def before_driver():
-    """As root, Chromium gives a process real-time priority, which on a single core waits for the others for ever.
-
-    Tests are held to a core each (conftest): the browser gets all of them, and not the right to such a priority.
-    """
+    """Tests are held to a core each (conftest); the browser gets all of them."""
     os.sched_setaffinity(0, range(os.cpu_count()))
-    drop_from_bounding_set, sys_nice = 24, 23  # of linux/prctl.h and linux/capability.h
-    ctypes.CDLL(None).prctl(drop_from_bounding_set, sys_nice, 0, 0, 0)
 
 
 @pytest.fixture(scope="module")
