@@ -90,6 +90,7 @@ def write(kind: Kind, folder: Path) -> Path:
     """Writes the clip and returns its path."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"clip.{kind.ending}"
+    policy = (os.sched_getscheduler(0), os.sched_getparam(0)) if hasattr(os, "sched_setscheduler") else None
     with av.open(str(path), "w", container_options=kind.container) as container:
         if kind.cover:
             cover = container.add_stream("mjpeg", rate=1)
@@ -118,10 +119,10 @@ def write(kind: Kind, folder: Path) -> Path:
                 frame.rate, frame.pts, frame.time_base = 48000, start, Fraction(1, 48000)
                 container.mux(audio.encode(frame))
             container.mux(audio.encode())
-    if kind.codec == "libsvtav1" and hasattr(os, "sched_setscheduler"):
-        # As root this encoder leaves the calling thread at real-time priority, and with it every process started later:
-        # on the one core that a test worker has, those wait for each other for ever.
-        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+    if policy is not None:
+        # As root libsvtav1 leaves the calling thread at real-time priority, and with it every process started later: on
+        # the one core that a test worker has, those wait for each other for ever.
+        os.sched_setscheduler(0, *policy)
     if kind.edits or kind.turned:
         content = path.read_bytes()
         if kind.turned:
