@@ -1,7 +1,12 @@
 """Tiny random models out of the real diffusers classes, small runs and small files."""
 
-import json
 import os
+
+# A worker has one core, on which the threads of numpy's linear algebra would wait for each other.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+import json
 import subprocess
 from functools import partial
 from pathlib import Path
