@@ -2,7 +2,8 @@
 
 import os
 
-# A worker has one core, on which the threads of numpy's linear algebra would wait for each other.
+# A worker has one core, on which the threads of numpy's linear algebra wait for each other: 320 eigenvalues took 1.03 s
+# with two threads and .006 s with one.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 

@@ -119,9 +119,8 @@ def perceptual_distance(ours: list[torch.Tensor], theirs: list[torch.Tensor]) ->
 def frechet_distance(ours: np.ndarray, theirs: np.ndarray) -> float:
     """Fréchet distance of two sets of features (samples, dimensions), as Gaussians (Heusel et al. 2017, eq. 6)."""
     mean = np.square(ours.mean(0) - theirs.mean(0)).sum()
-    a, b = np.cov(ours, rowvar=False), np.cov(theirs, rowvar=False)
-    # ab has the eigenvalues of a^(1/2) b a^(1/2), which is symmetric: ten times faster than a general matrix.
-    values, vectors = np.linalg.eigh(a)
-    half = (vectors * np.sqrt(values.clip(0))) @ vectors.T
-    roots = np.sqrt(np.linalg.eigvalsh(half @ b @ half).clip(0)).sum()
-    return float(mean + np.trace(a) + np.trace(b) - 2 * roots)
+    # Covariances a = A'A and b = B'B of triangular factors: tr (ab)^(1/2) is the sum of the singular values of A B'.
+    # Of few samples these have few rows, and the distance costs what the samples do, not what the dimensions do.
+    factors = [np.linalg.qr((x - x.mean(0)) / np.sqrt(len(x) - 1), mode="r") for x in (ours, theirs)]
+    roots = np.linalg.svd(factors[0] @ factors[1].T, compute_uv=False).sum()
+    return float(mean + sum(np.square(factor).sum() for factor in factors) - 2 * roots)
