@@ -1,8 +1,14 @@
-"""Patch sizes and their notation: frames x height x width in latent pixels, as in `1x4x4`."""
+"""Patch sizes and their notation: frames x height x width in latent pixels, as in `1x4x4`.
+
+A mode of a model is a patch size, or one that is guidance-distilled: `1x4x4-guided`, whose one forward gives what both
+guidance branches give together.
+"""
 
 import re
 
 PatchSize = tuple[int, int, int]
+
+GUIDED = "-guided"
 
 _NOTATION = "write frames x height x width in latent pixels, for example 1x4x4"
 
@@ -19,6 +25,11 @@ def parse_patch_size(text: str) -> PatchSize:
     if 0 in (t, h, w):
         raise ValueError(f"{text!r} is not a patch size: each number must be at least 1; {_NOTATION}")
     return t, h, w
+
+
+def parse_mode(text: str) -> tuple[PatchSize, bool]:
+    """`"1x4x4-guided"` -> `((1, 4, 4), True)`: patch size, and whether it is guided. Raises ValueError likewise."""
+    return parse_patch_size(text.removesuffix(GUIDED)), text.endswith(GUIDED)
 
 
 def format_patch_size(patch_size: PatchSize) -> str:

@@ -11,7 +11,7 @@ from flexivid.model.call import Call
 from flexivid.model.flexible import FlexTransformer
 from flexivid.sampling.clock import Position
 from flexivid.sampling.observe import Observer
-from flexivid.sampling.schedule import KEPT, REUSED, Schedule, is_mixed
+from flexivid.sampling.schedule import KEPT, REUSED, Schedule, is_guided, is_mixed
 
 
 @dataclass
@@ -63,6 +63,7 @@ class Run:
         self.held: dict[int, torch.Tensor] = {}
         self._schedule, self._first, self._replanned = schedule, 0, False
         self._conditional: tuple[Call, torch.Tensor] | None = None  # of this step, where another branch needs it
+        self._with_guidance: torch.Tensor | None = None  # the prediction of a guided step, for its other branch
         self._memo: dict = {}
         self._batch = 0
 
@@ -113,6 +114,8 @@ class Run:
         self.costs[call.branch] = costs
         # Guidance of a mixed step needs the weak prediction of both branches.
         own = [] if name in (KEPT, REUSED) else [name] * (2 if is_mixed(planned) and call.branch == 1 else 1)
+        if is_guided(planned) and call.branch:
+            own = []
         self._batch = batch = len(call.arguments["hidden_states"])
         self.summary.flops_used += sum(costs[patch_size] for patch_size in (*compared, *own)) * batch
         self.summary.flops_full += costs[flex.powerful] * batch
@@ -126,6 +129,8 @@ class Run:
                 prediction = self._reused(call, level)
             elif name == KEPT:
                 prediction = self._with_kept_guidance(call, level)
+            elif is_guided(planned):
+                prediction = self._guided(flex, call, level, name)
             elif not is_mixed(planned):
                 prediction = self._corrected(flex, call, level, name)
             else:
@@ -143,7 +148,8 @@ class Run:
 
     def drop(self) -> None:
         """Lets go of every tensor; what is left is the summary."""
-        self.corrections, self.held, self.guidance, self._conditional, self._memo = {}, {}, None, None, {}
+        self.corrections, self.held, self._memo = {}, {}, {}
+        self.guidance, self._conditional, self._with_guidance = None, None, None
 
     def _learn(self, flex, call: Call, output: torch.Tensor, at: Position, compared, observer: Observer | None) -> None:
         """What a powerful prediction knows better than the weak ones, and what guidance adds, both in x0."""
@@ -174,6 +180,15 @@ class Run:
         weak = flex.predict(call, patch_size, self.diffusion, level)
         correction = self.corrections.get((call.branch, patch_size))
         return weak if correction is None else self._shifted(weak, _of_the_last(len(weak), correction), level)
+
+    def _guided(self, flex: FlexTransformer, call: Call, level: Level, patch_size: str) -> torch.Tensor:
+        """x0 with guidance, of one forward with the conditions of the conditional branch, in both branches.
+
+        u + w (c - u) is then what was predicted, at any scale w (guidance distillation, Meng et al., arXiv 2210.03142).
+        """
+        if call.branch == 0:
+            self._with_guidance = flex.predict(call, patch_size, self.diffusion, level)
+        return self._with_guidance
 
     def _with_kept_guidance(self, call: Call, level: Level) -> torch.Tensor:
         """x0_uncond = x0_cond(t) - [x0_cond(t_k) - x0_uncond(t_k)], t_k the last powerful step: no forward.

@@ -1,7 +1,8 @@
 """Schedules: which patch size runs at which denoising step, in which guidance branch, and what all of them cost.
 
 Nothing here knows a model, a scheduler or torch. A patch size is written frames x height x width in latent pixels, as
-in `1x4x4`; the cheap ones are "weak", the model's own, most expensive one is "powerful".
+in `1x4x4`; the cheap ones are "weak", the model's own, most expensive one is "powerful". One forward of
+`1x4x4-guided` gives what both guidance branches give together.
 """
 
 import json
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from itertools import groupby, islice, takewhile
 from pathlib import Path
 
-from flexivid.patches.sizes import format_patch_size, parse_patch_size
+from flexivid.patches.sizes import GUIDED, format_patch_size, parse_mode
 from flexivid.text import read_text
 
 KEPT = "kept"  # stands for the patch size of an unconditional branch that does not run
@@ -25,10 +26,10 @@ class Schedule:
 
     steps: for every denoising step, the patch size of each guidance branch, written as in `1x4x4`: one without
         guidance, else (conditional, unconditional), where the second may be `kept`. `reused` in every branch: the step
-        computes nothing.
+        computes nothing. A guided patch size stands in both branches, and runs once.
 
     Raises ValueError for no steps, for steps that differ in their number of branches, for a first step that is reused,
-    and for what is no patch size.
+    for a guided patch size in one of the branches only, and for what is no patch size.
     """
 
     steps: tuple[tuple[str, ...], ...]
@@ -48,7 +49,8 @@ class Schedule:
                     raise ValueError("the first step has nothing to reuse")
                 continue
             for name in step[:1] if step[-1] == KEPT else step:
-                parse_patch_size(name)
+                if parse_mode(name)[1] and step != (name,) * 2:
+                    raise ValueError(f"step {index}: {name} gives both guidance branches at once; it stands for two")
 
     def _until_powerful(self, index: int, powerful: str, branch: int) -> list[tuple[str, ...]]:
         """The steps after one whose branch is powerful, up to the next such. Empty for a step that is no such.
@@ -69,7 +71,8 @@ class Schedule:
         What the powerful prediction knew better is added to theirs. Mixed steps have a correction of their own.
         """
         following = [step for step in self._until_powerful(index, powerful, branch) if not is_mixed(step)]
-        return tuple(dict.fromkeys(step[branch] for step in following if step[branch] not in (KEPT, REUSED)))
+        names = [step[branch] for step in following if not is_guided(step)]
+        return tuple(dict.fromkeys(name for name in names if name not in (KEPT, REUSED)))
 
     def is_held(self, index: int) -> bool:
         """Whether the next step reuses what this one predicts."""
@@ -83,6 +86,9 @@ class Schedule:
         """The patch size of every forward, comparisons included. A mixed step runs its weaker one on both branches."""
         names: list[str] = []
         for index, step in enumerate(self.steps):
+            if is_guided(step):
+                names.append(step[0])
+                continue
             names += (*step, step[1]) if is_mixed(step) else [name for name in step if name not in (KEPT, REUSED)]
             for branch in range(len(step)):
                 names += self.compared(index, powerful, branch)
@@ -127,6 +133,11 @@ def is_reused(step: tuple[str, ...]) -> bool:
     return set(step) == {REUSED}
 
 
+def is_guided(step: tuple[str, ...]) -> bool:
+    """Whether one forward of a step gives both guidance branches."""
+    return step[0].endswith(GUIDED)
+
+
 def is_mixed(step: tuple[str, ...]) -> bool:
     """Whether the guidance branches of a step run at two patch sizes."""
     return len(set(step) - {KEPT}) > 1
@@ -137,7 +148,8 @@ def explicit_schedule(text: str, steps: int, branches: int, patch_sizes: Collect
 
     Args:
         text: the runs, in any order; `1x2x2/2x4x4:5` gives the conditional and the unconditional branch their own,
-            `2x4x4/kept:5` keeps the guidance of the last powerful step, `reused:5` the last x0.
+            `2x4x4/kept:5` keeps the guidance of the last powerful step, `reused:5` the last x0, `1x4x4-guided:5` gives
+            both branches in one forward.
         steps: number of denoising steps, which the runs must add up to.
         branches: forwards a step makes: 2 with classifier-free guidance, else 1.
         patch_sizes: what the model has, written as in `1x4x4`.
@@ -153,7 +165,8 @@ def explicit_schedule(text: str, steps: int, branches: int, patch_sizes: Collect
         step = tuple(name.strip() for name in match[1].split("/"))
         if not is_reused(step):
             named = step[:1] if step[1:] == (KEPT,) else step
-            step = (*(format_patch_size(parse_patch_size(name)) for name in named), *step[len(named) :])
+            modes = [parse_mode(name) for name in named]
+            step = (*(format_patch_size(size) + GUIDED * guided for size, guided in modes), *step[len(named) :])
         for name in step:
             if name not in (*patch_sizes, KEPT, REUSED):
                 raise ValueError(f"{name} in the schedule is not a patch size of this model: {', '.join(patch_sizes)}")
