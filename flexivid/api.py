@@ -59,10 +59,10 @@ def enable(
             budget allows run the powerful patch size on the conditional branch, and the cheapest one for their
             guidance). By default kept where the pipeline calls its branches apart and the order is interleaved, else
             same.
-        order: `interleaved` (powerful steps are spread over all, and what the last one knew better is added to the weak
-            ones after it), `weak-first` (FlexiDiT) or `reuse` (powerful steps, and between them steps that compute
-            nothing and hold the last x0); by default interleaved, with `weak-uncond` weak-first. In a schedule, too,
-            weak steps after a powerful one are corrected so.
+        order: `reuse` (between powerful steps others hold the last x0 and compute nothing; the first ones of small
+            budgets are guided, if the adapter can), `interleaved` (powerful steps are spread over all, and what the
+            last one knew better is added to the weak ones after it) or `weak-first` (FlexiDiT). By default reuse, with
+            a `guidance` interleaved, with `weak-uncond` weak-first. Weak steps of a schedule are corrected, too.
         parametrisation: `snr` or `direct`; the adapter's, or `snr` without one.
         merge_lora: keep a copy of the adapted weights with the adapter's LoRA added, one for every mode: weak steps
             then cost no LoRA, and memory grows by as much.

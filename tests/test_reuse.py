@@ -9,18 +9,20 @@ from families import STEPS, TINY, tiny_pipeline
 from test_calls import sample
 
 import flexivid
-from flexivid.sampling.budget import BudgetError, reuse_places, schedule_for_budget
+from flexivid.sampling.budget import BudgetError, schedule_for_budget
 from flexivid.sampling.flops import flop_counter_mode
+from flexivid.sampling.places import reuse_places
 from flexivid.sampling.schedule import REUSED, Schedule, explicit_schedule
 
 COSTS = {"1x2x2": 100, "1x4x4": 20}
 
 
 @pytest.mark.parametrize("steps, count", [(40, 10), (40, 4), (40, 1), (8, 8), (8, 7), (5, 2), (1, 1)])
-def test_places_rise_from_the_first_step_to_the_last_and_are_denser_at_first(steps, count):
+def test_places_rise_from_the_first_step_and_are_denser_at_first(steps, count):
     places = reuse_places(count, steps)
     assert places == sorted(set(places)) and len(places) == count and places[0] == 0
-    assert count == 1 or places[-1] == steps - 1
+    # Few of many steps stop before the last of the detail.
+    assert count / steps < 0.25 or places[-1] >= steps - 2 - steps / count
     gaps = [after - before for before, after in pairwise(places)]
     assert gaps == sorted(gaps)
 

@@ -7,10 +7,12 @@ from functools import partial
 import pytest
 
 from flexivid.patches.sizes import format_patch_size, multiple_of, parse_patch_size
-from flexivid.sampling.budget import BudgetError, denser_first, least_budget, schedule_for_budget
+from flexivid.sampling.budget import BudgetError, least_budget, schedule_for_budget
+from flexivid.sampling.places import denser_first
 from flexivid.sampling.schedule import Schedule, explicit_schedule
 
 weak_first = partial(schedule_for_budget, order="weak-first")
+interleaved = partial(schedule_for_budget, order="interleaved")
 
 # FLOPs of one Wan2.1-1.3B forward at 480x832x81, and the ratios of its coarse modes.
 WAN = {"1x2x2": 283_000_000_000_000, "1x4x4": 33_677_000_000_000, "2x4x4": 14_716_000_000_000}
@@ -218,8 +220,9 @@ def test_weak_uncond_without_guidance_is_same():
 
 def test_one_mode_runs_only_at_full_budget():
     assert str(schedule_for_budget({"1x2x2": 7}, 4, 1.0, 2)) == "4 x 1x2x2"
+    assert str(schedule_for_budget({"1x2x2": 7}, 4, 0.99, 2)) == "2 x 1x2x2, 1 x reused, 1 x 1x2x2"
     with pytest.raises(BudgetError, match="the least is 1;"):
-        schedule_for_budget({"1x2x2": 7}, 4, 0.99, 2)
+        interleaved({"1x2x2": 7}, 4, 0.99, 2)
 
 
 def test_equal_costs_go_to_the_finer_patch():
@@ -234,18 +237,18 @@ def test_budget_must_be_a_share(budget):
         schedule_for_budget(WAN, 40, budget, 2)
 
 
-@pytest.mark.parametrize("guidance", ["same", "weak-uncond"])
-def test_unreachable_budget_names_the_least(guidance):
+@pytest.mark.parametrize(("guidance", "order"), [("same", "interleaved"), ("weak-uncond", "weak-first")])
+def test_unreachable_budget_names_the_least(guidance, order):
     costs = {"1x2x2": 100_000, "1x4x4": 33_000, "2x4x4": 14_249}
     with pytest.raises(BudgetError) as error:
-        schedule_for_budget(costs, 40, 0.1, 2, guidance)
+        schedule_for_budget(costs, 40, 0.1, 2, guidance, order)
     # .14249 is named as .143: .142 would be refused in its turn.
     assert str(error.value).startswith(
         "budget 0.1 cannot be reached: with 2x4x4 as the coarsest patch size the least is 0.143; ask for 0.143 or more"
     )
-    assert schedule_for_budget(costs, 40, 0.143, 2, guidance).steps[0] == ("2x4x4", "2x4x4")
+    assert schedule_for_budget(costs, 40, 0.143, 2, guidance, order).steps[0] == ("2x4x4", "2x4x4")
     with pytest.raises(BudgetError):
-        schedule_for_budget(costs, 40, 0.142, 2, guidance)
+        schedule_for_budget(costs, 40, 0.142, 2, guidance, order)
 
 
 def test_the_least_with_kept_guidance_is_one_powerful_step():
@@ -261,10 +264,10 @@ def test_the_least_with_kept_guidance_is_one_powerful_step():
 
 def test_least_budget_is_accepted_and_anything_less_is_not():
     for costs, steps, _, branches, guidance in random_cases(300):
-        least = least_budget(costs)
-        assert schedule_for_budget(costs, steps, least, branches, guidance).steps
+        least, order = least_budget(costs), "interleaved" if guidance == "same" else "weak-first"
+        assert schedule_for_budget(costs, steps, least, branches, guidance, order).steps
         with pytest.raises(BudgetError, match="cannot be reached"):
-            schedule_for_budget(costs, steps, least * (1 - 1e-12), branches, guidance)
+            schedule_for_budget(costs, steps, least * (1 - 1e-12), branches, guidance, order)
     assert least_budget({"1x2x2": 100, "1x4x4": 20}) == 0.2
 
 
@@ -278,7 +281,7 @@ def test_least_budget_is_accepted_and_anything_less_is_not():
         ({"steps": 0}, "steps must be at least 1"),
         ({"guidance_branches": 3}, "guidance_branches must be 1 or 2"),
         ({"guidance": "weak"}, "guidance must be same, kept or weak-uncond"),
-        ({"order": "fine-first"}, "order must be interleaved or weak-first"),
+        ({"order": "fine-first"}, "order must be reuse, interleaved or weak-first"),
         ({"order": "interleaved", "guidance": "weak-uncond"}, "weak-uncond goes with weak-first only"),
         ({"order": "weak-first", "guidance": "kept"}, "kept guidance goes with interleaved only"),
     ],
@@ -295,7 +298,7 @@ def test_other_arguments_out_of_range(change, says):
 
 def test_interleaved_spreads_powerful_steps_and_pays_for_their_comparison():
     costs = {"1x2x2": 100, "1x4x4": 50, "2x4x4": 14}
-    schedule = schedule_for_budget(costs, 40, 0.25, 2)
+    schedule = interleaved(costs, 40, 0.25, 2)
     weak, powerful = ("2x4x4", "2x4x4"), ("1x2x2", "1x2x2")
     assert [index for index, step in enumerate(schedule.steps) if step == powerful] == [5, 15, 25, 35]
     assert set(schedule.steps) == {weak, powerful}
@@ -352,7 +355,7 @@ def test_what_a_powerful_step_is_compared_with():
 
 def test_interleaved_keeps_the_budget_with_as_many_powerful_steps_as_fit():
     for costs, steps, budget, branches, _ in random_cases(300):
-        schedule = schedule_for_budget(costs, steps, budget, branches)
+        schedule = interleaved(costs, steps, budget, branches)
         exact = {name: written(cost) for name, cost in costs.items()}
         order = sorted(costs, key=costs.get)
         limit = written(budget) * steps * branches * exact[order[-1]]

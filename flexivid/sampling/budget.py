@@ -3,11 +3,13 @@
 A schedule is a pure function of (costs, steps, budget, guidance): nothing here knows a model, a scheduler or torch.
 Coarse ("weak") patches are cheap, the model's own ("powerful") patch is exact. Three orders:
 
+    reuse         powerful steps, denser at first, and between them steps that compute nothing: they hold the last x0.
+                  Where a guided patch size is at hand (`1x4x4-guided`, one forward for both guidance branches), the
+                  first ones of small budgets run at it
     weak-first    early steps are weak, late ones powerful (FlexiDiT, arXiv 2502.20126)
     interleaved   powerful steps are spread over all; what the last one knew better than the weak patch size is added to
                   the weak predictions that follow, x0 = x0_weak(t) + [x0_powerful(t_k) - x0_weak(t_k)]. For that a
                   powerful step runs the weak patch size too.
-    reuse         powerful steps, denser at first, and between them steps that compute nothing: they hold the last x0
 
 and with classifier-free guidance three ways to treat its two branches:
 
@@ -28,14 +30,17 @@ from fractions import Fraction
 from numbers import Real
 from typing import Literal
 
-from flexivid.patches.sizes import parse_mode
+from flexivid.patches.sizes import GUIDED, parse_mode
+from flexivid.sampling.places import denser_first, evenly_spread, reuse_places
 from flexivid.sampling.schedule import KEPT, REUSED, Schedule
 
 Guidance = Literal["same", "kept", "weak-uncond"]
 Order = Literal["interleaved", "weak-first", "reuse"]
 
-DENSER_FIRST = 1.6  # docs/log.md, "Where powerful steps belong when guidance is kept"
-REUSE = 2.0  # docs/log.md, "Steps that compute nothing"
+LEAST_COMPUTED = 3
+# docs/log.md, "Guided first steps"
+GUIDED_STEPS = 8
+GUIDED_BELOW = 6
 
 
 class BudgetError(ValueError):
@@ -53,12 +58,13 @@ def schedule_for_budget(
     """The schedule that spends at most `budget` of what the powerful patch size would cost on every forward.
 
     Args:
-        costs: FLOPs of one forward by patch size. The most expensive one is the powerful one.
+        costs: FLOPs of one forward by patch size, guided ones among them. The most expensive one is the powerful one.
         steps: number of denoising steps.
         budget: share of the reference, in (0, 1]; the reference is steps x guidance_branches x powerful.
         guidance_branches: forwards a step makes: 2 with classifier-free guidance, else 1.
         guidance: see above; without guidance all are `same`.
-        order: see above; None is weak-first where steps are mixed, else interleaved.
+        order: see above; None is weak-first where steps are mixed, interleaved for `kept`, else reuse, or interleaved
+            where hardly a step would be left to reuse.
 
     Raises:
         BudgetError: the budget is not a number in (0, 1], or less than the cheapest such schedule costs.
@@ -71,17 +77,23 @@ def schedule_for_budget(
     if guidance_branches not in (1, 2):
         raise ValueError(f"guidance_branches must be 1 or 2 (with guidance), not {guidance_branches}")
     check_order(order, guidance)
-    mixes = guidance == "weak-uncond" and guidance_branches == 2
-    ways = {"interleaved": _interleaved, "weak-first": _weak_first, "reuse": _reusing}
-    way = ways[order or ("weak-first" if mixes else "interleaved")]
+    ways = {"interleaved": _interleaved, "weak-first": _weak_first, "reuse": _reusing, None: _usual}
+    if order is None and guidance_branches == 2:
+        order = {"weak-uncond": "weak-first", "kept": "interleaved", "same": None}[guidance]
+    way = ways[order]
     guidance = guidance if guidance_branches == 2 else "same"
-    purse = _Purse(modes, prices, steps, guidance_branches, _exact(budget), guidance)
+    guided = [mode for mode in modes if mode.endswith(GUIDED)] if guidance_branches == 2 else []
+    modes = [mode for mode in modes if not mode.endswith(GUIDED)]
+    purse = _Purse(modes, prices, steps, guidance_branches, _exact(budget), guidance, guided[-1] if guided else None)
     return Schedule(tuple(way(purse)))
 
 
 @dataclass(frozen=True)
 class _Purse:
-    """What there is to spend, and on what. modes: patch sizes from cheapest to most expensive; prices: of them."""
+    """What there is to spend, and on what.
+
+    modes: patch sizes from cheapest to most expensive. prices: of them and of `guided`, the finest guided one.
+    """
 
     modes: list[str]
     prices: Mapping[str, Fraction]
@@ -89,6 +101,7 @@ class _Purse:
     branches: int
     budget: Fraction
     guidance: Guidance
+    guided: str | None = None
 
     def all_at(self, mode: str) -> tuple[str, ...]:
         """A step with every branch at one patch size."""
@@ -106,6 +119,11 @@ class _Purse:
         return self.all_at(self.modes[-1])
 
     @property
+    def affordable(self) -> int:
+        """Powerful steps that fit."""
+        return min(self.steps, self.limit // self.cost(self.powerful))
+
+    @property
     def limit(self) -> Fraction:
         """Of all steps together."""
         return self.budget * self.steps * self.cost(self.powerful)
@@ -119,6 +137,18 @@ class _Purse:
         )
 
 
+def _usual(purse: _Purse) -> list[tuple[str, ...]]:
+    """By reuse; where that leaves too few steps to compute, weak ones between them, if the budget buys these."""
+    if purse.affordable >= LEAST_COMPUTED:
+        return _reusing(purse)
+    try:
+        return _interleaved(purse)
+    except BudgetError:
+        if not purse.affordable:
+            raise
+        return _reusing(purse)
+
+
 def _interleaved(purse: _Purse) -> list[tuple[str, ...]]:
     """As many powerful steps as fit, all others at the cheapest patch size; weak-first where not even one fits.
 
@@ -126,7 +156,7 @@ def _interleaved(purse: _Purse) -> list[tuple[str, ...]]:
     """
     steps, keeps = purse.steps, purse.guidance == "kept"
     kept = (purse.modes[0], KEPT)
-    for count in range(min(steps, purse.limit // purse.cost(purse.powerful)), 0, -1):
+    for count in range(purse.affordable, 0, -1):
         usual, *others = denser_first(count, steps) if keeps else evenly_spread(count, steps)
         # Weak steps before the first powerful one run both branches: it comes earlier where that is too much.
         for first in range(usual, -1 if keeps else usual - 1, -1):
@@ -173,45 +203,22 @@ def _weak_first(purse: _Purse, cheapest: Fraction | None = None) -> list[tuple[s
 
 
 def _reusing(purse: _Purse) -> list[tuple[str, ...]]:
-    """As many powerful steps as fit; all others reuse the last x0."""
-    count = min(purse.steps, purse.limit // purse.cost(purse.powerful))
-    if not count:
+    """As many powerful steps as fit; all others reuse the last x0.
+
+    Where these are few, guided steps take the place of one of them, and come before all others: the layout, which they
+    decide, asks for many steps and little detail.
+    """
+    powerful, early = purse.affordable, 0
+    if not powerful:
         raise purse.too_small(purse.cost(purse.powerful))
-    places = set(reuse_places(count, purse.steps))
-    return [purse.powerful if index in places else purse.all_at(REUSED) for index in range(purse.steps)]
-
-
-def reuse_places(count: int, steps: int) -> list[int]:
-    """`count` of `steps` steps, at (steps - 1) u^REUSE for u evenly from 0 to 1, or the next that is free.
-
-    x0 changes most at high noise. The first step has nothing to reuse, and the last one is what is seen.
-    """
-    return _spaced([(steps - 1) * (k / max(count - 1, 1)) ** REUSE for k in range(count)], steps)
-
-
-def _spaced(places: list[float], steps: int) -> list[int]:
-    """Places that rise, rounded to steps of their own."""
-    found: list[int] = []
-    for k, place in enumerate(places):
-        after, room = found[-1] + 1 if found else 0, steps - len(places) + k  # one step each for those that follow
-        found.append(min(max(round(place), after), room))
-    return found
-
-
-def evenly_spread(count: int, steps: int) -> list[int]:
-    """`count` of `steps` steps, each in the middle of its share."""
-    return [(2 * k + 1) * steps // (2 * count) for k in range(count)]
-
-
-def denser_first(count: int, steps: int) -> list[int]:
-    """`count` of `steps` steps, at 1 + (steps - 3) u^DENSER_FIRST for u evenly from 0 to 1, or the next that is free.
-
-    What guidance adds changes most from step to step at high noise, so that what is kept of it ages fastest there. Not
-    at step 0, whose latents hold nothing but noise. The last but one step mends the detail that weak ones have left;
-    one or two powerful steps are too few to spend one on that, and are in the middle of their shares.
-    """
-    shares = [k / (count - 1) if count > 2 else (2 * k + 1) / (2 * count) for k in range(count)]
-    return _spaced([1 + max(steps - 3, 0) * u**DENSER_FIRST for u in shares], steps)
+    if purse.guided is not None and powerful < min(GUIDED_BELOW, purse.steps):
+        powerful = max(powerful - 1, 1)
+        left = purse.limit - powerful * purse.cost(purse.powerful)
+        early = min(GUIDED_STEPS, left // purse.cost(purse.all_at(purse.guided)), purse.steps - powerful)
+    planned = [purse.all_at(REUSED)] * purse.steps
+    for number, place in enumerate(reuse_places(early + powerful, purse.steps)):
+        planned[place] = purse.powerful if number >= early else purse.all_at(purse.guided)
+    return planned
 
 
 def least_budget(costs: Mapping[str, float]) -> float:
@@ -237,7 +244,7 @@ def check_order(order: Order | None, guidance: Guidance | None) -> None:
     if guidance not in (None, "same", "kept", "weak-uncond"):
         raise ValueError(f"guidance must be same, kept or weak-uncond, not {guidance!r}")
     if order not in (None, "interleaved", "weak-first", "reuse"):
-        raise ValueError(f"order must be interleaved or weak-first, or reuse, not {order!r}")
+        raise ValueError(f"order must be reuse, interleaved or weak-first, not {order!r}")
     if guidance == "kept" and order == "weak-first":
         raise ValueError("kept guidance goes with interleaved only: weak-first has no powerful step to keep it from")
     if guidance in ("kept", "weak-uncond") and order == "reuse":

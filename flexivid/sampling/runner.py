@@ -9,7 +9,7 @@ from diffusers import DiffusionPipeline
 from flexivid.model.call import Call
 from flexivid.model.flexible import FlexTransformer
 from flexivid.model.surroundings import check_caches, check_call, drop_cached
-from flexivid.patches.sizes import parse_mode
+from flexivid.patches.sizes import GUIDED, parse_mode
 from flexivid.sampling.budget import BudgetError, schedule_for_budget
 from flexivid.sampling.clock import Clock, Position
 from flexivid.sampling.flops import FlopCounter
@@ -87,8 +87,11 @@ class PipelineRunner:
     def _bought(self, costs: Mapping[str, int], steps: int, branches: int, budget: float) -> Schedule:
         # On one or two latent frames a temporal patch saves no token, and costs more than the powerful one.
         useful = {name: cost for name, cost in costs.items() if name == self.powerful or cost < costs[self.powerful]}
-        usual = "kept" if branches == 2 and self.order in (None, "interleaved") else "same"
-        return schedule_for_budget(useful, steps, budget, branches, self.guidance or usual, self.order)
+        if self._scale is not None and not self._fits(self._scale):
+            useful = {name: cost for name, cost in useful.items() if not name.endswith(GUIDED)}
+        order = self.order or ("interleaved" if self.guidance == "same" else None)
+        usual = "kept" if branches == 2 and order == "interleaved" else "same"
+        return schedule_for_budget(useful, steps, budget, branches, self.guidance or usual, order)
 
     def _keep_planned(self, call: Call, at: Position, costs: Mapping[str, int]) -> Run:
         """The run of this call: begun with its first forward, planned anew where guidance has ended or begun."""
@@ -140,12 +143,19 @@ class PipelineRunner:
 
     def _check_scale(self, schedule: Schedule) -> None:
         """Raises ValueError for guided steps in a call with another scale than they were trained for."""
-        trained, asked = next(iter(self.flexes.values())).guidance_scale, self._scale
-        if any(map(is_guided, schedule.steps)) and abs(asked - trained) > SAME_SCALE:
+        if any(map(is_guided, schedule.steps)) and not self._fits(self._scale):
             raise ValueError(
-                f"guidance_scale is {asked:g}, and the guided patch sizes of this adapter were trained for {trained:g}: "
-                f"call the pipeline with that, or give a schedule without them"
+                f"guidance_scale is {self._scale:g}, and the guided patch sizes of this adapter were trained for "
+                f"{self._trained_scale:g}: call the pipeline with that, or give a schedule without them"
             )
+
+    @property
+    def _trained_scale(self) -> float | None:
+        return next(iter(self.flexes.values())).guidance_scale
+
+    def _fits(self, scale: float) -> bool:
+        """Whether guided patch sizes, if there are any, give guidance of that scale."""
+        return self._trained_scale is None or abs(scale - self._trained_scale) <= SAME_SCALE
 
     def _branches(self) -> int:
         """Guidance branches that a schedule tells apart: calls of the transformer in a step."""

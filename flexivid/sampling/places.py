@@ -1,0 +1,44 @@
+"""Where computed steps stand among all: pure functions of two counts."""
+
+import math
+
+DENSER_FIRST = 1.6  # docs/log.md, "Where powerful steps belong when guidance is kept"
+# docs/log.md, "Where computed steps belong"
+REUSE = 1.9
+LAST = 4.0
+
+
+def reuse_places(count: int, steps: int) -> list[int]:
+    """`count` of `steps` steps, at last * u^REUSE for u evenly from 0 to 1, or the next that is free.
+
+    x0 changes most at high noise, and the first step has nothing to reuse. The last computed step is what is seen, and
+    comes late, but with few steps it is better to be right about the layout than about the last of the detail. A fit to
+    the places that leave the least error along full runs (`eval/calibrate.py`).
+    """
+    last = (steps - 1) * (1 - (1 - count / steps) * math.exp(-((count / LAST) ** 2)))
+    return _spaced([last * (k / max(count - 1, 1)) ** REUSE for k in range(count)], steps)
+
+
+def _spaced(places: list[float], steps: int) -> list[int]:
+    """Places that rise, rounded to steps of their own."""
+    found: list[int] = []
+    for k, place in enumerate(places):
+        after, room = found[-1] + 1 if found else 0, steps - len(places) + k  # one step each for those that follow
+        found.append(min(max(round(place), after), room))
+    return found
+
+
+def evenly_spread(count: int, steps: int) -> list[int]:
+    """`count` of `steps` steps, each in the middle of its share."""
+    return [(2 * k + 1) * steps // (2 * count) for k in range(count)]
+
+
+def denser_first(count: int, steps: int) -> list[int]:
+    """`count` of `steps` steps, at 1 + (steps - 3) u^DENSER_FIRST for u evenly from 0 to 1, or the next that is free.
+
+    What guidance adds changes most from step to step at high noise, so that what is kept of it ages fastest there. Not
+    at step 0, whose latents hold nothing but noise. The last but one step mends the detail that weak ones have left;
+    one or two powerful steps are too few to spend one on that, and are in the middle of their shares.
+    """
+    shares = [k / (count - 1) if count > 2 else (2 * k + 1) / (2 * count) for k in range(count)]
+    return _spaced([1 + max(steps - 3, 0) * u**DENSER_FIRST for u in shares], steps)
