@@ -169,8 +169,7 @@ def main(argv: list[str] | None = None) -> None:
     device = device_of(state, arguments.device)
     if device.type == "cpu":
         share_cores(state.num_processes)
-    identity = identity_of(arguments, clips, call, device)
-    check_identity(arguments.output / "sweep.json", identity)
+    identity = check_identity(arguments.output / "sweep.json", identity_of(arguments, clips, call, device))
     if state.is_main_process and (arguments.dimensions or arguments.dry_run):
         names = arguments.dimensions or list(DIMENSIONS)
         print_dimensions(names, arguments.vbench_cache, arguments.prompts == "vbench")

@@ -129,6 +129,18 @@ def test_a_folder_holds_one_sweep(finished_sweep, capsys):
     assert "holds a sweep with another seed;" in capsys.readouterr().err
 
 
+def test_rivals_may_come_before_the_adapter(tmp_path):
+    path, identity = tmp_path / "sweep.json", {"adapter": None, "direct_adapter": None, "seed": 0}
+    assert settings.check_identity(path, identity) == identity
+    path.write_text(json.dumps(identity))
+    later = {**identity, "adapter": "a1"}
+    assert settings.check_identity(path, later) == later
+    path.write_text(json.dumps(later))
+    assert settings.check_identity(path, identity) == later
+    with pytest.raises(ValueError, match="a sweep with another adapter"):
+        settings.check_identity(path, {**identity, "adapter": "a2"})
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [

@@ -31,7 +31,15 @@ from sweep.sampling import Clip
 from sweep.vbench import DIMENSIONS, standard_prompts
 
 # The methods that use --adapter.
-ADAPTED = ("adapter", "adapter-same", "weak-first", "adapter-half-steps", "adapter-fbcache", "calibrated")
+ADAPTED = (
+    "adapter",
+    "interleaved",
+    "adapter-same",
+    "weak-first",
+    "adapter-half-steps",
+    "adapter-fbcache",
+    "calibrated",
+)
 
 
 def parse_arguments(description: str, argv: list[str]) -> argparse.Namespace:
@@ -168,14 +176,21 @@ def device_name(device: torch.device) -> str:
 
 
 def identity_of(arguments: argparse.Namespace, clips: list[Clip], call: dict, device: torch.device) -> dict:
-    """What every clip and figure of a sweep depends on: a folder holds one sweep only."""
-    weights = {}
-    for name in ("model", "adapter", "direct_adapter"):
-        source = getattr(arguments, name) or (MODEL if name == "model" else "")
-        digest = hashlib.sha256(str(source).encode())
-        if source:
+    """What every clip and figure of a sweep depends on: a folder holds one sweep only.
+
+    None for an adapter that no method uses: the rivals may be sampled while it is still trained.
+    """
+    sources = {
+        "model": arguments.model or MODEL,
+        "adapter": arguments.adapter if set(arguments.methods) & set(ADAPTED) else None,
+        "direct_adapter": arguments.direct_adapter if "direct" in arguments.methods else None,
+    }
+    weights = dict.fromkeys(sources)
+    for name, source in sources.items():
+        if source is not None:
+            digest = hashlib.sha256(str(source).encode())
             add_weights(digest, Path(source))  # a hub id has none here
-        weights[name] = digest.hexdigest()
+            weights[name] = digest.hexdigest()
     return {
         **weights,
         "modes": arguments.modes,
@@ -190,10 +205,12 @@ def identity_of(arguments: argparse.Namespace, clips: list[Clip], call: dict, de
     }
 
 
-def check_identity(path: Path, identity: dict) -> None:
-    """Raises ValueError if the folder of `path`, sweep.json, holds another sweep."""
+def check_identity(path: Path, identity: dict) -> dict:
+    """What the folder of `path`, sweep.json, is to hold. Raises ValueError if it holds another sweep."""
     before = read_json(path) if path.exists() else identity
-    if differing := [key for key in identity if before.get(key) != identity[key]]:
+    unknown = {key for key in ("adapter", "direct_adapter") if None in (before.get(key), identity[key])}
+    if differing := [key for key in identity if key not in unknown and before.get(key) != identity[key]]:
         raise ValueError(
             f"{path.parent} holds a sweep with another {', '.join(differing)}; give another --output, or delete it"
         )
+    return identity | {key: identity[key] or before.get(key) for key in unknown}
