@@ -1,10 +1,10 @@
-"""Finds the best schedule for a budget from the errors that the weak modes really make.
+"""Finds the best schedule for a budget: which steps to compute, and at which patch size; the others reuse the last x0.
 
-    python eval/calibrate.py --budgets 0.5 0.25 --output outputs/calibrated
-    python pipelines/t2v.py --schedule outputs/calibrated/0.25.json
+    python eval/calibrate.py --budgets 0.25 0.1 --output outputs/calibrated
+    python pipelines/t2v.py --schedule outputs/calibrated/0.1.json
 
 A few prompts are sampled at full compute; at every step each weak mode predicts from the same latents. `errors.png`
-shows how wrong it is, and what is left of that when a powerful step some steps before corrects it.
+shows how wrong each is, beside what holding the last x0 for some steps errs by.
 """
 
 import argparse
@@ -22,68 +22,67 @@ from flexivid.command_line import Parser, add_prompts, budget_share, command, co
 from flexivid.files import replacing, write_json
 from flexivid.inputs import check_arm, check_output_folder, empty_wan_pipeline, read_prompts
 from flexivid.model.adapter import read_config
+from flexivid.patches.sizes import parse_mode
 from flexivid.sampling.budget import schedule_for_budget
-from flexivid.sampling.calibration import best_schedule, residual_errors, step_weights, summed_error
-from flexivid.sampling.schedule import KEPT
+from flexivid.sampling.calibration import best_schedule, hold_errors, predicted_error
 from flexivid.shapes.embedded import ADAPTER, MODEL, SAMPLING, USUAL
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
-GAPS = (1, 3, 5, 10)  # steps since the last powerful one, in the picture
+GAPS = (1, 3, 5, 10)  # steps since the last computed one, in the picture
 
 
-class Errors(flexivid.Observer):
-    """e(t) of every weak mode along a run of the powerful one, with both branches and with guidance that is kept."""
+class Predictions(flexivid.Observer):
+    """The guided x0 along a run of the powerful mode, and what every weak mode errs by at the same latents."""
 
     def __init__(self, modes: list[str], scale: float, steps: int):
         self.patch_sizes, self.scale = tuple(modes), scale
-        self.errors = {(mode, guidance): [] for mode in modes for guidance in (mode, KEPT)}
+        self.guided_x0: list[np.ndarray] = []
+        self.errors: dict[str, list[np.ndarray]] = {mode: [] for mode in modes}
         self._of_branches: dict[tuple[int, str], torch.Tensor] = {}
+        self._conditional: torch.Tensor | None = None
         self._progress = tqdm(total=steps, desc="full run, every weak mode beside it")
 
     def error(self, step, branch, patch_size, x0_error):
         self._of_branches[branch, patch_size] = x0_error
 
+    def x0(self, step, branch, x0):
+        if branch == 0:
+            self._conditional = x0
+
     def guidance(self, step, x0_difference):
-        """The last of a step: the errors of both its branches are there."""
+        """The last of a step: x0 and errors of both branches are there."""
+        guidance = (self.scale - 1) * x0_difference
+        self.guided_x0.append((self._conditional + guidance).flatten().numpy())
         for mode in self.patch_sizes:
             conditional, unconditional = (self._of_branches[branch, mode] for branch in (0, 1))
-            both = unconditional + self.scale * (conditional - unconditional)
-            kept = conditional - (self.scale - 1) * x0_difference
-            self.errors[mode, mode].append(both.flatten().numpy())
-            self.errors[mode, KEPT].append(kept.flatten().numpy())
+            if parse_mode(mode)[1]:  # one forward is to give what guidance adds, too
+                error = conditional - guidance
+            else:
+                error = unconditional + self.scale * (conditional - unconditional)
+            self.errors[mode].append(error.flatten().numpy())
         self._progress.update()
 
 
-def measure(pipe: WanPipeline, captions: list[str], modes: list[str], steps: int) -> tuple[dict, np.ndarray, dict]:
-    """By kind of weak step e(t) of a full run, (steps, elements); noise levels; costs of a forward."""
-    errors, sampling = Errors(modes, SAMPLING["guidance_scale"], steps), {**SAMPLING, "num_inference_steps": steps}
-    with flexivid.observe(pipe, errors):
+def measure(pipe: WanPipeline, captions: list[str], modes: list[str], steps: int) -> tuple[np.ndarray, dict]:
+    """Guided x0 of a full run, (steps, elements), and by kind of weak step what it errs by, likewise."""
+    seen, sampling = Predictions(modes, SAMPLING["guidance_scale"], steps), {**SAMPLING, "num_inference_steps": steps}
+    with flexivid.observe(pipe, seen):
         pipe(captions, **sampling, generator=torch.Generator().manual_seed(0), output_type="latent")
-    sizes = (sampling[name] for name in ("num_frames", "height", "width", "max_sequence_length"))
-    stacked = {kind: np.stack(values) for kind, values in errors.errors.items()}
-    return stacked, pipe.scheduler.sigmas.double().numpy(), flexivid.costs(pipe, *sizes)
+    return np.stack(seen.guided_x0), {(mode,) * 2: np.stack(values) for mode, values in seen.errors.items()}
 
 
-def draw(residuals: dict[tuple, np.ndarray], sigmas: np.ndarray, path: Path) -> None:
-    weights = step_weights(sigmas)
-    # A column a weak mode: both guidance branches above, kept guidance below.
-    columns = len(residuals) // 2
-    figure, panels = plt.subplots(2, columns, figsize=(5 * columns, 7), sharex=True, sharey=True, squeeze=False)
-    for (kind, table), panel in zip(residuals.items(), panels.T.flat, strict=True):
-        steps = table.shape[1]
-        if KEPT not in kind:  # there is nothing to keep without a powerful step before
-            panel.plot(sigmas[:-1], table[steps] / weights, color="black", label="uncorrected")
-        for gap in GAPS:
-            left = [table[t - gap, t] / weights[t] for t in range(gap, steps)]
-            panel.plot(sigmas[gap:-1], left, label=f"corrected {gap} step{'s' if gap > 1 else ''} before")
-        panel.set_title("/".join(dict.fromkeys(kind)))
-        panel.set_xlabel("noise level σ")
-        panel.set_yscale("log")
-        panel.grid(alpha=0.3)
-    figure.supylabel("mean squared error of the guided x0 to the powerful one")
-    panels[0][0].legend(fontsize=8)
+def draw(x0: np.ndarray, errors: dict[tuple, np.ndarray], sigmas: np.ndarray, path: Path) -> None:
+    figure, panel = plt.subplots(figsize=(8, 5))
+    for kind, values in errors.items():
+        panel.plot(sigmas[:-1], np.square(values).mean(1), label=kind[0])
+    for gap in GAPS:
+        held = np.square(x0[gap:] - x0[:-gap]).mean(1)
+        panel.plot(sigmas[gap:-1], held, "--", label=f"x0 of {gap} step{'s' if gap > 1 else ''} before")
+    panel.set(xlabel="noise level σ", ylabel="mean squared error of the guided x0", yscale="log")
+    panel.grid(alpha=0.3)
+    panel.legend(fontsize=8)
     figure.tight_layout()
     with replacing(path) as partial:
         figure.savefig(partial, dpi=120)
@@ -108,14 +107,14 @@ def check_arguments(arguments: argparse.Namespace) -> None:
     check_arm(empty, call, adapter=arguments.adapter, budget=least, merge_lora=True)
 
 
-def compared(residuals: dict[tuple, np.ndarray], costs: dict, budget: float, steps: int) -> dict:
+def compared(tables: dict[tuple, np.ndarray], costs: dict, budget: float, steps: int) -> dict:
     """The schedule found for a budget and the plain one, what they cost and what is predicted of them."""
     powerful = max(costs, key=costs.get)
-    schedule, error = best_schedule(residuals, costs, powerful, budget)
+    schedule, error = best_schedule(tables, costs, powerful, budget)
     full = 2 * steps * costs[powerful]
-    plain = schedule_for_budget(costs, steps, budget, 2, "kept")
+    plain = schedule_for_budget(costs, steps, budget, 2, order="reuse")
     print(f"{budget:g}: {schedule}, predicted error {error:.4g}")
-    print(f"  plain: {plain}, predicted error {summed_error(plain, residuals):.4g}")
+    print(f"  plain: {plain}, predicted error {predicted_error(plain, tables):.4g}")
     return {
         "schedule": schedule.to_json(),
         "budget": budget,
@@ -123,7 +122,7 @@ def compared(residuals: dict[tuple, np.ndarray], costs: dict, budget: float, ste
         "predicted_error": error,
         "plain_schedule": str(plain),
         "plain_flops_ratio": plain.cost(costs) / full,
-        "plain_predicted_error": summed_error(plain, residuals),
+        "plain_predicted_error": predicted_error(plain, tables),
     }
 
 
@@ -135,14 +134,15 @@ def main(argv: list[str] | None = None) -> None:
     pipe = WanPipeline.from_pretrained(arguments.model, dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     flexivid.enable(pipe, adapter=arguments.adapter, schedule=f"1x2x2:{arguments.steps}", merge_lora=True)
-    modes = read_config(arguments.adapter).patch_sizes
-    errors, sigmas, costs = measure(pipe, captions, modes, arguments.steps)
-    residuals = {kind: residual_errors(values, sigmas) for kind, values in errors.items()}
+    x0, errors = measure(pipe, captions, read_config(arguments.adapter).patch_sizes, arguments.steps)
     arguments.output.mkdir(parents=True, exist_ok=True)
-    draw(residuals, sigmas, arguments.output / "errors.png")
+    draw(x0, errors, pipe.scheduler.sigmas.double().numpy(), arguments.output / "errors.png")
+    costs = flexivid.costs(pipe, *(USUAL[name] for name in ("frames", "height", "width", "text_length")))
+    powerful = (max(costs, key=costs.get),) * 2
+    tables = hold_errors(x0, {powerful: np.zeros_like(x0), **errors})
     made_with = {"model": str(arguments.model), "adapter": str(arguments.adapter)}
     for budget in arguments.budgets:
-        result = compared(residuals, costs, budget, arguments.steps)
+        result = compared(tables, costs, budget, arguments.steps)
         write_json(arguments.output / f"{budget:g}.json", result | made_with)
 
 

@@ -35,5 +35,8 @@ class Observer:
     def error(self, step: int, branch: int, patch_size: str, x0_error: torch.Tensor) -> None:
         """x0_weak - x0_powerful at the same latents, (B, C, T, H, W) float32."""
 
+    def x0(self, step: int, branch: int, x0: torch.Tensor) -> None:
+        """The powerful prediction of a branch, (B, C, T, H, W) float32."""
+
     def guidance(self, step: int, x0_difference: torch.Tensor) -> None:
         """x0_cond - x0_uncond of a step whose branches are both powerful, (B, C, T, H, W) float32."""

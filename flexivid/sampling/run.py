@@ -155,9 +155,11 @@ class Run:
         """What a powerful prediction knows better than the weak ones, and what guidance adds, both in x0."""
         watched = observer.patch_sizes if observer is not None else ()
         weak_sizes = tuple(dict.fromkeys((*compared, *watched)))
-        if not weak_sizes and (call.branch == 0 or self._conditional is None):
+        if not weak_sizes and observer is None and (call.branch == 0 or self._conditional is None):
             return
         level, powerful = call.level(self.diffusion, at.sigma), call.latents_of(output)
+        if observer is not None:
+            observer.x0(at.step, call.branch, self._x0_of(call, powerful, level))
         for patch_size in weak_sizes:
             weak = flex.predict(call, patch_size, self.diffusion, level)
             difference = self.diffusion.x0_difference((powerful - weak).float(), level)
@@ -218,9 +220,12 @@ class Run:
         if self._schedule.steps[at.step - self._first][0] == REUSED:
             return
         prediction, level = call.latents_of(output).float(), call.level(self.diffusion, at.sigma)
+        x_0 = self._x0_of(call, prediction, level)
+        self.held[call.branch] = torch.cat([x_0, prediction[:, x_0.shape[1] :]], 1)
+
+    def _x0_of(self, call: Call, prediction: torch.Tensor, level: Level) -> torch.Tensor:
         channels = min(prediction.shape[1], call.latents.shape[1])
-        x_0 = self.diffusion.x0(call.latents[:, :channels].float(), prediction[:, :channels], level)
-        self.held[call.branch] = torch.cat([x_0, prediction[:, channels:]], 1)
+        return self.diffusion.x0(call.latents[:, :channels].float(), prediction[:, :channels].float(), level)
 
     def _reused(self, call: Call, level: Level) -> torch.Tensor:
         """x0 = x0(t_k), t_k the last step that computed one: no forward."""
