@@ -107,6 +107,14 @@ def usual_arguments(pipe: DiffusionPipeline) -> dict:
     return values
 
 
+def unknown_words(pipe: DiffusionPipeline, prompt: str) -> list[str]:
+    """Words of a prompt that the tokenizer does not know."""
+    tokenizer = pipe.tokenizer
+    return [
+        word for word in prompt.split() if tokenizer.unk_token_id in tokenizer(word, add_special_tokens=False).input_ids
+    ]
+
+
 @contextmanager
 def timed(target, method: str, seconds: dict[str, float], name: str, device: str) -> Iterator[None]:
     """Adds the seconds of every call of a method to `seconds`."""

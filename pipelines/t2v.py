@@ -10,7 +10,6 @@ the small model that ships with the package, with its adapter.
 """
 
 import argparse
-import resource
 import sys
 import time
 import warnings
@@ -35,6 +34,7 @@ from flexivid.command_line import (
     patch_size,
     seed,
 )
+from flexivid.devices import peak_memory_bytes
 from flexivid.files import write_json
 from flexivid.inputs import check_model, check_output_file, check_sizes, read_prompts
 from flexivid.model.adapter import locate_adapter, read_config
@@ -51,6 +51,7 @@ from flexivid.stock_pipelines import (
     pipeline_class,
     set_guidance_scale,
     timed,
+    unknown_words,
     usual_arguments,
     without_weights,
 )
@@ -73,7 +74,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     add("--schedule", help="instead of a budget, for example 2x4x4:35,1x2x2:5, or a .json file of eval/calibrate.py")
     add("--guidance", choices=["same", "kept", "weak-uncond"], help="of weak steps in a budget; see enable()")
-    add("--order", choices=["interleaved", "weak-first", "reuse"], help="of powerful and weak steps in a budget")
+    add("--order", choices=["reuse", "interleaved", "weak-first"], help="of the steps of a budget; see enable()")
     add("--modes", type=patch_size, nargs="+", help="weak patch sizes, as 1x4x4 2x4x4; the adapter's by default")
     add("--parametrisation", choices=["snr", "direct"], help="without an adapter; snr by default")
     add("--model", help="folder or hub id in diffusers format; the embedded model by default")
@@ -89,7 +90,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--seed", type=seed, default=0)
     add("--dtype", choices=["float32", "bfloat16", "float16"], help="float32 on a CPU, else bfloat16")
     add_device(parser)
-    add("--compare", action="store_true", help="run the full model on the same seed too, and show both side by side")
+    add("--compare", action="store_true", help="full and fewer steps of the same cost and seed beside it")
     add("--output", type=Path, default=Path("outputs/clip.mp4"))
     arguments = parser.parse_args(argv)
     arguments.text_length = None
@@ -133,14 +134,6 @@ def check_arguments(arguments: argparse.Namespace) -> None:
         arguments.adapter = None
     if arguments.adapter:
         fill(arguments, {"text_length": read_config(locate_adapter(arguments.adapter)).max_sequence_length})
-
-
-def unknown_words(pipe: DiffusionPipeline, prompt: str) -> list[str]:
-    """Words of a prompt that the tokenizer does not know."""
-    tokenizer = pipe.tokenizer
-    return [
-        word for word in prompt.split() if tokenizer.unk_token_id in tokenizer(word, add_special_tokens=False).input_ids
-    ]
 
 
 def enable(pipe: DiffusionPipeline, arguments: argparse.Namespace) -> None:
@@ -200,15 +193,12 @@ def load_pipeline(arguments: argparse.Namespace, pipeline: type[DiffusionPipelin
     return pipe, round(time.perf_counter() - began, 3)
 
 
-def peak_memory_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def generate(pipe: DiffusionPipeline, arguments: argparse.Namespace, prompt: str, **changed):
+    """One clip. Returns its frames (T, H, W, 3) uint8 and the seconds of text, denoise and decode.
 
-
-def generate(pipe: DiffusionPipeline, arguments: argparse.Namespace, prompt: str):
-    """One clip. Returns its frames (T, H, W, 3) uint8 and the seconds of text, denoise and decode."""
-    call = call_arguments(pipe, **{name: getattr(arguments, name) for name in ARGUMENTS})
+    changed: other values of arguments, by name.
+    """
+    call = call_arguments(pipe, **{name: getattr(arguments, name) for name in ARGUMENTS} | changed)
     if arguments.image:
         call["image"] = arguments.image
     if arguments.negative_prompt:
@@ -248,11 +238,21 @@ def record_of(arguments: argparse.Namespace, prompt: str, frames: np.ndarray, su
     }
 
 
-def compare(pipe: DiffusionPipeline, arguments: argparse.Namespace, prompt: str, path: Path, ours: dict) -> float:
-    """Shows the full run of the same seed beside our clip. ours: its label and frames. Returns seconds of denoising."""
+def compare(
+    pipe: DiffusionPipeline, arguments: argparse.Namespace, prompt: str, path: Path, ours: dict, ratio
+) -> float:
+    """Shows full and fewer steps of the same seed beside our clip. Returns the full run's seconds of denoising.
+
+    ours: its label and frames. ratio: of its FLOPs, which the fewer steps do not exceed.
+    """
     flexivid.disable(pipe)
     frames, seconds = generate(pipe, arguments, prompt)
-    arms = {f"100% FLOPs, {seconds['denoise']:.1f} s": frames} | ours
+    fewer = max(1, int(ratio * arguments.steps + 1e-9))
+    fewer_frames, fewer_seconds = generate(pipe, arguments, prompt, steps=fewer)
+    arms = {
+        f"100% FLOPs, {seconds['denoise']:.1f} s": frames,
+        f"{fewer / arguments.steps:.0%} FLOPs, {fewer} steps, {fewer_seconds['denoise']:.1f} s": fewer_frames,
+    } | ours
     write_side_by_side(arms, path.with_name(f"{path.stem}-compare.mp4"), arguments.fps)
     write_picture(arms, path.with_name(f"{path.stem}-compare.png"))
     return seconds["denoise"]
@@ -273,8 +273,8 @@ def make_clip(
     print(f"\n{prompt} -> {path}\nschedule: {str(summary).splitlines()[0]}")
     full_seconds = "-"
     if arguments.compare:
-        ours = {f"{summary.ratio:.0%} FLOPs, {seconds['denoise']:.1f} s": frames}
-        full_seconds = f"{compare(pipe, arguments, prompt, path, ours):.2f}"
+        ours = {f"{summary.ratio:.0%} FLOPs, flexivid, {seconds['denoise']:.1f} s": frames}
+        full_seconds = f"{compare(pipe, arguments, prompt, path, ours, summary.ratio):.2f}"
     print(f"{'':6}{'TFLOP':>12}{'share':>9}{'denoise s':>12}")
     used_seconds = f"{seconds['denoise']:.2f}"
     for name, flops, spent in (("full", summary.flops_full, full_seconds), ("used", summary.flops_used, used_seconds)):

@@ -62,12 +62,12 @@ def test_a_clip_and_its_record(call, tmp_path, capsys):
     assert "TFLOP" in capsys.readouterr().out
 
 
-def test_compare_shows_both_clips(call, tmp_path):
+def test_compare_shows_all_three_clips(call, tmp_path):
     assert call("--budget", 0.8, "--prompt", CAPTION, "--compare") == 0
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == {"clip.mp4", "clip.json", "clip-compare.mp4", "clip-compare.png"}
-    assert frames_of(tmp_path / "out/clip-compare.mp4").shape == (9, 256 + 16, 512, 3)
-    assert Image.open(tmp_path / "out/clip-compare.png").size == (5 * 128, 2 * (128 + 16))
+    assert frames_of(tmp_path / "out/clip-compare.mp4").shape == (9, 256 + 16, 768, 3)
+    assert Image.open(tmp_path / "out/clip-compare.png").size == (5 * 128, 3 * (128 + 16))
 
 
 def test_prompt_file_and_schedule(call, tmp_path, capsys):

@@ -1,7 +1,7 @@
 """The schedule with the least measured error for a budget: dynamic programming over computed steps and their kinds.
 
 A computed step of kind q at k predicts p = x0(k) + e_q(k), x0 being the powerful prediction with guidance along a full
-run and e_q what a kind of weak step errs by; steps that reuse hold it until the next computed one. The clip then errs by
+run and e_q what a kind of weak step errs by. Steps that reuse hold it until the next computed one. A clip then errs by
 
     (GAIN / steps)^2 sum over holds of || sum over steps i of p - x0(i) ||^2  +  || p_last - x0(end) ||^2,
 
