@@ -1,6 +1,5 @@
 """The rivals of a sweep: that each samples as it says, at what it is said to cost, and is tuned to what it may cost."""
 
-import sys
 from argparse import Namespace
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -71,11 +70,20 @@ class TestPlaces:
 
 
 class TestLowResolution:
-    def test_without_low_steps_it_is_the_stock_run(self, pipe):
-        with levels.low_resolution_first(pipe, {"low_steps": 0}) as run:
-            # Half of the latents are not sampled at all: the first run has no step.
-            with pytest.raises(Exception):
+    def test_it_begins_with_the_full_runs_noise(self, pipe):
+        def first_latents(run=stock_run):
+            seen = []
+            with pipe.transformer.register_forward_pre_hook(
+                lambda module, args, inputs: seen.append(inputs["hidden_states"]), with_kwargs=True
+            ):
                 latents(pipe, run)
+            return seen[0]
+
+        with levels.low_resolution_first(pipe, {"low_steps": 4}) as run:
+            low = first_latents(run)
+        full = first_latents()
+        corners = [full[..., i::2, j::2] for i in (0, 1) for j in (0, 1)]
+        assert torch.allclose(low, sum(corners) / 2, atol=1e-6)
 
     @pytest.mark.parametrize("low", [1, 3, 7])
     def test_counted_flops_are_those_of_its_steps(self, pipe, probe, low):
@@ -113,7 +121,11 @@ class TestLowResolution:
 
     @pytest.mark.parametrize(
         "name, message",
-        [("cogvideox-5b", "predicts v_prediction"), ("ltx", "takes and gives latents as frames"), ("wan", "multiples of")],
+        [
+            ("cogvideox-5b", "predicts v_prediction"),
+            ("ltx", "takes and gives latents as frames"),
+            ("wan", "multiples of"),
+        ],
     )
     def test_what_it_cannot_sample_is_refused(self, name, message):
         pipe, call = tiny_pipeline_of(name)
@@ -138,6 +150,13 @@ class TestCacheDit:
             cached, fewer = latents(pipe, run)
         assert 0.4 < fewer / flops < 0.9 and not torch.equal(cached, stock)
         assert torch.equal(latents(pipe)[0], stock)
+        assert "forward" not in vars(pipe.transformer)
+        settings_of_flexivid = {"modes": ["1x4x4"], "budget": 0.6}
+        found = []
+        for each in (pipe, tiny_pipeline()):  # and flexivid works on it as on a new one
+            with arms.Arm("", "", 0.6, 8, flexivid=settings_of_flexivid).on(each):
+                found.append(latents(each)[0])
+        assert torch.equal(*found)
 
 
 class TestTuning:

@@ -56,7 +56,8 @@ def families(probe: Probe, budget: float) -> list[list[dict]]:
 
 @contextmanager
 def cached(pipe: DiffusionPipeline, settings: dict) -> Iterator[Run]:
-    cache_dit = _module()
+    cache_dit, attributes = _module(), vars(pipe.transformer)
+    stock = "forward" not in attributes
     own = {name: value for name, value in settings.items() if name not in ("steps", "taylorseer_order")}
     order = settings["taylorseer_order"]
     cache_dit.enable_cache(
@@ -68,3 +69,5 @@ def cached(pipe: DiffusionPipeline, settings: dict) -> Iterator[Run]:
         yield stock_run
     finally:
         cache_dit.disable_cache(pipe)
+        if stock:  # it leaves the bound method behind, with which a deep copy would compute with these weights
+            attributes.pop("forward", None)
