@@ -28,10 +28,10 @@ from flexivid.inputs import SHAPES_SETS, check_sizes, empty_pipeline, read_json
 from flexivid.shapes.embedded import MODEL
 from flexivid.shapes.world import parse_caption
 from flexivid.stock_pipelines import load, pipeline_class, set_guidance_scale
-from sweep.arms import Arm, all_arms, reachable, tuned
+from sweep.arms import Arm, all_arms, possible, reachable, tuned
+from sweep.probe import Probe
 from sweep.report import write_report
 from sweep.results import assemble, write_csv, write_pareto
-from sweep.rivals import tune_all
 from sweep.sampling import Clip, Sampler, clips_of, sample
 from sweep.scoring import Scorer
 from sweep.settings import (
@@ -43,10 +43,11 @@ from sweep.settings import (
     parse_arguments,
     pipeline_call,
     prompts_of,
+    tuning_clips,
 )
+from sweep.tuning import tune_all
 from sweep.vbench import DIMENSIONS, availability, score_arms
 
-PROBE_CLIPS = 2  # that caches are tuned on
 PACKAGES = ("flexivid", "torch", "diffusers", "transformers", "peft")
 
 
@@ -93,25 +94,17 @@ def load_pipeline(arguments: argparse.Namespace, call: dict, device: torch.devic
 def checked_arms(arguments: argparse.Namespace, empty: DiffusionPipeline, call: dict, say) -> list[Arm]:
     """The arms that can be run. empty: the pipeline without weights."""
     check_sizes(empty, *(call[name] for name in ("frames", "height", "width")))
-    arms = reachable(all_arms(arguments, call["steps"]), empty, call, say)
-    if getattr(empty, "transformer_2", None) is not None and any(arm.cache for arm in arms):
-        raise ValueError(
-            "caches on a pipeline of two transformers are not supported yet: leave them out, --rivals steps"
-        )
-    return arms
+    arms = possible(all_arms(arguments, call["steps"]), empty, call, arguments.names_rivals, say)
+    return reachable(arms, empty, call, say)
 
 
-def tune(sampler: Sampler, arms: list[Arm], identity: dict, state: PartialState) -> list[Arm]:
-    """The arms with settings of their caches, which the main process finds."""
-    pipe, folder = sampler.pipe, sampler.folder
+def tune(sampler: Sampler, arms: list[Arm], clips: list[Clip], identity: dict, state: PartialState) -> list[Arm]:
+    """The arms with settings of their rivals, which the main process finds. clips: to tune them on."""
+    folder = sampler.folder
     if state.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "sweep.json", identity)
-
-        def probe() -> int:
-            return sample(pipe, sampler.clips[:PROBE_CLIPS], sampler.call, count_flops=True, latents=True)[1].flops
-
-        tune_all(pipe, arms, probe, folder / "tuning.json")
+        tune_all(lambda: Probe(sampler.pipe, clips, sampler.call), arms, folder / "tuning.json")
     state.wait_for_everyone()
     return tuned(arms, read_json(folder / "tuning.json"), state.print)
 
@@ -164,7 +157,7 @@ def main(argv: list[str] | None = None) -> None:
     clips = clips_of(prompts, arguments.videos_per_prompt, arguments.seed)
     empty = empty_pipeline(arguments.model or MODEL)
     call = pipeline_call(arguments, empty)
-    # The other processes wait while the first one tunes the caches, which may take hours.
+    # The other processes wait while the first one tunes the rivals, which may take hours.
     state = PartialState(cpu=arguments.device.type == "cpu", timeout=timedelta(days=7))
     device = device_of(state, arguments.device)
     if device.type == "cpu":
@@ -181,7 +174,7 @@ def main(argv: list[str] | None = None) -> None:
         return
 
     sampler = Sampler(pipe, clips, arguments.output, call, arguments.batch)
-    arms = tune(sampler, arms, identity, state)
+    arms = tune(sampler, arms, tuning_clips(arguments, clips), identity, state)
     scenes = {prompt: parse_caption(prompt) for prompt in prompts} if arguments.prompts in SHAPES_SETS else None
     scorer = Scorer(sampler, scenes, device)
     make(sampler, scorer, arms, state)

@@ -41,7 +41,7 @@ def pipeline_class(model: str | Path, with_image: bool) -> type[DiffusionPipelin
 
 
 def without_weights(model: str | Path, pipeline: type[DiffusionPipeline]) -> DiffusionPipeline:
-    """The pipeline from the configs of its transformers, its VAE and its guider alone, on the meta device."""
+    """The pipeline from the configs of its transformers, VAE, guider and scheduler alone, on the meta device."""
     index = load_index(model)
     settings = {}
     for name, parameter in inspect.signature(pipeline.__init__).parameters.items():
@@ -51,6 +51,9 @@ def without_weights(model: str | Path, pipeline: type[DiffusionPipeline]) -> Dif
             config = load_part(model, name, component)
             with torch.device("meta"):
                 settings[name] = component.from_config(config)
+        elif isinstance(value, list) and name == "scheduler" and value[1] is not None:
+            component = getattr(diffusers, value[1])
+            settings[name] = component.from_config(load_part(model, name, component))  # it has no weights
         elif isinstance(value, list) or (value is None and parameter.default is parameter.empty):
             settings[name] = None
         elif value is not None:

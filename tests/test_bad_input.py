@@ -188,6 +188,7 @@ TABLE = {
         ("--device banana", "'banana' is no device"),
         ("--modes 4x4", "has 2 numbers instead of 3"),
         ("--methods training-free --modes 1x3x3", "not an integer multiple"),
+        ("--methods low-resolution --height 72 --width 72", "multiples of 16"),
         ("--prompts {there}/missing.txt", "no file"),
         ("--prompts {there}/folder", "is a folder"),
         ("--prompts {there}/empty.txt", "holds no prompt"),

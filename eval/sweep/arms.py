@@ -3,7 +3,7 @@
 import warnings
 from argparse import Namespace
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 
 from diffusers import DiffusionPipeline
@@ -12,7 +12,9 @@ import flexivid
 from flexivid.inputs import read_json
 from flexivid.sampling.budget import BudgetError
 from flexivid.sampling.schedule import read_schedule
-from sweep.rivals import CACHES, NEAR
+from sweep.rivals import RIVALS
+from sweep.sampling import Run, stock_run
+from sweep.tuning import near
 
 METHODS = {
     "adapter": "flexivid with its adapter",
@@ -26,7 +28,7 @@ METHODS = {
     "adapter-fbcache": "the adapter at twice the budget, together with the fbcache of diffusers",
     "calibrated": "the adapter with the --schedules of eval/calibrate.py",
     "steps": "fewer steps",
-    **{name: f"{name} of diffusers" for name in CACHES},
+    **{name: rival.meaning for name, rival in RIVALS.items()},
 }
 
 
@@ -35,8 +37,8 @@ class Arm:
     """One way of sampling every clip of a sweep.
 
     name: the folder of its clips. budget: the share of the full run's FLOPs that it aims at: flexivid and fewer steps
-    stay below, a cache comes within NEAR of it. steps: denoising steps.
-    flexivid: arguments of `flexivid.enable`, None without it. cache: a name in `CACHES`, and settings: what tuning has
+    stay below, a rival comes `near` it. steps: denoising steps that the pipeline is called with.
+    flexivid: arguments of `flexivid.enable`, None without it. rival: a name in `RIVALS`, and settings: what tuning has
     found for it, None before.
     """
 
@@ -45,21 +47,25 @@ class Arm:
     budget: float
     steps: int
     flexivid: dict | None = field(default=None, hash=False)
-    cache: str | None = None
+    rival: str | None = None
     settings: dict | None = field(default=None, hash=False)
 
+    @property
+    def depends_on_clips(self) -> bool:
+        """Whether batches differ in what they cost."""
+        return self.rival is not None and RIVALS[self.rival].depends_on_clips
+
     @contextmanager
-    def on(self, pipe: DiffusionPipeline) -> Iterator[None]:
-        """The pipeline samples like this arm inside, without a cache that is not tuned, and is stock again outside."""
+    def on(self, pipe: DiffusionPipeline) -> Iterator[Run]:
+        """Inside, the pipeline samples like this arm, without a rival that is not tuned, if it is run as is yielded;
+        outside, it is stock again."""
         if self.flexivid is not None:
             flexivid.enable(pipe, **self.flexivid)
-        if self.settings is not None:
-            pipe.transformer.enable_cache(CACHES[self.cache].config(pipe, self.settings))
         try:
-            yield
+            tuned = self.settings is not None
+            with RIVALS[self.rival].on(pipe, self.settings) if tuned else nullcontext(stock_run) as run:
+                yield run
         finally:
-            if self.settings is not None:
-                pipe.transformer.disable_cache()
             flexivid.disable(pipe)
 
     def plan(self, pipe: DiffusionPipeline, call: dict) -> None:
@@ -70,7 +76,7 @@ class Arm:
 
 
 def all_arms(arguments: Namespace, steps: int) -> list[Arm]:
-    """The full run and every method at every budget; those with a cache are still to be tuned (`rivals.tune_all`).
+    """The full run and every method at every budget; rivals are still to be tuned (`tuning.tune_all`).
 
     arguments: those of the command line, checked. steps: of the full run.
     """
@@ -105,8 +111,8 @@ def all_arms(arguments: Namespace, steps: int) -> list[Arm]:
                 arms[name] = Arm(name, method, budget, steps // 2, flexivid={**trained, "budget": 2 * budget})
             elif method == "adapter-fbcache" and 2 * budget < 1:
                 arms[name] = Arm(name, method, budget, steps, {**trained, "budget": 2 * budget}, "fbcache")
-            elif method in CACHES:
-                arms[name] = Arm(name, method, budget, steps, cache=method)
+            elif method in RIVALS:
+                arms[name] = Arm(name, method, budget, steps, rival=method)
             elif method == "steps":
                 fewer = max(1, int(budget * steps + 1e-9))
                 # Two budgets may come to the same number.
@@ -115,18 +121,37 @@ def all_arms(arguments: Namespace, steps: int) -> list[Arm]:
 
 
 def tuned(arms: list[Arm], tuning: dict, say) -> list[Arm]:
-    """The arms with the settings of their caches, without those that come near no budget; says which.
+    """The arms with the settings of their rivals, without those that come near no budget; says which.
 
-    tuning: what `rivals.tune_all` wrote.
+    tuning: what `tuning.tune_all` wrote.
     """
     kept = []
     for arm in arms:
-        if arm.cache is None:
+        if arm.rival is None:
             kept.append(arm)
-        elif abs(tuning[arm.name]["share"] - arm.budget) > NEAR:
-            say(f"{arm.method} does not reach {arm.budget:g}: the nearest is {tuning[arm.name]['share']:.3f}")
+            continue
+        settings, share = (tuning[arm.name][name] for name in ("settings", "share"))
+        if abs(share - arm.budget) > near(arm.budget):
+            say(f"{arm.method} does not reach {arm.budget:g}: the nearest is {share:.3f}")
         else:
-            kept.append(replace(arm, settings=tuning[arm.name]["settings"]))
+            kept.append(replace(arm, settings=settings, steps=settings.get("steps", arm.steps)))
+    return kept
+
+
+def possible(arms: list[Arm], pipe: DiffusionPipeline, call: dict, named: bool, say) -> list[Arm]:
+    """The arms without those of rivals that the pipeline cannot be sampled with; says why.
+
+    pipe: without weights. named: somebody has asked for these rivals by name, and is refused. Raises ValueError.
+    """
+    kept = []
+    for arm in arms:
+        why = RIVALS[arm.rival].refusal(pipe, call) if arm.rival else None
+        if why and named:
+            raise ValueError(why)
+        if why:
+            say(f"{arm.name} is left out: {why}")
+        else:
+            kept.append(arm)
     return kept
 
 

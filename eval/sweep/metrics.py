@@ -2,7 +2,8 @@
 
 None of them is called VBench. PSNR, SSIM and distances are taken to the full run's clips of the same prompts and seeds;
 how far an arm is from them says how much it changes, not how much worse it is. In the embedded world the Fréchet
-distance is also taken to what the prompts ask for, rendered: that one the full run has too.
+distance is also taken to what the prompts ask for, rendered: that one the full run has too. How much moves, and how
+much the clips of one prompt differ, is said relative to the full run.
 """
 
 import tempfile
@@ -29,12 +30,14 @@ SSIM_PIXELS = 2**18  # compared at once
 RENDERED_CLIPS = 4  # of a prompt, that stand for the data
 STAGES = (0, 2, 4, 10)  # blocks after which features are compared: strides 2, 4, 8, 16
 
-# Larger is better, or not.
+# Larger is better, or not, or None: nearer to 1 is.
 HIGHER_IS_BETTER = {
     **{f"adherence_{name}": True for name in (*FACTORS, "all")},
     "psnr": True,
     "ssim": True,
     "perceptual_distance": False,
+    "motion": None,
+    "diversity": None,
     "frechet_distance": False,
     "frechet_distance_to_data": False,
     **{f"vbench_{name}": True for name in DIMENSIONS},
@@ -61,6 +64,30 @@ def fidelity(frames: np.ndarray, reference: np.ndarray) -> dict[str, float]:
         psnr.append(peak_signal_noise_ratio(*images, data_range=1.0, dim=(1, 2, 3), reduction="none").clamp(max=100.0))
         ssim.append(structural_similarity_index_measure(*images, data_range=1.0, reduction="none"))
     return {"psnr": torch.cat(psnr).mean().item(), "ssim": torch.cat(ssim).mean().item()}
+
+
+def displacement(frames: np.ndarray) -> float:
+    """Mean displacement of what can be seen to move from frame to frame, in pixels, of a clip (T, H, W, 3) uint8.
+
+    What a pixel changes by, over the gradient of the picture there, is the displacement along that gradient (Horn &
+    Schunck 1981, eq. 1); here both are summed first, over pixels and frames. So neither contrast, nor blur, nor the
+    size of an object on a plain background matters, still clips have 0, and an edge that moves by several pixels counts
+    for all of them.
+    """
+    clip = torch.from_numpy(frames).float()
+    change = (clip[1:] - clip[:-1]).abs().sum()
+    down, right = clip[:, 1:, :-1] - clip[:, :-1, :-1], clip[:, :-1, 1:] - clip[:, :-1, :-1]
+    gradient = torch.hypot(down, right).sum() * (len(clip) - 1) / len(clip)
+    return (change / gradient.clamp_min(1)).item()
+
+
+def spread(features: np.ndarray) -> np.ndarray:
+    """How far apart the clips of each prompt are: mean distance of the pooled features of two of them, (prompts,).
+
+    features: (prompts, clips, frames, dimensions), 2 clips or more.
+    """
+    first, second = np.triu_indices(features.shape[1], 1)
+    return np.linalg.norm(features[:, first] - features[:, second], axis=-1).mean((1, 2))
 
 
 class Features:

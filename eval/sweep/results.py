@@ -8,13 +8,14 @@ import matplotlib
 
 from flexivid.files import replacing
 from sweep.metrics import HIGHER_IS_BETTER
-from sweep.rivals import CACHES
+from sweep.rivals import RIVALS
 from sweep.vbench import total_scores
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
 MARKERS = "osD^vP<>Xph"
+DIRECTION = {True: "higher is better", False: "lower is better", None: "relative to the full run's, 1 is best"}
 
 
 def assemble(facts: dict, sampler, scorer, arms: list, videos_per_prompt: int, vbench: dict) -> dict:
@@ -32,7 +33,7 @@ def assemble(facts: dict, sampler, scorer, arms: list, videos_per_prompt: int, v
                 "budget": arm.budget,
                 "steps": arm.steps,
                 "settings": (arm.flexivid or {}) | (arm.settings or {}),
-                "note": CACHES[arm.cache].note if arm.cache else "",
+                "note": RIVALS[arm.rival].note if arm.rival else "",
                 "flops": sum(record["flops"] for record in counted) / sum(record["clips"] for record in counted),
                 "seconds": timing["seconds"] / timing["clips"],
                 "metrics": metrics,
@@ -98,8 +99,7 @@ def write_pareto(results: dict, path: Path, metrics: list[str] | None = None) ->
             panel.set_ylim(low, high)
             panel.set_xlabel("share of the full run's " + ratio.removesuffix("_ratio").replace("flops", "FLOPs"))
             panel.grid(alpha=0.3)
-        direction = "higher is better" if HIGHER_IS_BETTER[name] else "lower is better"
-        line[0].set_ylabel(f"{name.replace('_', ' ')}\n({direction})")
+        line[0].set_ylabel(f"{name.replace('_', ' ')}\n({DIRECTION[HIGHER_IS_BETTER[name]]})")
     panels[0][1].legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1))
     figure.tight_layout()
     with replacing(path) as partial:
@@ -107,9 +107,17 @@ def write_pareto(results: dict, path: Path, metrics: list[str] | None = None) ->
     plt.close(figure)
 
 
-def _view(estimates: list[dict], higher_is_better: bool) -> tuple[float, float]:
-    """The range of an axis that holds most arms and their intervals: without the worst sixth, if that lies far off."""
-    ordered = sorted((estimate["mean"] for estimate in estimates), reverse=higher_is_better)
+def _view(estimates: list[dict], higher_is_better: bool | None) -> tuple[float, float]:
+    """The range of an axis that holds most arms and their intervals: without the worst sixth, if that lies far off.
+
+    higher_is_better: None where nearer to 1 is.
+    """
+    means = [estimate["mean"] for estimate in estimates]
+    if higher_is_better is None:
+        furthest = sorted(abs(mean - 1) for mean in means)[: max(6, int(len(means) * 5 / 6) + 1)][-1] or 0.01
+        low, high = 1 - 1.25 * furthest, 1 + 1.25 * furthest
+        return max(0.0, low), high
+    ordered = sorted(means, reverse=higher_is_better)
     best, worst = ordered[0], ordered[int(len(ordered) * 5 / 6)] if len(ordered) > 6 else ordered[-1]
     span = best - worst or abs(best) or 1.0
     low, high = sorted((best + 0.15 * span, worst - 0.25 * span))

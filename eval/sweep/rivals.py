@@ -1,17 +1,16 @@
-"""The caches of diffusers as rivals, each tuned to the FLOPs that an arm may spend.
+"""The rivals that have something to tune: caches, low resolution first, and fewer steps at levels of their own.
 
 A cache skips transformer blocks or attention layers on some denoising steps. How much it saves depends on its settings
-and, for some, on the clip, so that it is found by counting real runs, and only certain amounts can be reached.
+and, for some, on the clip, so that it is found by counting real runs, and only certain amounts can be reached. The
+others (`sweep.levels`) save what can be told beforehand. `sweep.tuning` finds the settings.
 """
 
 import ast
 import io
 from collections.abc import Callable
-from contextlib import redirect_stdout
+from contextlib import AbstractContextManager, contextmanager, redirect_stdout
 from dataclasses import dataclass
-from functools import cache as memoised
-from itertools import groupby
-from pathlib import Path
+from functools import lru_cache, partial
 
 from diffusers import DiffusionPipeline
 from diffusers.hooks import (
@@ -22,27 +21,28 @@ from diffusers.hooks import (
     SeaCacheConfig,
     TaylorSeerCacheConfig,
 )
-from tqdm import tqdm
 
-from flexivid.files import write_json
-from flexivid.inputs import read_json
-
-NEAR = 0.05  # a cache that comes no closer to a budget than this does not reach it
-
-# A sampling run of a few clips with the pipeline as it is at that moment; returns the FLOPs of the transformer.
-Probe = Callable[[], int]
+from sweep import dbcache, levels
+from sweep.probe import Probe
+from sweep.sampling import Run, stock_run
 
 
 @dataclass(frozen=True)
-class Cache:
-    """A cache of diffusers.
+class Rival:
+    """A way to spend less than the full run that has something to tune.
 
-    candidates: (pipe, probe, steps) -> settings that can be tried, from those that compute most to those that compute
-    least, as results.json can hold them. config: (pipe, settings) -> what `enable_cache` takes. note: what to know.
+    meaning: for people. families: (probe, budget) -> lists of settings that can be tried, as results.json can hold
+    them, each from those that compute most to those that compute least; under "steps" how many steps the pipeline is
+    called with, the full run's if it is not there. on: (pipe, settings) -> a context in which the pipeline samples so,
+    which yields how it is called. refusal: (pipe without weights, call) -> why it cannot be sampled so.
+    depends_on_clips: what it costs does. note: what to know.
     """
 
-    candidates: Callable[[DiffusionPipeline, Probe, int], list[dict]]
-    config: Callable[[DiffusionPipeline, dict], object]
+    meaning: str
+    families: Callable[[Probe, float], list[list[dict]]]
+    on: Callable[[DiffusionPipeline, dict], AbstractContextManager[Run]]
+    refusal: Callable[[DiffusionPipeline, dict], str | None]
+    depends_on_clips: bool = True
     note: str = ""
 
 
@@ -50,33 +50,68 @@ def _thresholds(least: float, most: float, count: int = 40) -> list[float]:
     return [round(least * (most / least) ** (i / (count - 1)), 5) for i in range(count)]
 
 
-def magnitude_ratios(pipe: DiffusionPipeline, probe: Probe, steps: int) -> list[float]:
+@lru_cache(maxsize=1)
+def magnitude_ratios(probe: Probe) -> list[float]:
     """The calibration that MagCache asks for, as it prints it: the residual's norm from step to step."""
-    printed = io.StringIO()
-    pipe.transformer.enable_cache(MagCacheConfig(calibrate=True, num_inference_steps=steps))
+    printed, transformer = io.StringIO(), probe.pipe.transformer
+    transformer.enable_cache(MagCacheConfig(calibrate=True, num_inference_steps=probe.steps))
     try:
         with redirect_stdout(printed):
             probe()
     finally:
-        pipe.transformer.disable_cache()
+        transformer.disable_cache()
     lines = [line for line in printed.getvalue().splitlines() if line.startswith("[") and "Calibration" not in line]
     return ast.literal_eval(lines[0])  # of the conditional branch, which is called first
 
 
-def _mag_cache_candidates(pipe: DiffusionPipeline, probe: Probe, steps: int) -> list[dict]:
-    ratios = magnitude_ratios(pipe, probe, steps)
-    common = {"max_skip_steps": steps, "num_inference_steps": steps, "mag_ratios": ratios}
-    return [{"threshold": threshold, **common} for threshold in _thresholds(0.002, 20)]
+def _mag_cache_families(probe: Probe, budget: float) -> list[list[dict]]:
+    ratios = magnitude_ratios(probe)
+    common = {"max_skip_steps": probe.steps, "num_inference_steps": probe.steps, "mag_ratios": ratios}
+    return [[{"threshold": threshold, **common} for threshold in _thresholds(0.002, 20)]]
 
 
-def _skip_ranges(*names: str) -> Callable[[DiffusionPipeline, Probe, int], list[dict]]:
-    return lambda pipe, probe, steps: [dict.fromkeys(names, skip) for skip in range(2, steps + 1)]
+def _skip_ranges(*names: str) -> Callable[[Probe, float], list[list[dict]]]:
+    return lambda probe, budget: [[dict.fromkeys(names, skip) for skip in range(2, probe.steps + 1)]]
 
 
-def _sea_cache(residual_order: int) -> Cache:
+def _taylor_families(probe: Probe, budget: float) -> list[list[dict]]:
+    """Both orders, and as many computed steps before the first expansion as the paper has, fewer and more."""
+    return [
+        [
+            {"cache_interval": interval, "max_order": order, "disable_cache_before_step": first}
+            for interval in range(2, probe.steps + 1)
+        ]
+        for order in (1, 2)
+        for first in (1, 3, 6)
+        if first <= budget * probe.steps
+    ]
+
+
+@contextmanager
+def _cached(pipe: DiffusionPipeline, settings: dict, config: Callable[[DiffusionPipeline, dict], object]):
+    pipe.transformer.enable_cache(config(pipe, settings))
+    try:
+        yield stock_run
+    finally:
+        pipe.transformer.disable_cache()
+
+
+def _two_transformers(pipe: DiffusionPipeline, call: dict) -> str | None:
+    if getattr(pipe, "transformer_2", None) is None:
+        return None
+    return "caches on a pipeline of two transformers are not supported yet: leave them out, --rivals steps"
+
+
+def _cache(name: str, families, config: Callable[[DiffusionPipeline, dict], object], note: str = "") -> Rival:
+    """A cache of diffusers. config: (pipe, settings) -> what `enable_cache` takes."""
+    return Rival(f"{name} of diffusers", families, partial(_cached, config=config), _two_transformers, note=note)
+
+
+def _sea_cache(name: str, residual_order: int) -> Rival:
     """residual_order: 0 holds the last residual, 1 extrapolates the last two. No limit on steps in a row."""
-    return Cache(
-        lambda pipe, probe, steps: [{"threshold": threshold} for threshold in _thresholds(0.01, 20)],
+    return _cache(
+        name,
+        lambda probe, budget: [[{"threshold": threshold} for threshold in _thresholds(0.01, 20)]],
         lambda pipe, settings: SeaCacheConfig(**settings, residual_order=residual_order, max_consecutive_cached=0),
     )
 
@@ -86,25 +121,27 @@ _ONE_STATE = "one cache for both guidance branches, which Wan calls apart: one r
 # Every timestep but the first, which is 999 or 1000: before it there is nothing to reuse, and FasterCache tries to.
 REUSABLE_TIMESTEPS = (-1, 999)
 
-CACHES: dict[str, Cache] = {
-    "fbcache": Cache(
-        lambda pipe, probe, steps: [{"threshold": threshold} for threshold in _thresholds(0.002, 4)],
+RIVALS: dict[str, Rival] = {
+    "fbcache": _cache(
+        "fbcache",
+        lambda probe, budget: [[{"threshold": threshold} for threshold in _thresholds(0.002, 4)]],
         lambda pipe, settings: FirstBlockCacheConfig(**settings),
     ),
-    "taylorseer": Cache(
-        lambda pipe, probe, steps: [{"cache_interval": interval} for interval in range(2, steps + 1)],
+    "taylorseer": _cache(
+        "taylorseer",
+        _taylor_families,
         lambda pipe, settings: TaylorSeerCacheConfig(
             **settings,
-            max_order=1,
             taylor_factors_dtype=pipe.transformer.dtype,
             # The default patterns match no layer of Wan. The paper caches the output of every attention and MLP.
             cache_identifiers=[r".*blocks\.\d+\.(attn\d?|ffn?)"],
         ),
     ),
-    "magcache": Cache(_mag_cache_candidates, lambda pipe, settings: MagCacheConfig(**settings)),
-    "seacache": _sea_cache(residual_order=0),
-    "seacache-extrapolated": _sea_cache(residual_order=1),
-    "fastercache": Cache(
+    "magcache": _cache("magcache", _mag_cache_families, lambda pipe, settings: MagCacheConfig(**settings)),
+    "seacache": _sea_cache("seacache", residual_order=0),
+    "seacache-extrapolated": _sea_cache("seacache-extrapolated", residual_order=1),
+    "fastercache": _cache(
+        "fastercache",
         _skip_ranges("spatial_attention_block_skip_range"),
         lambda pipe, settings: FasterCacheConfig(
             **settings,
@@ -116,7 +153,8 @@ CACHES: dict[str, Cache] = {
         ),
         _ONE_STATE,
     ),
-    "pab": Cache(
+    "pab": _cache(
+        "pab",
         _skip_ranges("spatial_attention_block_skip_range", "cross_attention_block_skip_range"),
         lambda pipe, settings: PyramidAttentionBroadcastConfig(
             **settings,
@@ -126,51 +164,31 @@ CACHES: dict[str, Cache] = {
         ),
         _ONE_STATE,
     ),
+    "cache-dit": Rival(
+        "DBCache of the package cache-dit",
+        dbcache.families,
+        dbcache.cached,
+        lambda pipe, call: dbcache.refusal(pipe, call) or _two_transformers(pipe, call),
+    ),
+    "low-resolution": Rival(
+        "first steps on latents of half the height and width",
+        levels.low_and_full_steps,
+        levels.low_resolution_first,
+        levels.low_resolution_refusal,
+        depends_on_clips=False,
+    ),
+    "steps-at-our-places": Rival(
+        "fewer steps, at the noise levels of the method reuse",
+        levels.our_places,
+        levels.only_at,
+        levels.places_refusal,
+        depends_on_clips=False,
+    ),
+    "steps-optimised": Rival(
+        "fewer steps, at noise levels whose shift is tuned",
+        levels.shifts,
+        levels.shifted,
+        levels.shift_refusal,
+        depends_on_clips=False,
+    ),
 }
-
-
-def tune(
-    pipe: DiffusionPipeline, cache: Cache, budgets: list[float], probe: Probe, full_flops: int, steps: int
-) -> dict[float, tuple[dict, float]]:
-    """Per budget, the settings whose share of the full FLOPs is nearest to it, with that share.
-
-    Bisects the candidates, so it runs `probe` about five times a budget.
-    """
-    candidates = cache.candidates(pipe, probe, steps)
-
-    @memoised
-    def share(index: int) -> float:
-        pipe.transformer.enable_cache(cache.config(pipe, candidates[index]))
-        try:
-            return probe() / full_flops
-        finally:
-            pipe.transformer.disable_cache()
-
-    found = {}
-    for budget in budgets:
-        low, high = 0, len(candidates) - 1
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (middle, high) if share(middle) > budget else (low, middle)
-        best = min((low, high), key=lambda index: abs(share(index) - budget))
-        found[budget] = candidates[best], share(best)
-    return found
-
-
-def tune_all(pipe: DiffusionPipeline, arms: list, probe: Probe, path: Path) -> None:
-    """Tunes the cache of every arm that has one. What was found is kept in `path`, and not searched for again."""
-    known = read_json(path) if path.exists() else {}
-    write_json(path, known)
-    missing = [arm for arm in arms if arm.cache is not None and arm.name not in known]
-    # Arms that differ in their budget only share the runs.
-    groups = [list(group) for _, group in groupby(missing, key=lambda arm: (arm.cache, arm.flexivid))]
-    for group in tqdm(groups, desc="tuning caches", disable=not groups):
-        if "full_flops" not in known:
-            known["full_flops"] = probe()
-        budgets = [arm.budget for arm in group]
-        with group[0].on(pipe):
-            found = tune(pipe, CACHES[group[0].cache], budgets, probe, known["full_flops"], group[0].steps)
-        for arm in group:
-            settings, share = found[arm.budget]
-            known[arm.name] = {"settings": settings, "share": share}
-        write_json(path, known)

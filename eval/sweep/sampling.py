@@ -5,6 +5,7 @@ on all clips of its batch. It is done once `batches/<arm>/<batch>.json` is there
 """
 
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,20 +97,31 @@ class Meter:
         self._stack.close()
 
 
+# How one batch comes about: as `stock_run`, which takes further arguments of the pipeline by their own names.
+Run = Callable[..., torch.Tensor | np.ndarray]
+
+
+def stock_run(pipe: DiffusionPipeline, prompts: list[str], call: dict, generator: list[torch.Generator], **more):
+    """One call of the pipeline. call: by the names of `stock_pipelines.ARGUMENTS`. generator: one a prompt."""
+    return pipe(prompts, **call_arguments(pipe, **call), generator=generator, **more).frames
+
+
 def sample(
-    pipe: DiffusionPipeline, clips: list[Clip], call: dict, count_flops: bool, latents: bool = False
+    pipe: DiffusionPipeline,
+    clips: list[Clip],
+    call: dict,
+    count_flops: bool,
+    latents: bool = False,
+    run: Run = stock_run,
 ) -> tuple[list[np.ndarray] | None, Meter]:
     """One batch with the pipeline as it is. call: further arguments, by the names of `stock_pipelines.ARGUMENTS`.
 
     Returns the clips, (T, H, W, 3) uint8 each, or None if the latents will do, and the meter of the transformers.
     """
+    generators = [torch.Generator().manual_seed(clip.seed) for clip in clips]
+    output_type = "latent" if latents else "np"
     with Meter(pipe, count_flops) as meter:
-        frames = pipe(
-            [clip.prompt for clip in clips],
-            **call_arguments(pipe, **call),
-            generator=[torch.Generator().manual_seed(clip.seed) for clip in clips],
-            output_type="latent" if latents else "np",
-        ).frames
+        frames = run(pipe, [clip.prompt for clip in clips], call, generators, output_type=output_type)
     return None if latents else [(clip * 255).round().astype(np.uint8) for clip in frames], meter
 
 
@@ -143,12 +155,12 @@ class Sampler:
         folder = self.folder / "videos" / arm.name
         for place in (folder, self.record(arm, 0).parent):
             place.mkdir(parents=True, exist_ok=True)
-        with arm.on(self.pipe):
+        with arm.on(self.pipe) as run:
             for number in missing:
                 clips = self.batches[number]
                 # Counting slows small models down by a third. Only a cache makes batches differ in what they cost.
-                counted = number == 0 or arm.cache is not None
-                videos, meter = sample(self.pipe, clips, call, count_flops=counted)
+                counted = number == 0 or arm.depends_on_clips
+                videos, meter = sample(self.pipe, clips, call, count_flops=counted, run=run)
                 for clip, frames in zip(clips, videos, strict=True):
                     write_mp4(enlarge(frames, LEAST_HEIGHT), folder / clip.file_name, self.call["fps"])
                 write_json(self.record(arm, number), {"flops": meter.flops if counted else None, "clips": len(clips)})
@@ -167,11 +179,11 @@ class Sampler:
         for index in tqdm(range(rounds), desc="timing", unit="round"):
             for arm in tqdm(arms, desc=f"round {index + 1}", leave=False):
                 call = {**self.call, "steps": arm.steps}
-                with arm.on(self.pipe):
+                with arm.on(self.pipe) as run:
                     arm.plan(self.pipe, self.call)
                     if cuda and index == 0:  # kernels are loaded when they are first needed
-                        sample(self.pipe, clips, call, count_flops=False, latents=True)
-                    _, meter = sample(self.pipe, clips, call, count_flops=False, latents=True)
+                        sample(self.pipe, clips, call, count_flops=False, latents=True, run=run)
+                    _, meter = sample(self.pipe, clips, call, count_flops=False, latents=True, run=run)
                 seconds[arm.name].append(meter.seconds)
         for arm in arms:
             found = {"seconds": median(seconds[arm.name]), "all": seconds[arm.name], "clips": len(clips)}

@@ -13,20 +13,27 @@ from sweep.metrics import (
     RENDERED_CLIPS,
     Features,
     adherence,
+    displacement,
     features_of_rendered,
     fidelity,
     frechet_distance,
     perceptual_distance,
+    spread,
 )
 from sweep.sampling import Sampler, read_clip
 from sweep.vbench import values_of_clips
 
-FEATURES = "features"
+FEATURES, DISPLACEMENT = "features", "displacement"  # of which no mean is given
 
 
 def _distance(ours: np.ndarray, theirs: np.ndarray, picks: np.ndarray) -> float:
     """Fréchet distance over some prompts. ours, theirs: features, (prompts, ..., dimensions)."""
     return frechet_distance(*(features[picks].reshape(-1, features.shape[-1]) for features in (ours, theirs)))
+
+
+def _ratio(ours: np.ndarray, full: np.ndarray) -> dict[str, float]:
+    """The mean of one value a prompt, (prompts,), relative to that of the full run's."""
+    return estimate_of_sets(lambda picks: ours[picks].mean() / max(full[picks].mean(), 1e-9), len(ours), draws=500)
 
 
 class Scorer:
@@ -78,6 +85,7 @@ class Scorer:
             frames = self._read(arm.name, clip)
             maps, pooled = self.features(frames)
             row = adherence(frames, self.scenes[clip.prompt]) if self.scenes else {}
+            row[DISPLACEMENT] = displacement(frames)
             if arm.name != "full":
                 full, full_maps = self._of_full(clip)
                 row |= fidelity(frames, full)
@@ -111,6 +119,7 @@ class Scorer:
             self.values(which) | values_of_clips(vbench[which.name], self.sampler.clips) for which in (arm, full_arm)
         )
         own_features, full_features = (by_prompt(values.pop(FEATURES)) for values in (ours, full))
+        moved, full_moved = (by_prompt(values.pop(DISPLACEMENT)).mean(1) for values in (ours, full))
         metrics = {name: estimate(by_prompt(values).mean(1)) for name, values in ours.items()}
         differences = {
             name: estimate(by_prompt(values - full[name]).mean(1)) for name, values in ours.items() if name in full
@@ -128,6 +137,9 @@ class Scorer:
 
         if arm.name != "full":
             metrics["frechet_distance"] = estimate_of_sets(to_full, count)
+            metrics["motion"] = _ratio(moved, full_moved)
+            if videos_per_prompt > 1:
+                metrics["diversity"] = _ratio(spread(own_features), spread(full_features))
         if data is not None:
             metrics[name] = estimate_of_sets(to_data, count)
             differences[name] = estimate_of_sets(further_than_full, count)

@@ -26,10 +26,11 @@ from flexivid.sampling.schedule import read_schedule
 from flexivid.shapes.embedded import ADAPTER, MODEL, USUAL
 from flexivid.stock_pipelines import usual_arguments
 from sweep.arms import METHODS
-from sweep.rivals import CACHES
+from sweep.rivals import RIVALS
 from sweep.sampling import Clip
 from sweep.vbench import DIMENSIONS, standard_prompts
 
+TUNING_CLIPS = 4
 # The methods that use --adapter.
 ADAPTED = (
     "adapter",
@@ -53,7 +54,7 @@ def parse_arguments(description: str, argv: list[str]) -> argparse.Namespace:
     add("--budgets", type=budget_share, nargs="+", default=[1.0, 0.6, 0.4, 0.25], help="shares of the full run's FLOPs")
     methods = "; ".join(f"{name}: {meaning}" for name, meaning in METHODS.items())
     add("--methods", nargs="+", choices=METHODS, help=methods)
-    add("--rivals", nargs="*", choices=["steps", *CACHES], help="beside flexivid, instead of every one of them")
+    add("--rivals", nargs="*", choices=["steps", *RIVALS], help="beside flexivid, instead of every one of them")
     add_prompts(parser, sets="vbench (VBench's own), ")
     add("--max-prompts", type=count, help="only the first so many")
     add("--videos-per-prompt", type=count, default=2)
@@ -101,8 +102,9 @@ def check_arguments(arguments: argparse.Namespace) -> None:
 
 
 def _check_methods(arguments: argparse.Namespace) -> None:
+    arguments.names_rivals = arguments.methods is not None or arguments.rivals is not None
     if arguments.methods is None:
-        rivals = ["steps", *CACHES] if arguments.rivals is None else arguments.rivals
+        rivals = ["steps", *RIVALS] if arguments.rivals is None else arguments.rivals
         own = ["adapter", "training-free", "reuse"] if arguments.adapter else ["training-free", "reuse"]
         arguments.methods = [*own, *rivals]
     elif arguments.rivals is not None:
@@ -128,10 +130,26 @@ def _check_dimensions(arguments: argparse.Namespace) -> None:
         raise ValueError(f"--vbench-cache must be a folder, and {arguments.vbench_cache} is none")
 
 
+def _all_prompts(arguments: argparse.Namespace) -> list[str]:
+    return standard_prompts(arguments.dimensions) if arguments.prompts == "vbench" else read_prompts(arguments.prompts)
+
+
 def prompts_of(arguments: argparse.Namespace) -> list[str]:
-    vbench = arguments.prompts == "vbench"
-    prompts = standard_prompts(arguments.dimensions) if vbench else read_prompts(arguments.prompts)
-    return prompts[: arguments.max_prompts]
+    return _all_prompts(arguments)[: arguments.max_prompts]
+
+
+def tuning_clips(arguments: argparse.Namespace, clips: list[Clip]) -> list[Clip]:
+    """What rivals are tuned on, which no arm is measured on. clips: of the sweep.
+
+    The last captions of shapes-unjudged, in the embedded world, or those that --max-prompts leaves out. Where the sweep
+    has all there are, its own with other seeds.
+    """
+    in_world = arguments.prompts in SHAPES_SETS
+    captions = read_prompts("shapes-unjudged") if in_world else _all_prompts(arguments)
+    measured = {clip.prompt for clip in clips}
+    others = [caption for caption in captions if caption not in measured] or captions
+    first = arguments.seed + len(clips)
+    return [Clip(caption, 0, first + k) for k, caption in enumerate(others[-TUNING_CLIPS:])]
 
 
 def pipeline_call(arguments: argparse.Namespace, empty: DiffusionPipeline) -> dict:
