@@ -24,6 +24,7 @@ from diffusers import (
     HunyuanVideoTransformer3DModel,
     LattePipeline,
     LatteTransformer3DModel,
+    LTX2VideoTransformer3DModel,
     LTXImageToVideoPipeline,
     LTXPipeline,
     LTXVideoTransformer3DModel,
@@ -99,6 +100,29 @@ IMAGE = {
     "patch_size": 2,
 }
 IMAGE_WITH_TEXT = IMAGE | {"caption_channels": TEXT, "cross_attention_dim": 24}
+LTX2 = {
+    "in_channels": CHANNELS,
+    "out_channels": CHANNELS,
+    "num_attention_heads": 2,
+    "attention_head_dim": 18,
+    "cross_attention_dim": 36,
+    "audio_in_channels": 2 * 2,  # channels x mel bins of `tiny_sound_vae`
+    "audio_out_channels": 2 * 2,
+    "audio_num_attention_heads": 2,
+    "audio_attention_head_dim": 6,
+    "audio_cross_attention_dim": 12,
+    "num_layers": 2,
+    "caption_channels": TEXT,
+    "perturbed_attn": True,
+}
+LTX23 = LTX2 | {
+    "cross_attn_mod": True,
+    "audio_cross_attn_mod": True,
+    "gated_attn": True,
+    "audio_gated_attn": True,
+    "rope_type": "split",
+    "use_prompt_embeddings": False,
+}
 # name: (class, config)
 TINY = {
     "wan": (WanTransformer3DModel, WAN),
@@ -119,6 +143,7 @@ TINY = {
             "caption_channels": TEXT,
         },
     ),
+    "ltx-2": (LTX2VideoTransformer3DModel, LTX2),
     "cogvideox-2b": (CogVideoXTransformer3DModel, COGVIDEOX),
     "cogvideox-5b": (CogVideoXTransformer3DModel, COGVIDEOX | {"use_rotary_positional_embeddings": True}),
     "cogvideox-1.5": (
@@ -229,8 +254,10 @@ def inputs(transformer, size: tuple[int, int, int], batch: int = 2, length: int 
         shape = (batch * value.shape[0], *value.shape[1:])
         if value.dtype == torch.bool:
             return torch.ones(shape, dtype=torch.bool)
-        if name == "timestep":
+        if name in ("timestep", "sigma"):
             return torch.full(shape, 800.0)
+        if name == "video_coords":
+            return transformer.rope.prepare_video_coords(batch, *size, device="cpu", fps=24.0)
         return torch.randn(shape, generator=generator)
 
     call = family.example(transformer.config, size, length)

@@ -76,17 +76,24 @@ def test_stock_forward_is_untouched_and_weak_ones_keep_shapes(name, parametrisat
 
 def at_coarse_positions(transformer, flex: FlexTransformer, folding, small: dict, large: dict) -> dict:
     """Makes the stock transformer run at the positions of the coarse grid; returns the arguments to call it with."""
-    family, module = flex.family, transformer.get_submodule(flex.family.positions)
-    stock = module.forward
+    family = flex.family
 
-    def forward(*args, **kwargs):
-        module.forward = stock  # what `centred` calls
-        try:
-            return family.centred(module, stock, folding, *args, **kwargs)
-        finally:
-            module.forward = forward
+    def place(module):
+        stock = module.forward
 
-    module.forward = forward
+        def forward(*args, **kwargs):
+            module.forward = stock  # what `centred` calls
+            try:
+                return family.centred(module, stock, folding, *args, **kwargs)
+            finally:
+                module.forward = forward
+
+        module.forward = forward
+
+    for path in (family.positions, *family.more_positions):
+        place(transformer.get_submodule(path))
+    if "video_coords" in large:
+        small = small | {"video_coords": large["video_coords"]}
     if family.rope_argument in small:
         small = small | {family.rope_argument: centred_tables(large[family.rope_argument], folding, token_axis=0)}
     return small
@@ -104,7 +111,7 @@ def check_scaling(name: str, kind: int) -> None:
     small, large = inputs(transformer, small_size, 1), inputs(transformer, large_size, 1)
     family = family_of(transformer)
     latents = family.latents(small)
-    changed = {"hidden_states", family.rope_argument, *(argument for _, argument in family.sizes)}
+    changed = {"hidden_states", "video_coords", family.rope_argument, *(argument for _, argument in family.sizes)}
     large = {key: value if key in changed else small[key] for key, value in large.items()}
     large |= family.arguments_for(upsampled(latents, base_patch, coarse_patch))
 
@@ -139,7 +146,8 @@ def positions_of(transformer, call: dict) -> list[torch.Tensor]:
         if kwargs["image_rotary_emb"] is not None:
             found.append(torch.complex(*kwargs["image_rotary_emb"]))
 
-    handles = [transformer.get_submodule(family.positions).register_forward_hook(of_module)]
+    paths = (family.positions, *family.more_positions)
+    handles = [transformer.get_submodule(path).register_forward_hook(of_module) for path in paths]
     if family.rope_argument:
         block = transformer.transformer_blocks[0]
         handles.append(block.register_forward_pre_hook(of_block, with_kwargs=True))
