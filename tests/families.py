@@ -8,6 +8,8 @@ from diffusers import (
     AutoencoderKL,
     AutoencoderKLCogVideoX,
     AutoencoderKLHunyuanVideo,
+    AutoencoderKLLTX2Audio,
+    AutoencoderKLLTX2Video,
     AutoencoderKLLTXVideo,
     AutoencoderKLMochi,
     ClassifierFreeGuidance,
@@ -24,6 +26,8 @@ from diffusers import (
     HunyuanVideoTransformer3DModel,
     LattePipeline,
     LatteTransformer3DModel,
+    LTX2ImageToVideoPipeline,
+    LTX2Pipeline,
     LTX2VideoTransformer3DModel,
     LTXImageToVideoPipeline,
     LTXPipeline,
@@ -44,6 +48,7 @@ from diffusers import (
     WanTransformer3DModel,
 )
 from diffusers.models.embeddings import get_3d_rotary_pos_embed
+from diffusers.pipelines.ltx2 import LTX2TextConnectors
 from PIL import Image
 from transformers import (
     CLIPImageProcessor,
@@ -106,7 +111,7 @@ LTX2 = {
     "num_attention_heads": 2,
     "attention_head_dim": 18,
     "cross_attention_dim": 36,
-    "audio_in_channels": 2 * 2,  # channels x mel bins of `tiny_sound_vae`
+    "audio_in_channels": 2 * 2,  # latent channels x mel bins of `ltx2_parts`
     "audio_out_channels": 2 * 2,
     "audio_num_attention_heads": 2,
     "audio_attention_head_dim": 6,
@@ -352,6 +357,11 @@ def tiny_pipeline(name: str, scheduler=None):
     elif name == "ltx":
         pipe = LTXPipeline(**without, transformer=transformer, scheduler=scheduler or euler)
         call = _embeds(mask=True) | {"guidance_scale": 3.0, "height": 256, "width": 384}
+    elif name == "ltx-2":
+        pipe = LTX2Pipeline(
+            **without | ltx2_parts(), vocoder=None, transformer=transformer, scheduler=scheduler or euler
+        )
+        call = _embeds(mask=True) | LTX2_GUIDANCE
     elif name.startswith("cogvideox"):
         scheduler = scheduler or CogVideoXDDIMScheduler(
             prediction_type="v_prediction", rescale_betas_zero_snr=True, snr_shift_scale=3.0
@@ -379,6 +389,38 @@ def tiny_pipeline(name: str, scheduler=None):
     return pipe, common | call
 
 
+# Its default call: classifier-free guidance in one forward, a perturbed block in another, no sound in a third.
+LTX2_GUIDANCE = {"guidance_scale": 3.0, "spatio_temporal_guidance_blocks": [1]}
+
+
+def ltx2_parts() -> dict:
+    """What its pipelines have around the transformer: VAEs of video (8 x in time and space) and of sound, connectors."""
+    torch.manual_seed(3)
+    video = AutoencoderKLLTX2Video(
+        latent_channels=CHANNELS,
+        block_out_channels=(8,) * 4,
+        decoder_block_out_channels=(8,) * 3,
+        layers_per_block=(1,) * 5,
+        decoder_layers_per_block=(1,) * 4,
+        spatio_temporal_scaling=(True, True, True, False),
+        downsample_type=("spatiotemporal",) * 4,
+        patch_size=1,
+    )
+    sound = AutoencoderKLLTX2Audio(base_channels=4, num_res_blocks=1, latent_channels=2, mel_bins=8, resolution=8)
+    heads = {
+        f"{stream}_connector_{key}": value
+        for stream in ("video", "audio")
+        for key, value in {
+            "num_attention_heads": 2,
+            "attention_head_dim": TEXT // 2,
+            "num_layers": 1,
+            "num_learnable_registers": 7,
+        }.items()
+    }
+    connectors = LTX2TextConnectors(caption_channels=TEXT, text_proj_in_factor=1, **heads)
+    return {"vae": video.eval(), "audio_vae": sound.eval(), "connectors": connectors.eval()}
+
+
 def with_text(pipe):
     """The pipeline with a tiny tokenizer and text encoder."""
     tokenizer = build_tokenizer()
@@ -389,7 +431,7 @@ def with_text(pipe):
     return pipe
 
 
-IMAGE_PIPELINES = ("wan2.1-i2v", "wan2.2-ti2v", "ltx-i2v", "cogvideox-i2v")
+IMAGE_PIPELINES = ("wan2.1-i2v", "wan2.2-ti2v", "ltx-i2v", "ltx2-i2v", "cogvideox-i2v")
 
 
 def tiny_image_pipeline(name: str, text_length: int = 7):
@@ -435,6 +477,14 @@ def tiny_image_pipeline(name: str, text_length: int = 7):
             **without, vae=vae, transformer=tiny("ltx"), scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0)
         )
         call |= _embeds(mask=True)
+    elif name == "ltx2-i2v":
+        pipe = LTX2ImageToVideoPipeline(
+            **without | ltx2_parts(),
+            vocoder=None,
+            transformer=tiny("ltx-2"),
+            scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        )
+        call |= _embeds(mask=True) | LTX2_GUIDANCE
     else:
         vae = AutoencoderKLCogVideoX(
             down_block_types=("CogVideoXDownBlock3D",) * 4,

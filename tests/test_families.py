@@ -235,7 +235,7 @@ def test_coarse_tokens_stand_at_the_centre_of_the_frames_they_cover(name, frames
     check_positions_in_time(name, frames)
 
 
-@pytest.mark.parametrize("name", ["wan", "ltx"])
+@pytest.mark.parametrize("name", ["wan", "ltx", "ltx-2"])
 @pytest.mark.parametrize("parametrisation", ["snr", "direct"])
 def test_a_timestep_per_token(name, parametrisation):
     """Wan2.2 TI2V and LTX image-to-video: clean tokens have timestep 0, and stay what they are."""
