@@ -26,6 +26,7 @@ SUPPORT = {
     "wan": ("yes", "yes", "yes", "yes", "yes", "yes", "yes"),
     "skyreels-v2": ("yes", "untested", "-", "yes", "yes", "yes", "yes"),
     "ltx": ("yes", "yes", "yes", "yes", "yes", "yes", "yes"),
+    "ltx-2": ("yes", "yes", "-", "yes", "yes", "yes", "untested"),
     "cogvideox": ("yes", "yes", "yes", "-", "yes", "yes", "yes"),
     "hunyuan-video": ("yes", "untested", "yes", "yes", "yes", "yes", "yes"),
     "motif-video": ("yes", "untested", "yes", "yes", "yes", "yes", "untested"),
@@ -44,7 +45,6 @@ LEFT_OUT = {
     "Cosmos": "its forward adds the padding mask as one more channel, behind the folding",
     "EasyAnimate": "un-patchifies to as many channels as came in, which a residual head has not",
     "Kandinsky5": "its positions come from the pipeline as lists, and its output layer reshapes by itself",
-    "LTX-2": "sound and video attend to each other, and sound has no patches to enlarge",
     "FLUX, SD3": "images; FLUX packs patches in its pipeline, and does not tell its transformer their grid",
 }
 
@@ -101,6 +101,7 @@ PUBLISHED = (
         {"num_attention_heads": 40, "ffn_dim": 13824, "num_layers": 40},
     ),
     Published("LTX-Video 2B", "LTXVideoTransformer3DModel", (161, 512, 704), (21, 16, 22), 128),
+    Published("LTX-2 19B", "LTX2VideoTransformer3DModel", (121, 512, 768), (16, 16, 24), 1024),
     Published("CogVideoX-2B", "CogVideoXTransformer3DModel", (49, 480, 720), (13, 60, 90), 226),
     Published(
         "CogVideoX-5B",

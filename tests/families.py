@@ -358,9 +358,8 @@ def tiny_pipeline(name: str, scheduler=None):
         pipe = LTXPipeline(**without, transformer=transformer, scheduler=scheduler or euler)
         call = _embeds(mask=True) | {"guidance_scale": 3.0, "height": 256, "width": 384}
     elif name == "ltx-2":
-        pipe = LTX2Pipeline(
-            **without | ltx2_parts(), vocoder=None, transformer=transformer, scheduler=scheduler or euler
-        )
+        parts = without | ltx2_parts() | {"vocoder": None}
+        pipe = LTX2Pipeline(**parts, transformer=transformer, scheduler=scheduler or euler)
         call = _embeds(mask=True) | LTX2_GUIDANCE
     elif name.startswith("cogvideox"):
         scheduler = scheduler or CogVideoXDDIMScheduler(
@@ -394,7 +393,7 @@ LTX2_GUIDANCE = {"guidance_scale": 3.0, "spatio_temporal_guidance_blocks": [1]}
 
 
 def ltx2_parts() -> dict:
-    """What its pipelines have around the transformer: VAEs of video (8 x in time and space) and of sound, connectors."""
+    """What its pipelines have around the transformer: VAEs of video (8 x in time and space), of sound, connectors."""
     torch.manual_seed(3)
     video = AutoencoderKLLTX2Video(
         latent_channels=CHANNELS,
