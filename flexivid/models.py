@@ -223,6 +223,12 @@ transformers, [test_family_pipelines](../tests/test_family_pipelines.py) and
 [test_training_families](../tests/test_training_families.py) on training. Of LTX-Video the pipelines with conditions and
 long clips work too ([test_family_ltx](../tests/test_family_ltx.py)), of Wan2.1 first and last frame, of Wan2.2 one
 transformer alone ([test_family_wan](../tests/test_family_wan.py)).
+
+LTX-2's sound stays as it is, a stream of few tokens beside the video; of the three forwards of its default step (both
+branches of guidance, a perturbed one, one without sound) weak steps run the first, and keep what the others add
+([test_family_ltx2](../tests/test_family_ltx2.py)). The column of guidance is that of stock pipelines: modular ones of
+Wan and LTX-Video, whose guiders call the transformer once a branch, work too, also where guidance starts or stops
+midway ([test_modular](../tests/test_modular.py)).
 """
 COSTS = """
 ## What patch sizes cost

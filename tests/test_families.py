@@ -408,7 +408,7 @@ class TestPlantedFaults:
         with pytest.raises(AssertionError):
             check_scaling(name, SPACE)
 
-    @pytest.mark.parametrize("name", ["wan", "ltx", "cogvideox-2b", "cogvideox-5b", "hunyuan-video"])
+    @pytest.mark.parametrize("name", ["wan", "ltx", "ltx-2", "cogvideox-2b", "cogvideox-5b", "hunyuan-video"])
     def test_positions_that_are_not_strided(self, name, monkeypatch):
         def first_ones(table, centres):
             t, h, w = map(len, centres)
@@ -418,7 +418,7 @@ class TestPlantedFaults:
         with pytest.raises(AssertionError):
             check_positions(name)
 
-    @pytest.mark.parametrize("name", ["wan", "ltx", "cogvideox-2b", "cogvideox-1.5", "mochi"])
+    @pytest.mark.parametrize("name", ["wan", "ltx", "ltx-2", "cogvideox-2b", "cogvideox-1.5", "mochi"])
     def test_positions_half_a_frame_early(self, name, monkeypatch, request):
         stock = folding_module.token_centres
         monkeypatch.setattr(
