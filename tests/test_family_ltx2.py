@@ -3,7 +3,6 @@
 import pytest
 import torch
 from families import (
-    LTX2_GUIDANCE,
     LTX23,
     STEPS,
     TINY,
@@ -127,15 +126,6 @@ def test_the_later_configuration(check, monkeypatch):
     """LTX-2.3: rotary tables by head, gates, modulated and projected text."""
     monkeypatch.setitem(TINY, "ltx-2", (TINY["ltx-2"][0], LTX23))
     check()
-
-
-def test_a_plan_knows_all_forwards_of_the_default_call():
-    pipe, call = tiny_pipeline("ltx-2")
-    flexivid.enable(pipe, budget=0.3)
-    planned = flexivid.plan(pipe, call["num_frames"], call["height"], call["width"], STEPS, text_length=7)
-    assert any(step == ("1x2x2", KEPT) for step in planned.steps)
-    sample(pipe, call | LTX2_GUIDANCE)
-    assert flexivid.summary(pipe).schedule == planned
 
 
 def test_what_ltx2_does_not_take_is_refused():

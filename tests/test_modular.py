@@ -37,9 +37,7 @@ def tiny_modular(name: str, guider=None):
         scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
     guider = guider or ClassifierFreeGuidance(guidance_scale=3.0)
     pipe.update_components(transformer=transformer, scheduler=scheduler, guider=guider)
-    for block in pipe.blocks.sub_blocks.values():
-        if hasattr(block, "set_progress_bar_config"):
-            block.set_progress_bar_config(disable=True)
+    pipe.set_progress_bar_config(disable=True)
     names = [parameter.name for parameter in pipe.blocks.inputs]
     return pipe, {key: value for key, value in stock.items() if key in names and key != "output_type"}
 

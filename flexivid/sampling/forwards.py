@@ -92,10 +92,10 @@ def _predictions(guider: BaseGuidance, steps: int) -> list[set[str]]:
     return predictions
 
 
-def costs_of_branches(of_step: Sequence[Mapping[str, int]], branches: int) -> dict[str, float]:
+def costs_of_branches(of_step: Sequence[Mapping[str, int]], branches: int, powerful: str) -> dict[str, float]:
     """FLOPs of one branch by patch size, given those of every forward of a step: the mean of both branches, and for a
     weak patch size at least those of the first, which is all that a step runs whose guidance is kept."""
-    powerful, found = max(of_step[0], key=of_step[0].get), {}
+    found = {}
     for name, first in of_step[0].items():
         of_all = sum(costs[name] for costs in of_step)
         mean = of_all / branches if of_all % branches else of_all // branches

@@ -49,16 +49,18 @@ class Summary:
 class Run:
     """Makes the forwards of every step by a schedule, and does what is added between them.
 
-    schedule: what was planned, for so many `forwards`. diffusion: with the table of the scheduler as it is now. What a
-    run keeps of its last powerful step, all of it (B, C, T, H, W) and differences of x0:
+    schedule: what was planned, for so many `forwards`. powerful: the model's own patch size. diffusion: with the table
+    of the scheduler as it is now. What a run keeps of its last powerful step, all of it (B, C, T, H, W) and differences
+    of x0:
 
     corrections: by forward of a step and weak patch size, x0_powerful - x0_weak.
     guidance: by forward of a step, x0 of the first - its own, of the video and of what is made beside it.
     held: by forward of a step, the last x0 itself, for steps that reuse it, also of what is made beside.
     """
 
-    def __init__(self, schedule: Schedule, diffusion: Diffusion, forwards: Forwards):
+    def __init__(self, schedule: Schedule, powerful: str, diffusion: Diffusion, forwards: Forwards):
         self.summary = Summary(schedule)
+        self.powerful = powerful
         self.diffusion = diffusion
         self.forwards = forwards
         self._calls: dict[int, int] = {}  # forwards that a step made, by how many were planned for it
@@ -92,15 +94,34 @@ class Run:
             raise ValueError("the transformer was called by something else than the pipeline that was enabled")
         return self._schedule.steps[step - self._first]
 
-    def outdated(self, step: int, forwards: Forwards, batch: int, by_costs: bool) -> bool:
+    def outdated(self, step: int, forwards: Forwards, batch: int, budget: float | None) -> bool:
         """Whether a step is not what was planned for: guidance has ended or begun, or the plan did not know all costs.
 
         A plan is made when the first branch is called. The other one may have a longer text. batch: clips of this call;
-        both branches of one may be in one batch. by_costs: the plan is that of a budget.
+        both branches of one may be in one batch. budget: that of the plan.
         """
-        unknown = not self._replanned and step > 0 and any(costs != self.costs[0] for costs in self.costs.values())
         changed = forwards.counts[step:] != self.forwards.counts[step:]
-        return changed or (by_costs and (unknown or batch != self._clips[0]))
+        return changed or (budget is not None and (batch != self._clips[0] or self._exceeds(budget, step)))
+
+    def _exceeds(self, budget: float, step: int) -> bool:
+        """Whether forwards that cost other than the first of a step make what was planned more than was allowed."""
+        if self._replanned or step == 0 or all(costs == self.costs[0] for costs in self.costs.values()):
+            return False
+        used, full = self.summary.flops_used, self.summary.flops_full
+        for later, count in enumerate(self.forwards.counts[step:], start=step - self._first):
+            for forward in range(self.calls(count)):
+                flops = self.flops(forward) or self.flops(0)
+                full += flops[self.powerful]
+                used += sum(flops[name] for name in self._computed(later, forward))
+        return used > budget * full
+
+    def _computed(self, index: int, forward: int) -> tuple[str, ...]:
+        """The patch sizes that one forward of a step of the schedule runs, comparisons included."""
+        planned = self._schedule.steps[index]
+        branch = min(forward, len(planned) - 1)
+        # Guidance of a mixed step needs the weak prediction of both branches.
+        times = 0 if planned[branch] in (KEPT, REUSED) else 2 if is_mixed(planned) and forward else 1
+        return (*self._schedule.compared(index, self.powerful, branch), *[planned[branch]] * times)
 
     def forward(
         self,
@@ -123,10 +144,8 @@ class Run:
         asked = self.forwards.counts[at.step]
         self._calls[asked] = max(self.calls(asked), call.branch + 1)
         self.costs[call.branch] = costs
-        # Guidance of a mixed step needs the weak prediction of both branches.
-        own = [] if name in (KEPT, REUSED) else [name] * (2 if is_mixed(planned) and call.branch else 1)
         self._clips[call.branch] = batch = len(call.arguments["hidden_states"])
-        self.summary.flops_used += sum(costs[patch_size] for patch_size in (*compared, *own)) * batch
+        self.summary.flops_used += sum(costs[each] for each in self._computed(index, call.branch)) * batch
         self.summary.flops_full += costs[flex.powerful] * batch
 
         if name == flex.powerful:

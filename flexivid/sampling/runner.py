@@ -93,7 +93,8 @@ class PipelineRunner:
         """
         planned, full, used = [], 0, 0
         for count, run in groupby(counts):
-            steps, branches, costs = len(list(run)), min(count, 2), costs_of_branches(of_step(count), min(count, 2))
+            steps, branches = len(list(run)), min(count, 2)
+            costs = costs_of_branches(of_step(count), branches, self.powerful)
             # On one or two latent frames a temporal patch saves no token, and costs more than the powerful one.
             powerful = costs[self.powerful]
             useful = {name: cost for name, cost in costs.items() if name == self.powerful or cost < powerful}
@@ -112,8 +113,9 @@ class PipelineRunner:
 
     def _keep_planned(self, call: Call, at: Position, costs: Mapping[str, int]) -> Run:
         """The run of this call: begun with its first forward, planned anew where guidance has ended or begun."""
-        batch = len(call.arguments["hidden_states"])
-        forwards = forwards_of(self.pipe, self.family, at.steps) if at.branch == 0 else self._run and self._run.forwards
+        batch, forwards = len(call.arguments["hidden_states"]), self._run and self._run.forwards
+        if at.branch == 0:
+            forwards = forwards_of(self.pipe, self.family, at.steps)
         if at.begins_a_call:
             if self._run is not None:
                 self._run.drop()
@@ -125,12 +127,13 @@ class PipelineRunner:
             schedule = self.plan(call.arguments, forwards)
             # The scheduler may have been replaced or changed since the last call.
             table = getattr(self.pipe.scheduler, "alphas_cumprod", None)
-            self._run = Run(schedule, replace(self.counter.twin.diffusion, alphas_cumprod=table), forwards)
+            diffusion = replace(self.counter.twin.diffusion, alphas_cumprod=table)
+            self._run = Run(schedule, self.powerful, diffusion, forwards)
         elif self._run is None or (
             calls_branches_apart(self.pipe, self.family) and at.branch >= forwards.counts[at.step]
         ):
             raise ValueError("the transformer was called by something else than the pipeline that was enabled")
-        elif at.branch == 0 and self._run.outdated(at.step, forwards, batch, self.budget is not None):
+        elif at.branch == 0 and self._run.outdated(at.step, forwards, batch, self.budget):
             if self.budget is None:
                 steps = self._run.summary.schedule.steps
                 self._run.replan(Schedule(tuple(step[:1] * forwards.branches for step in steps)), 0, forwards)
