@@ -78,9 +78,12 @@ def test_what_other_forwards_add_can_be_kept_and_reused():
     """x0 of video and sound: at a kept step the first forward's less the difference of before, then held."""
     pipe, call = tiny_pipeline("ltx-2")
     given, outputs = [], []
-    handle = pipe.transformer.register_forward_hook(
-        lambda module, args, kwargs, output: (given.append(kwargs), outputs.append(output)), with_kwargs=True
-    )
+
+    def note(module, args, kwargs, output):
+        given.append(kwargs)
+        outputs.append(output)
+
+    handle = pipe.transformer.register_forward_hook(note, with_kwargs=True)
     flexivid.enable(pipe, schedule=f"1x1x1:1,1x2x2/kept:2,reused:{STEPS - 3}")
     sample(pipe, call)
     handle.remove()

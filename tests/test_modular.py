@@ -9,13 +9,13 @@ from diffusers import (
     ClassifierFreeZeroStarGuidance,
     FlowMatchEulerDiscreteScheduler,
     LTXModularPipeline,
-    MagnitudeAwareGuidance,
     PerturbedAttentionGuidance,
     SkipLayerGuidance,
     TangentialClassifierFreeGuidance,
     UniPCMultistepScheduler,
     WanModularPipeline,
 )
+from diffusers.guiders import MagnitudeAwareGuidance
 from diffusers.modular_pipelines.ltx.modular_blocks_ltx import LTXCoreDenoiseStep
 from diffusers.modular_pipelines.wan.modular_blocks_wan import WanCoreDenoiseStep
 from families import STEPS, UNIPC, tiny, tiny_pipeline
