@@ -136,7 +136,7 @@ def test_what_ltx2_does_not_take_is_refused():
     with pytest.raises(ValueError, match="weak-uncond needs a pipeline that calls its guidance branches apart; ltx-2"):
         flexivid.enable(pipe, budget=0.6, guidance="weak-uncond")
     transformer = tiny("ltx-2")
-    attach(transformer, ["1x2x2"])
+    attach(transformer, ["1x2x2"]).fix("1x2x2")
     call = inputs(transformer, grid_for(transformer, 4, 6))
     for name in ("video_self_attention_mask", "video_keyframes_mask"):
         with pytest.raises(ValueError, match=f"{name} names single tokens of the base patch size"):

@@ -18,7 +18,7 @@ from diffusers import (
 from diffusers.guiders import MagnitudeAwareGuidance
 from diffusers.modular_pipelines.ltx.modular_blocks_ltx import LTXCoreDenoiseStep
 from diffusers.modular_pipelines.wan.modular_blocks_wan import WanCoreDenoiseStep
-from families import STEPS, UNIPC, tiny, tiny_pipeline
+from families import CHANNELS, STEPS, UNIPC, tiny, tiny_pipeline
 
 import flexivid
 from flexivid.sampling.flops import flop_counter_mode
@@ -39,7 +39,10 @@ def tiny_modular(name: str, guider=None):
     pipe.update_components(transformer=transformer, scheduler=scheduler, guider=guider)
     pipe.set_progress_bar_config(disable=True)
     names = [parameter.name for parameter in pipe.blocks.inputs]
-    return pipe, {key: value for key, value in stock.items() if key in names and key != "output_type"}
+    call = {key: value for key, value in stock.items() if key in names and key != "output_type"}
+    if name == "wan":  # without a VAE it counts on latents of 16 channels
+        call["latents"] = torch.randn(1, CHANNELS, 5, 8, 12, generator=torch.Generator().manual_seed(2))
+    return pipe, call
 
 
 @torch.no_grad()
