@@ -27,13 +27,14 @@ from flexivid.model.surroundings import (
 )
 from flexivid.patches.sizes import format_patch_size, multiple_of, parse_mode, spatially_doubled
 from flexivid.sampling.budget import check_budget, check_order
+from flexivid.sampling.forwards import calls_branches_apart, can_keep_guidance
 from flexivid.sampling.runner import PipelineRunner
 from flexivid.sampling.schedule import Schedule
-from flexivid.targets import check_not_shared, components_of, transformers_of
+from flexivid.targets import Pipeline, check_not_shared, components_of, transformers_of
 
 
 def enable(
-    target: DiffusionPipeline | nn.Module,
+    target: Pipeline | nn.Module,
     adapter: str | os.PathLike | None = None,
     modes: list[str] | None = None,
     budget: float | None = None,
@@ -86,7 +87,7 @@ def enable(
             load_adapter(folder, config, flexes)
         for flex in flexes.values() if merge_lora else ():
             flex.lora.merge(flex.weak_modes)
-        if isinstance(target, DiffusionPipeline):
+        if isinstance(target, Pipeline):
             PipelineRunner(target, flexes, budget, schedule, guidance, order)
         else:
             flexes["transformer"].fix(schedule)
@@ -128,7 +129,7 @@ def _kind_and_modes(target, config: AdapterConfig | None, parametrisation, modes
 
 
 def _check_arguments(target, budget, schedule, guidance, order) -> None:
-    is_pipeline = isinstance(target, DiffusionPipeline)
+    is_pipeline = isinstance(target, Pipeline)
     if budget is not None and schedule is not None:
         raise ValueError("give a budget or a schedule, not both")
     if is_pipeline and budget is None and schedule is None:
@@ -142,14 +143,13 @@ def _check_arguments(target, budget, schedule, guidance, order) -> None:
         raise ValueError("guidance belongs to a budget; a schedule names the branches itself, such as 1x2x2/1x4x4:5")
     if order is not None and schedule is not None:
         raise ValueError("order belongs to a budget; a schedule is an order itself")
-    families = [family_of(transformer) for transformer in transformers_of(target).values()]
-    if guidance in ("kept", "weak-uncond") and not all(family.guidance == "separate" for family in families):
-        raise ValueError(
-            f"{guidance} needs a pipeline that calls its guidance branches apart; {families[0].name} does not"
-        )
+    family = [family_of(transformer) for transformer in transformers_of(target).values()][0]
+    possible = {"kept": can_keep_guidance, "weak-uncond": calls_branches_apart}.get(guidance, lambda *_: True)
+    if not possible(target, family):
+        raise ValueError(f"{guidance} needs a pipeline that calls its guidance branches apart; {family.name} does not")
 
 
-def _check_surroundings(target: DiffusionPipeline | nn.Module, merge_lora: bool) -> None:
+def _check_surroundings(target: Pipeline | nn.Module, merge_lora: bool) -> None:
     """Raises ValueError for what cannot go on around a transformer once it is enabled, before anything is touched."""
     transformers = transformers_of(target)
     for transformer in transformers.values():
@@ -157,7 +157,7 @@ def _check_surroundings(target: DiffusionPipeline | nn.Module, merge_lora: bool)
         context_parallel_config(transformer)
         if merge_lora:
             check_merging(transformer)
-    parts = target.components if isinstance(target, DiffusionPipeline) else {}
+    parts = target.components if isinstance(target, Pipeline) else {}
     check_offload_to_disk({name: part for name, part in parts.items() if isinstance(part, nn.Module)}, transformers)
 
 
@@ -211,7 +211,7 @@ def _modes_of(schedule: Schedule | str | None, config, base_patch: tuple[int, in
     return named or [spatially_doubled(base_patch)]
 
 
-def disable(target: DiffusionPipeline | nn.Module) -> None:
+def disable(target: Pipeline | nn.Module) -> None:
     """Gives back the stock pipeline or transformer, the user's own LoRAs as they were. Harmless if not enabled.
 
     Raises ValueError if it is enabled through another pipeline that shares the transformer: that one disables it.

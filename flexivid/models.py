@@ -26,6 +26,7 @@ SUPPORT = {
     "wan": ("yes", "yes", "yes", "yes", "yes", "yes", "yes"),
     "skyreels-v2": ("yes", "untested", "-", "yes", "yes", "yes", "yes"),
     "ltx": ("yes", "yes", "yes", "yes", "yes", "yes", "yes"),
+    "ltx-2": ("yes", "yes", "-", "yes", "yes", "yes", "untested"),
     "cogvideox": ("yes", "yes", "yes", "-", "yes", "yes", "yes"),
     "hunyuan-video": ("yes", "untested", "yes", "yes", "yes", "yes", "yes"),
     "motif-video": ("yes", "untested", "yes", "yes", "yes", "yes", "untested"),
@@ -44,7 +45,6 @@ LEFT_OUT = {
     "Cosmos": "its forward adds the padding mask as one more channel, behind the folding",
     "EasyAnimate": "un-patchifies to as many channels as came in, which a residual head has not",
     "Kandinsky5": "its positions come from the pipeline as lists, and its output layer reshapes by itself",
-    "LTX-2": "sound and video attend to each other, and sound has no patches to enlarge",
     "FLUX, SD3": "images; FLUX packs patches in its pipeline, and does not tell its transformer their grid",
 }
 
@@ -101,6 +101,7 @@ PUBLISHED = (
         {"num_attention_heads": 40, "ffn_dim": 13824, "num_layers": 40},
     ),
     Published("LTX-Video 2B", "LTXVideoTransformer3DModel", (161, 512, 704), (21, 16, 22), 128),
+    Published("LTX-2 19B", "LTX2VideoTransformer3DModel", (121, 512, 768), (16, 16, 24), 1024),
     Published("CogVideoX-2B", "CogVideoXTransformer3DModel", (49, 480, 720), (13, 60, 90), 226),
     Published(
         "CogVideoX-5B",
@@ -222,6 +223,12 @@ transformers, [test_family_pipelines](../tests/test_family_pipelines.py) and
 [test_training_families](../tests/test_training_families.py) on training. Of LTX-Video the pipelines with conditions and
 long clips work too ([test_family_ltx](../tests/test_family_ltx.py)), of Wan2.1 first and last frame, of Wan2.2 one
 transformer alone ([test_family_wan](../tests/test_family_wan.py)).
+
+LTX-2's sound stays as it is, a stream of few tokens beside the video; of the three forwards of its default step (both
+branches of guidance, a perturbed one, one without sound) weak steps run the first, and keep what the others add
+([test_family_ltx2](../tests/test_family_ltx2.py)). The column of guidance is that of stock pipelines: modular ones of
+Wan and LTX-Video, whose guiders call the transformer once a branch, work too, also where guidance starts or stops
+midway ([test_modular](../tests/test_modular.py)).
 """
 COSTS = """
 ## What patch sizes cost

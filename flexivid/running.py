@@ -5,18 +5,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from diffusers import DiffusionPipeline
 
 from flexivid.patches.folding import token_grid
+from flexivid.sampling.forwards import usual_forwards
 from flexivid.sampling.observe import Observer
 from flexivid.sampling.run import Summary
 from flexivid.sampling.runner import PipelineRunner
 from flexivid.sampling.schedule import Schedule
-from flexivid.targets import check_not_shared, runner_of, transformers_of
+from flexivid.targets import Pipeline, check_not_shared, runner_of, transformers_of
 
 
 def plan(
-    pipe: DiffusionPipeline, frames: int, height: int, width: int, steps: int, text_length: int, guided: bool = True
+    pipe: Pipeline, frames: int, height: int, width: int, steps: int, text_length: int, guided: bool = True
 ) -> Schedule:
     """The schedule that a call of these sizes (pixels, denoising steps, padded text tokens) would run.
 
@@ -25,16 +25,16 @@ def plan(
     """
     runner = _enabled(pipe)
     call = _call_of(pipe, runner, frames, height, width, text_length)
-    return runner.plan(call, steps, 2 if guided and runner.family.guidance == "separate" else 1)
+    return runner.plan(call, usual_forwards(pipe, runner.family, steps, guided))
 
 
-def costs(pipe: DiffusionPipeline, frames: int, height: int, width: int, text_length: int) -> dict[str, int]:
+def costs(pipe: Pipeline, frames: int, height: int, width: int, text_length: int) -> dict[str, int]:
     """FLOPs of one forward of one clip of these sizes by patch size. Raises ValueError if it is not enabled."""
     runner = _enabled(pipe)
     return dict(runner.costs(_call_of(pipe, runner, frames, height, width, text_length)))
 
 
-def _enabled(pipe: DiffusionPipeline) -> PipelineRunner:
+def _enabled(pipe: Pipeline) -> PipelineRunner:
     """Raises ValueError if the pipeline is not enabled."""
     check_not_shared(pipe)
     runner = runner_of(next(iter(transformers_of(pipe).values())))
@@ -43,7 +43,7 @@ def _enabled(pipe: DiffusionPipeline) -> PipelineRunner:
     return runner
 
 
-def _call_of(pipe: DiffusionPipeline, runner: PipelineRunner, frames, height, width, text_length) -> dict:
+def _call_of(pipe: Pipeline, runner: PipelineRunner, frames, height, width, text_length) -> dict:
     """Arguments of a forward, without values."""
     flex, family = next(iter(runner.flexes.values())), runner.family
     latents = family.latent_size(pipe, frames, height, width)
@@ -54,7 +54,7 @@ def _call_of(pipe: DiffusionPipeline, runner: PipelineRunner, frames, height, wi
 
 
 @contextmanager
-def observe(pipe: DiffusionPipeline, observer: Observer) -> Iterator[Observer]:
+def observe(pipe: Pipeline, observer: Observer) -> Iterator[Observer]:
     """Within it `observer` sees every forward of the pipeline. Raises ValueError if the pipeline is not enabled."""
     runner = _enabled(pipe)
     before, runner.observer = runner.observer, observer
@@ -64,7 +64,7 @@ def observe(pipe: DiffusionPipeline, observer: Observer) -> Iterator[Observer]:
         runner.observer = before
 
 
-def summary(pipe: DiffusionPipeline) -> Summary:
+def summary(pipe: Pipeline) -> Summary:
     """What ran at which step of the last call, FLOPs used and saved. Raises ValueError before there was one."""
     check_not_shared(pipe)
     for transformer in transformers_of(pipe).values():

@@ -8,6 +8,8 @@ from diffusers import (
     AutoencoderKL,
     AutoencoderKLCogVideoX,
     AutoencoderKLHunyuanVideo,
+    AutoencoderKLLTX2Audio,
+    AutoencoderKLLTX2Video,
     AutoencoderKLLTXVideo,
     AutoencoderKLMochi,
     ClassifierFreeGuidance,
@@ -24,6 +26,9 @@ from diffusers import (
     HunyuanVideoTransformer3DModel,
     LattePipeline,
     LatteTransformer3DModel,
+    LTX2ImageToVideoPipeline,
+    LTX2Pipeline,
+    LTX2VideoTransformer3DModel,
     LTXImageToVideoPipeline,
     LTXPipeline,
     LTXVideoTransformer3DModel,
@@ -43,6 +48,7 @@ from diffusers import (
     WanTransformer3DModel,
 )
 from diffusers.models.embeddings import get_3d_rotary_pos_embed
+from diffusers.pipelines.ltx2 import LTX2TextConnectors
 from PIL import Image
 from transformers import (
     CLIPImageProcessor,
@@ -99,6 +105,29 @@ IMAGE = {
     "patch_size": 2,
 }
 IMAGE_WITH_TEXT = IMAGE | {"caption_channels": TEXT, "cross_attention_dim": 24}
+LTX2 = {
+    "in_channels": CHANNELS,
+    "out_channels": CHANNELS,
+    "num_attention_heads": 2,
+    "attention_head_dim": 18,
+    "cross_attention_dim": 36,
+    "audio_in_channels": 2 * 2,  # latent channels x mel bins of `ltx2_parts`
+    "audio_out_channels": 2 * 2,
+    "audio_num_attention_heads": 2,
+    "audio_attention_head_dim": 6,
+    "audio_cross_attention_dim": 12,
+    "num_layers": 2,
+    "caption_channels": TEXT,
+    "perturbed_attn": True,
+}
+LTX23 = LTX2 | {
+    "cross_attn_mod": True,
+    "audio_cross_attn_mod": True,
+    "gated_attn": True,
+    "audio_gated_attn": True,
+    "rope_type": "split",
+    "use_prompt_embeddings": False,
+}
 # name: (class, config)
 TINY = {
     "wan": (WanTransformer3DModel, WAN),
@@ -119,6 +148,7 @@ TINY = {
             "caption_channels": TEXT,
         },
     ),
+    "ltx-2": (LTX2VideoTransformer3DModel, LTX2),
     "cogvideox-2b": (CogVideoXTransformer3DModel, COGVIDEOX),
     "cogvideox-5b": (CogVideoXTransformer3DModel, COGVIDEOX | {"use_rotary_positional_embeddings": True}),
     "cogvideox-1.5": (
@@ -229,8 +259,10 @@ def inputs(transformer, size: tuple[int, int, int], batch: int = 2, length: int 
         shape = (batch * value.shape[0], *value.shape[1:])
         if value.dtype == torch.bool:
             return torch.ones(shape, dtype=torch.bool)
-        if name == "timestep":
+        if name in ("timestep", "sigma"):
             return torch.full(shape, 800.0)
+        if name == "video_coords":
+            return transformer.rope.prepare_video_coords(batch, *size, device="cpu", fps=24.0)
         return torch.randn(shape, generator=generator)
 
     call = family.example(transformer.config, size, length)
@@ -325,6 +357,10 @@ def tiny_pipeline(name: str, scheduler=None):
     elif name == "ltx":
         pipe = LTXPipeline(**without, transformer=transformer, scheduler=scheduler or euler)
         call = _embeds(mask=True) | {"guidance_scale": 3.0, "height": 256, "width": 384}
+    elif name == "ltx-2":
+        parts = without | ltx2_parts() | {"vocoder": None}
+        pipe = LTX2Pipeline(**parts, transformer=transformer, scheduler=scheduler or euler)
+        call = _embeds(mask=True) | LTX2_GUIDANCE
     elif name.startswith("cogvideox"):
         scheduler = scheduler or CogVideoXDDIMScheduler(
             prediction_type="v_prediction", rescale_betas_zero_snr=True, snr_shift_scale=3.0
@@ -352,6 +388,38 @@ def tiny_pipeline(name: str, scheduler=None):
     return pipe, common | call
 
 
+# Its default call: classifier-free guidance in one forward, a perturbed block in another, no sound in a third.
+LTX2_GUIDANCE = {"guidance_scale": 3.0, "spatio_temporal_guidance_blocks": [1]}
+
+
+def ltx2_parts() -> dict:
+    """What its pipelines have around the transformer: VAEs of video (8 x in time and space), of sound, connectors."""
+    torch.manual_seed(3)
+    video = AutoencoderKLLTX2Video(
+        latent_channels=CHANNELS,
+        block_out_channels=(8,) * 4,
+        decoder_block_out_channels=(8,) * 3,
+        layers_per_block=(1,) * 5,
+        decoder_layers_per_block=(1,) * 4,
+        spatio_temporal_scaling=(True, True, True, False),
+        downsample_type=("spatiotemporal",) * 4,
+        patch_size=1,
+    )
+    sound = AutoencoderKLLTX2Audio(base_channels=4, num_res_blocks=1, latent_channels=2, mel_bins=8, resolution=8)
+    heads = {
+        f"{stream}_connector_{key}": value
+        for stream in ("video", "audio")
+        for key, value in {
+            "num_attention_heads": 2,
+            "attention_head_dim": TEXT // 2,
+            "num_layers": 1,
+            "num_learnable_registers": 7,
+        }.items()
+    }
+    connectors = LTX2TextConnectors(caption_channels=TEXT, text_proj_in_factor=1, **heads)
+    return {"vae": video.eval(), "audio_vae": sound.eval(), "connectors": connectors.eval()}
+
+
 def with_text(pipe):
     """The pipeline with a tiny tokenizer and text encoder."""
     tokenizer = build_tokenizer()
@@ -362,7 +430,7 @@ def with_text(pipe):
     return pipe
 
 
-IMAGE_PIPELINES = ("wan2.1-i2v", "wan2.2-ti2v", "ltx-i2v", "cogvideox-i2v")
+IMAGE_PIPELINES = ("wan2.1-i2v", "wan2.2-ti2v", "ltx-i2v", "ltx2-i2v", "cogvideox-i2v")
 
 
 def tiny_image_pipeline(name: str, text_length: int = 7):
@@ -408,6 +476,14 @@ def tiny_image_pipeline(name: str, text_length: int = 7):
             **without, vae=vae, transformer=tiny("ltx"), scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0)
         )
         call |= _embeds(mask=True)
+    elif name == "ltx2-i2v":
+        pipe = LTX2ImageToVideoPipeline(
+            **without | ltx2_parts(),
+            vocoder=None,
+            transformer=tiny("ltx-2"),
+            scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        )
+        call |= _embeds(mask=True) | LTX2_GUIDANCE
     else:
         vae = AutoencoderKLCogVideoX(
             down_block_types=("CogVideoXDownBlock3D",) * 4,

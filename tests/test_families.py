@@ -76,17 +76,24 @@ def test_stock_forward_is_untouched_and_weak_ones_keep_shapes(name, parametrisat
 
 def at_coarse_positions(transformer, flex: FlexTransformer, folding, small: dict, large: dict) -> dict:
     """Makes the stock transformer run at the positions of the coarse grid; returns the arguments to call it with."""
-    family, module = flex.family, transformer.get_submodule(flex.family.positions)
-    stock = module.forward
+    family = flex.family
 
-    def forward(*args, **kwargs):
-        module.forward = stock  # what `centred` calls
-        try:
-            return family.centred(module, stock, folding, *args, **kwargs)
-        finally:
-            module.forward = forward
+    def place(module):
+        stock = module.forward
 
-    module.forward = forward
+        def forward(*args, **kwargs):
+            module.forward = stock  # what `centred` calls
+            try:
+                return family.centred(module, stock, folding, *args, **kwargs)
+            finally:
+                module.forward = forward
+
+        module.forward = forward
+
+    for path in (family.positions, *family.more_positions):
+        place(transformer.get_submodule(path))
+    if "video_coords" in large:
+        small = small | {"video_coords": large["video_coords"]}
     if family.rope_argument in small:
         small = small | {family.rope_argument: centred_tables(large[family.rope_argument], folding, token_axis=0)}
     return small
@@ -104,7 +111,7 @@ def check_scaling(name: str, kind: int) -> None:
     small, large = inputs(transformer, small_size, 1), inputs(transformer, large_size, 1)
     family = family_of(transformer)
     latents = family.latents(small)
-    changed = {"hidden_states", family.rope_argument, *(argument for _, argument in family.sizes)}
+    changed = {"hidden_states", "video_coords", family.rope_argument, *(argument for _, argument in family.sizes)}
     large = {key: value if key in changed else small[key] for key, value in large.items()}
     large |= family.arguments_for(upsampled(latents, base_patch, coarse_patch))
 
@@ -139,7 +146,8 @@ def positions_of(transformer, call: dict) -> list[torch.Tensor]:
         if kwargs["image_rotary_emb"] is not None:
             found.append(torch.complex(*kwargs["image_rotary_emb"]))
 
-    handles = [transformer.get_submodule(family.positions).register_forward_hook(of_module)]
+    paths = (family.positions, *family.more_positions)
+    handles = [transformer.get_submodule(path).register_forward_hook(of_module) for path in paths]
     if family.rope_argument:
         block = transformer.transformer_blocks[0]
         handles.append(block.register_forward_pre_hook(of_block, with_kwargs=True))
@@ -227,7 +235,7 @@ def test_coarse_tokens_stand_at_the_centre_of_the_frames_they_cover(name, frames
     check_positions_in_time(name, frames)
 
 
-@pytest.mark.parametrize("name", ["wan", "ltx"])
+@pytest.mark.parametrize("name", ["wan", "ltx", "ltx-2"])
 @pytest.mark.parametrize("parametrisation", ["snr", "direct"])
 def test_a_timestep_per_token(name, parametrisation):
     """Wan2.2 TI2V and LTX image-to-video: clean tokens have timestep 0, and stay what they are."""
@@ -400,7 +408,7 @@ class TestPlantedFaults:
         with pytest.raises(AssertionError):
             check_scaling(name, SPACE)
 
-    @pytest.mark.parametrize("name", ["wan", "ltx", "cogvideox-2b", "cogvideox-5b", "hunyuan-video"])
+    @pytest.mark.parametrize("name", ["wan", "ltx", "ltx-2", "cogvideox-2b", "cogvideox-5b", "hunyuan-video"])
     def test_positions_that_are_not_strided(self, name, monkeypatch):
         def first_ones(table, centres):
             t, h, w = map(len, centres)
@@ -410,7 +418,7 @@ class TestPlantedFaults:
         with pytest.raises(AssertionError):
             check_positions(name)
 
-    @pytest.mark.parametrize("name", ["wan", "ltx", "cogvideox-2b", "cogvideox-1.5", "mochi"])
+    @pytest.mark.parametrize("name", ["wan", "ltx", "ltx-2", "cogvideox-2b", "cogvideox-1.5", "mochi"])
     def test_positions_half_a_frame_early(self, name, monkeypatch, request):
         stock = folding_module.token_centres
         monkeypatch.setattr(

@@ -7,7 +7,6 @@ from functools import cached_property
 
 import torch
 from diffusers.hooks.hooks import CacheContext
-from diffusers.models.modeling_outputs import Transformer2DModelOutput
 
 from flexivid.diffusion import Diffusion, Level
 from flexivid.model.family import Family
@@ -24,7 +23,8 @@ class Call:
     given: the arguments of `forward`, by name. stock_forward: what answers them in the stock model.
     context: diffusers' name for the guidance branch, where the pipeline gives one. branch: that branch as a number, 0
     the conditional one.
-    memo: what further forwards of the same sizes can use again, such as tables of positions.
+    memo: what further forwards of the same sizes can use again, such as tables of positions. beside: what the last weak
+    forward has predicted for the family's streams.
     """
 
     family: Family
@@ -34,6 +34,7 @@ class Call:
     context: CacheContext | None = None
     branch: int = 0
     memo: dict = field(default_factory=dict)
+    beside: tuple[torch.Tensor, ...] = ()
 
     @cached_property
     def arguments(self) -> dict:
@@ -50,9 +51,9 @@ class Call:
         return self.family.latents({**self.arguments, "hidden_states": output})
 
     def output_of(self, prediction: torch.Tensor):
-        """A prediction (B, C, T, H, W), as the transformer would give it."""
-        packed = self.family.packed(prediction)
-        return Transformer2DModelOutput(sample=packed) if self.arguments.get("return_dict", True) else (packed,)
+        """A prediction (B, C, T, H, W), and `beside` it those of streams, as the transformer would give them."""
+        packed = (self.family.packed(prediction), *self.beside)
+        return self.family.output_class(*packed) if self.arguments.get("return_dict", True) else packed
 
     def level(self, diffusion: Diffusion, sigma: float | None = None) -> Level:
         """The noise level of the latents: (B, 1, 1, 1, 1), or (B, 1, T, H, W) if each token has a timestep.

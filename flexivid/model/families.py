@@ -7,11 +7,12 @@ from flexivid.model.rows.cogvideox import COGVIDEOX
 from flexivid.model.rows.hunyuan import HUNYUAN_VIDEO, MOTIF_VIDEO
 from flexivid.model.rows.latte import DIT, LATTE, PIXART
 from flexivid.model.rows.ltx import LTX
+from flexivid.model.rows.ltx2 import LTX2
 from flexivid.model.rows.mochi import MOCHI
 from flexivid.model.rows.sana import SANA_VIDEO
 from flexivid.model.rows.wan import SKYREELS_V2, WAN
 
-FAMILIES = (WAN, SKYREELS_V2, LTX, COGVIDEOX, HUNYUAN_VIDEO, MOTIF_VIDEO, MOCHI, SANA_VIDEO, LATTE, DIT, PIXART)
+FAMILIES = (WAN, SKYREELS_V2, LTX, LTX2, COGVIDEOX, HUNYUAN_VIDEO, MOTIF_VIDEO, MOCHI, SANA_VIDEO, LATTE, DIT, PIXART)
 
 
 _registered: dict[str, Family] = {}

@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.configuration_utils import FrozenDict
+from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from einops import rearrange
 
 from flexivid.diffusion import Prediction
@@ -48,6 +49,13 @@ class Family:
         `self.out_channels`, which has to be that of a weak head while one runs. image_by_timestep: image-to-video
         gives the first frame as clean tokens, not as channels. without_last_step: classes of pipelines that leave out
         the last timestep of their scheduler.
+    more_positions: other modules that make positions of the video, by `centred` too. streams: arguments of `forward`
+        with the latents of what is made beside the video, such as sound, (B, tokens, channels), at the noise level of
+        the step: they stay as they are, and what is predicted for them comes after the video in the output.
+        levels: (call, timestep of the weak pass) -> the other arguments that tell noise levels. output_class: what
+        `forward` gives with return_dict.
+    more_forwards: attributes of the stock pipelines that say whether each step has one more forward, for guidance by a
+        perturbed model.
     """
 
     name: str
@@ -75,6 +83,11 @@ class Family:
     image_by_timestep: bool = False
     positions_of_sizes: bool = False
     without_last_step: tuple[str, ...] = ()
+    more_positions: tuple[str, ...] = ()
+    streams: tuple[str, ...] = ()
+    levels: Callable[[dict, torch.Tensor], dict] = lambda call, timestep: {}
+    output_class: type = Transformer2DModelOutput
+    more_forwards: tuple[str, ...] = ()
 
     @property
     def makes_images(self) -> bool:

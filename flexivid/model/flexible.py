@@ -205,6 +205,7 @@ class FlexTransformer:
         """The stock forward over folded latents (B, M*C, T', H', W') -> (B, C_head, T', H', W') float32."""
         family = self.family
         changed = family.arguments_for(folded.to(call.latents.dtype)) | {"timestep": timestep, "return_dict": False}
+        changed |= family.levels(call.arguments, timestep)
         tables = call.arguments.get(family.rope_argument)
         if tables is not None:
             changed[family.rope_argument] = centred_tables(tables, self.folding, token_axis=0)
@@ -214,7 +215,8 @@ class FlexTransformer:
                 around.enter_context(self._cache_of(call, patch_size))
             if family.fixed_out_channels:
                 around.enter_context(self._out_channels_of(self.mode))
-            output = call.stock_forward(**{**call.arguments, **changed})[0]
+            output, *beside = call.stock_forward(**{**call.arguments, **changed})
+        call.beside = tuple(beside)
         return family.latents({**call.arguments, **changed, "hidden_states": output}).float()
 
     @contextmanager

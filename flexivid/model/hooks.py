@@ -170,8 +170,9 @@ def attach(flex: "FlexTransformer") -> None:
         transformer: RootHook(flex),
         flex.embedder: _EmbedderHook(flex),
         flex.head: _HeadHook(flex),
-        transformer.get_submodule(flex.family.positions): _PositionsHook(flex),
     }
+    for path in (flex.family.positions, *flex.family.more_positions):
+        hooks[transformer.get_submodule(path)] = _PositionsHook(flex)
     for module, hook in hooks.items():
         register(module, hook)
     transformer._diffusers_hook.invalidate_child_registries_cache()

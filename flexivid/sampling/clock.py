@@ -8,13 +8,15 @@ from diffusers import DiffusionPipeline
 from flexivid.model.call import Call
 from flexivid.model.family import Family
 
-# What pipelines call the context of the unconditional branch: the second name is that of diffusers' guiders.
+# What pipelines call the contexts of the guidance branches: the second names are those of diffusers' guiders.
+CONDITIONAL = ("cond", "pred_cond", "cond_uncond")
 UNCONDITIONAL = ("uncond", "pred_uncond")
 
 
 @dataclass(frozen=True)
 class Position:
-    """step: of `steps` that this call has. branch: of guidance, 0 the conditional one. sigma: of flow matching."""
+    """step: of `steps` that this call has. branch: which of the forwards of a step, 0 the conditional one. sigma: of
+    flow matching."""
 
     step: int
     branch: int
@@ -43,11 +45,12 @@ class Clock:
             begin = getattr(scheduler, "begin_index", None)
             self._begin = self._index_of_timestep(pipe, call) if begin is None else begin
         step, steps = self._step(pipe, call)
-        if context is not None:
-            branch = int(context.name in UNCONDITIONAL)
-        else:
-            # The conditional branch is called first, and the step lasts until the scheduler has moved on.
-            branch = self._last.branch + 1 if self._last is not None and self._last.step == step else 0
+        # The conditional branch is called first, and the step lasts until the scheduler has moved on.
+        branch = self._last.branch + 1 if self._last is not None and self._last.step == step else 0
+        if context is not None and context.name in CONDITIONAL:
+            branch = 0
+        elif context is not None and context.name in UNCONDITIONAL:
+            branch = max(branch, 1)
         self._last = Position(step, branch, steps, self._sigma(pipe, call, step))
         return self._last
 

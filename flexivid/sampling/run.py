@@ -10,8 +10,12 @@ from flexivid.diffusion import Diffusion, Level
 from flexivid.model.call import Call
 from flexivid.model.flexible import FlexTransformer
 from flexivid.sampling.clock import Position
+from flexivid.sampling.forwards import Forwards
 from flexivid.sampling.observe import Observer
 from flexivid.sampling.schedule import KEPT, REUSED, Schedule, is_guided, is_mixed
+from flexivid.sampling.streams import clean_streams, predicted_streams
+
+Tensors = tuple[torch.Tensor, ...]
 
 
 @dataclass
@@ -45,32 +49,45 @@ class Summary:
 class Run:
     """Makes the forwards of every step by a schedule, and does what is added between them.
 
-    schedule: what was planned. diffusion: with the table of the scheduler as it is now. What a run keeps of its last
-    powerful step, all of it (B, C, T, H, W) and differences of x0:
+    schedule: what was planned, for so many `forwards`. powerful: the model's own patch size. diffusion: with the table
+    of the scheduler as it is now. What a run keeps of its last powerful step, all of it (B, C, T, H, W) and differences
+    of x0:
 
-    corrections: by guidance branch and weak patch size, x0_powerful - x0_weak.
-    guidance: x0_cond - x0_uncond.
-    held: by guidance branch, the last x0 itself, for steps that reuse it.
+    corrections: by forward of a step and weak patch size, x0_powerful - x0_weak.
+    guidance: by forward of a step, x0 of the first - its own, of the video and of what is made beside it.
+    held: by forward of a step, the last x0 itself, for steps that reuse it, also of what is made beside.
     """
 
-    def __init__(self, schedule: Schedule, diffusion: Diffusion):
+    def __init__(self, schedule: Schedule, powerful: str, diffusion: Diffusion, forwards: Forwards):
         self.summary = Summary(schedule)
+        self.powerful = powerful
         self.diffusion = diffusion
-        self.calls = len(schedule.steps[0])  # of the transformer in a step, as far as is known
+        self.forwards = forwards
+        self._calls: dict[int, int] = {}  # forwards that a step made, by how many were planned for it
         self.costs: dict[int, Mapping[str, int]] = {}  # FLOPs of one forward by branch and patch size, as they came
         self.corrections: dict[tuple[int, str], torch.Tensor] = {}
-        self.guidance: torch.Tensor | None = None
-        self.held: dict[int, torch.Tensor] = {}
+        self.guidance: dict[int, Tensors] = {}
+        self.held: dict[int, Tensors] = {}
         self._schedule, self._first, self._replanned = schedule, 0, False
-        self._conditional: tuple[Call, torch.Tensor] | None = None  # of this step, where another branch needs it
-        self._with_guidance: torch.Tensor | None = None  # the prediction of a guided step, for its other branch
+        self._conditional: tuple[Call, Tensors] | None = None  # of this step, where another branch needs it
+        self._with_guidance: tuple[torch.Tensor, Tensors] | None = None  # of a guided step, for its other branch
         self._memo: dict = {}
-        self._batch = 0
+        self._clips: dict[int, int] = {}  # by forward of a step
 
-    def replan(self, schedule: Schedule, first: int) -> None:
+    def replan(self, schedule: Schedule, first: int, forwards: Forwards) -> None:
         """Another schedule from now on, see `outdated`. first: the step of this run that is the first of it."""
-        self._schedule, self._first, self.calls = schedule, first, len(schedule.steps[0])
+        self._schedule, self._first, self.forwards = schedule, first, forwards
         self._replanned = True
+
+    def calls(self, planned: int) -> int:
+        """Forwards that a step makes, as far as is known, for which so many were planned."""
+        return self._calls.get(planned, planned)
+
+    def flops(self, branch: int) -> dict[str, int] | None:
+        """Of the last such forward of a step, over its batch, by patch size; None before there was one."""
+        if branch not in self.costs:
+            return None
+        return {name: cost * self._clips[branch] for name, cost in self.costs[branch].items()}
 
     def planned(self, step: int) -> tuple[str, ...]:
         """The patch size of each guidance branch. Raises ValueError for a step that there is not."""
@@ -78,19 +95,36 @@ class Run:
             raise ValueError("the transformer was called by something else than the pipeline that was enabled")
         return self._schedule.steps[step - self._first]
 
-    def outdated(self, step: int, branches: int, batch: int, by_costs: bool) -> bool:
+    def outdated(self, step: int, forwards: Forwards, batch: int, budget: float | None) -> bool:
         """Whether a step is not what was planned for: guidance has ended or begun, or the plan did not know all costs.
 
         A plan is made when the first branch is called. The other one may have a longer text. batch: clips of this call;
-        both branches of one may be in one batch. by_costs: the plan is that of a budget.
+        both branches of one may be in one batch. budget: that of the plan.
         """
-        unknown = not self._replanned and step > 0 and any(costs != self.costs[0] for costs in self.costs.values())
-        return branches != self.branches or (by_costs and (unknown or batch != self._batch))
+        changed = forwards.counts[step:] != self.forwards.counts[step:]
+        return changed or (budget is not None and (batch != self._clips[0] or self._exceeds(budget, step)))
 
-    @property
-    def branches(self) -> int:
-        """Guidance branches that the schedule tells apart."""
-        return len(self._schedule.steps[0])
+    def _exceeds(self, budget: float, step: int) -> bool:
+        """Whether forwards that cost other than the first of a step make what was planned more than was allowed."""
+        if self._replanned or step == 0 or all(costs == self.costs[0] for costs in self.costs.values()):
+            return False
+        used, full = self.summary.flops_used, self.summary.flops_full
+        for later, count in enumerate(self.forwards.counts[step:], start=step - self._first):
+            for forward in range(self.calls(count)):
+                flops = self.flops(forward) or self.flops(0)
+                full += flops[self.powerful]
+                used += sum(flops[name] for name in self._computed(later, forward))
+        return used > budget * full
+
+    def _computed(self, index: int, forward: int) -> tuple[str, ...]:
+        """The patch sizes that one forward of a step of the schedule runs, comparisons included."""
+        planned = self._schedule.steps[index]
+        branch = min(forward, len(planned) - 1)
+        if is_guided(planned) and forward:
+            return ()
+        # Guidance of a mixed step needs the weak prediction of both branches.
+        times = 0 if planned[branch] in (KEPT, REUSED) else 2 if is_mixed(planned) and forward else 1
+        return (*self._schedule.compared(index, self.powerful, branch), *[planned[branch]] * times)
 
     def forward(
         self,
@@ -110,25 +144,22 @@ class Run:
             self.summary.steps.append([])
             self._conditional = None
         self.summary.steps[-1].append(name)
-        self.calls = max(self.calls, call.branch + 1)
+        asked = self.forwards.counts[at.step]
+        self._calls[asked] = max(self.calls(asked), call.branch + 1)
         self.costs[call.branch] = costs
-        # Guidance of a mixed step needs the weak prediction of both branches.
-        own = [] if name in (KEPT, REUSED) else [name] * (2 if is_mixed(planned) and call.branch == 1 else 1)
-        if is_guided(planned) and call.branch:
-            own = []
-        self._batch = batch = len(call.arguments["hidden_states"])
-        self.summary.flops_used += sum(costs[patch_size] for patch_size in (*compared, *own)) * batch
+        self._clips[call.branch] = batch = len(call.arguments["hidden_states"])
+        self.summary.flops_used += sum(costs[each] for each in self._computed(index, call.branch)) * batch
         self.summary.flops_full += costs[flex.powerful] * batch
 
         if name == flex.powerful:
             output = flex.stock(call)
-            self._learn(flex, call, output[0], at, compared, observer)
+            self._learn(flex, call, output, at, compared, observer)
         else:
             level = call.level(self.diffusion, at.sigma)
             if name == REUSED:
-                prediction = self._reused(call, level)
+                prediction = self._reused(call, level, at)
             elif name == KEPT:
-                prediction = self._with_kept_guidance(call, level)
+                prediction = self._with_kept_guidance(call, level, at)
             elif is_guided(planned):
                 prediction = self._guided(flex, call, level, name)
             elif not is_mixed(planned):
@@ -138,26 +169,29 @@ class Run:
             output = call.output_of(prediction)
 
         if self._schedule.is_held(index):
-            self._hold(call, output[0], at)
+            self._hold(call, output, at)
         guides = is_mixed(planned) or planned[-1] == KEPT or self._schedule.gives_guidance(index, flex.powerful)
         needed = call.branch == 0 and (guides or observer is not None)
-        self._conditional = (call, output[0]) if needed else None
-        if at.step == at.steps - 1 and call.branch + 1 >= self.calls:
+        if needed:
+            self._conditional = (call, output[:])
+        elif call.branch + 1 >= self.calls(asked):
+            self._conditional = None
+        if at.step == at.steps - 1 and call.branch + 1 >= self.calls(asked):
             self.drop()
         return output
 
     def drop(self) -> None:
         """Lets go of every tensor; what is left is the summary."""
-        self.corrections, self.held, self._memo = {}, {}, {}
-        self.guidance, self._conditional, self._with_guidance = None, None, None
+        self.corrections, self.held, self.guidance, self._memo = {}, {}, {}, {}
+        self._conditional, self._with_guidance = None, None
 
-    def _learn(self, flex, call: Call, output: torch.Tensor, at: Position, compared, observer: Observer | None) -> None:
+    def _learn(self, flex, call: Call, output: Tensors, at: Position, compared, observer: Observer | None) -> None:
         """What a powerful prediction knows better than the weak ones, and what guidance adds, both in x0."""
         watched = observer.patch_sizes if observer is not None else ()
         weak_sizes = tuple(dict.fromkeys((*compared, *watched)))
         if not weak_sizes and observer is None and (call.branch == 0 or self._conditional is None):
             return
-        level, powerful = call.level(self.diffusion, at.sigma), call.latents_of(output)
+        level, powerful = call.level(self.diffusion, at.sigma), call.latents_of(output[0])
         if observer is not None:
             observer.x0(at.step, call.branch, self._x0_of(call, powerful, level))
         for patch_size in weak_sizes:
@@ -167,11 +201,13 @@ class Run:
                 self.corrections[call.branch, patch_size] = difference
             if patch_size in watched:
                 observer.error(at.step, call.branch, patch_size, -difference)
-        if call.branch == 1 and self._conditional is not None:
-            conditional = call.latents_of(self._conditional[1])
-            self.guidance = self.diffusion.x0_difference((conditional - powerful).float(), level)
-            if observer is not None:
-                observer.guidance(at.step, self.guidance)
+        if call.branch and self._conditional is not None:
+            conditional, *beside = self._conditional_output(call)
+            difference = self.diffusion.x0_difference((call.latents_of(conditional) - powerful).float(), level)
+            sounds = (clean_streams(call, each, self.diffusion, at.sigma) for each in (beside, output[1:]))
+            self.guidance[call.branch] = (difference, *(first - own for first, own in zip(*sounds, strict=True)))
+            if observer is not None and call.branch == 1:
+                observer.guidance(at.step, difference)
 
     def _corrected(self, flex: FlexTransformer, call: Call, level: Level, patch_size: str) -> torch.Tensor:
         """x0 = x0_weak(t) + [x0_powerful(t_k) - x0_weak(t_k)], t_k the last powerful step; before one, x0_weak alone.
@@ -189,15 +225,25 @@ class Run:
         u + w (c - u) is then what was predicted, at any scale w (guidance distillation, Meng et al., arXiv 2210.03142).
         """
         if call.branch == 0:
-            self._with_guidance = flex.predict(call, patch_size, self.diffusion, level)
-        return self._with_guidance
+            self._with_guidance = flex.predict(call, patch_size, self.diffusion, level), call.beside
+        prediction, call.beside = self._with_guidance
+        return prediction
 
-    def _with_kept_guidance(self, call: Call, level: Level) -> torch.Tensor:
+    def _conditional_output(self, call: Call) -> Tensors:
+        """Of the first forward of this step, the clips of another one: where it holds both branches of guidance, the
+        conditional half."""
+        return tuple(_of_the_last(len(call.latents), part) for part in self._conditional[1])
+
+    def _with_kept_guidance(self, call: Call, level: Level, at: Position) -> torch.Tensor:
         """x0_uncond = x0_cond(t) - [x0_cond(t_k) - x0_uncond(t_k)], t_k the last powerful step: no forward.
 
         Guidance multiplies the difference of the branches, and with it what a weak patch size gets wrong in both.
         """
-        return self._shifted(call.latents_of(self._conditional[1]), -self.guidance, level)
+        (conditional, *beside), (difference, *differences) = self._conditional_output(call), self.guidance[call.branch]
+        first = clean_streams(call, beside, self.diffusion, at.sigma)
+        own = [x_0 - change for x_0, change in zip(first, differences, strict=True)]
+        call.beside = predicted_streams(call, own, self.diffusion, at.sigma)
+        return self._shifted(call.latents_of(conditional), -difference, level)
 
     def _mixed(self, flex: FlexTransformer, call: Call, level: Level, patch_size: str) -> torch.Tensor:
         """The unconditional prediction of a mixed step, whose conditional one is powerful: v_c - (v_c,weak - v_u,weak).
@@ -209,29 +255,34 @@ class Run:
         weak_unconditional = flex.predict(call, patch_size, self.diffusion, level)
         if call.branch == 0:
             return weak_unconditional
-        conditional_call, powerful = self._conditional
+        conditional_call, powerful, beside = self._conditional[0], self._conditional[1], call.beside
         # Within the unconditional forward, whose context of diffusers' caches is the one to come back to.
         conditional_call = replace(conditional_call, context=call.context)
         weak_conditional = flex.predict(conditional_call, patch_size, self.diffusion, level)
-        return call.latents_of(powerful) + weak_unconditional - weak_conditional
+        triples = zip(powerful[1:], beside, conditional_call.beside, strict=True)
+        call.beside = tuple(first + own - weak_first for first, own, weak_first in triples)
+        return call.latents_of(powerful[0]) + weak_unconditional - weak_conditional
 
-    def _hold(self, call: Call, output: torch.Tensor, at: Position) -> None:
+    def _hold(self, call: Call, output: Tensors, at: Position) -> None:
         """Keeps the x0 of a prediction, and as it is what a model predicts beside."""
         if self._schedule.steps[at.step - self._first][0] == REUSED:
             return
-        prediction, level = call.latents_of(output).float(), call.level(self.diffusion, at.sigma)
+        prediction, level = call.latents_of(output[0]).float(), call.level(self.diffusion, at.sigma)
         x_0 = self._x0_of(call, prediction, level)
-        self.held[call.branch] = torch.cat([x_0, prediction[:, x_0.shape[1] :]], 1)
+        beside = clean_streams(call, output[1:], self.diffusion, at.sigma)
+        self.held[call.branch] = (torch.cat([x_0, prediction[:, x_0.shape[1] :]], 1), *beside)
 
     def _x0_of(self, call: Call, prediction: torch.Tensor, level: Level) -> torch.Tensor:
         channels = min(prediction.shape[1], call.latents.shape[1])
         return self.diffusion.x0(call.latents[:, :channels].float(), prediction[:, :channels].float(), level)
 
-    def _reused(self, call: Call, level: Level) -> torch.Tensor:
+    def _reused(self, call: Call, level: Level, at: Position) -> torch.Tensor:
         """x0 = x0(t_k), t_k the last step that computed one: no forward."""
         if call.branch not in self.held:
             raise ValueError("a step is to reuse the x0 of a guidance branch that began with it")
-        held, latents = _of_the_last(len(call.latents), self.held[call.branch]), call.latents
+        latents = call.latents
+        held, *beside = (_of_the_last(len(latents), part) for part in self.held[call.branch])
+        call.beside = predicted_streams(call, beside, self.diffusion, at.sigma)
         channels = min(held.shape[1], latents.shape[1])
         prediction = self.diffusion.output(latents[:, :channels].float(), held[:, :channels], level)
         return torch.cat([prediction, held[:, channels:]], 1).to(latents.dtype)

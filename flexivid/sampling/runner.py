@@ -1,10 +1,12 @@
 """The runner of a pipeline: answers every forward of its transformers by the run of the present call."""
 
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from fractions import Fraction
+from itertools import groupby
 
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, ModularPipeline
 
 from flexivid.model.call import Call
 from flexivid.model.flexible import FlexTransformer
@@ -13,6 +15,7 @@ from flexivid.patches.sizes import GUIDED, parse_mode
 from flexivid.sampling.budget import BudgetError, schedule_for_budget
 from flexivid.sampling.clock import Clock, Position
 from flexivid.sampling.flops import FlopCounter
+from flexivid.sampling.forwards import Forwards, calls_branches_apart, costs_of_branches, forwards_of
 from flexivid.sampling.observe import Forward, Observer
 from flexivid.sampling.run import Run, Summary
 from flexivid.sampling.schedule import KEPT, Schedule, explicit_schedule, is_guided, is_reused
@@ -41,7 +44,7 @@ class PipelineRunner:
             flex.runner = self
 
     @property
-    def pipe(self) -> DiffusionPipeline | None:
+    def pipe(self) -> DiffusionPipeline | ModularPipeline | None:
         """None once it is gone."""
         return self._pipe()
 
@@ -71,31 +74,53 @@ class PipelineRunner:
         """FLOPs of one forward of one clip by patch size, with arguments of `forward` shaped as these."""
         return self.counter.costs(arguments)
 
-    def plan(self, arguments: dict, steps: int, branches: int) -> Schedule:
+    def plan(self, arguments: dict, forwards: Forwards) -> Schedule:
         """The schedule of a call whose forwards are shaped as these. Raises ValueError if it cannot be met."""
-        costs = self.costs(arguments)
+        costs, steps = self.costs(arguments), len(forwards.counts)
         if self.schedule is None:
-            return self._bought(costs, steps, branches, self.budget)
+            return self._bought(forwards.counts, lambda count: forwards.of_step(costs, count), self.budget)
         if isinstance(self.schedule, Schedule):
             text = self.schedule.to_text()
         else:
             text = self.schedule if ":" in self.schedule else f"{self.schedule}:{steps}"
-        schedule = explicit_schedule(text, steps, branches, list(costs))
-        check_guidance(schedule, self.powerful)
+        schedule = explicit_schedule(text, steps, forwards.branches, list(costs))
+        check_guidance(schedule, self.powerful, forwards)
         return schedule
 
-    def _bought(self, costs: Mapping[str, int], steps: int, branches: int, budget: float) -> Schedule:
-        # On one or two latent frames a temporal patch saves no token, and costs more than the powerful one.
-        useful = {name: cost for name, cost in costs.items() if name == self.powerful or cost < costs[self.powerful]}
-        if self._scale is not None and not self._fits(self._scale):
-            useful = {name: cost for name, cost in useful.items() if not name.endswith(GUIDED)}
-        order = self.order or ("interleaved" if self.guidance == "same" else None)
-        usual = "kept" if branches == 2 and order == "interleaved" else "same"
-        return schedule_for_budget(useful, steps, budget, branches, self.guidance or usual, order)
+    def _bought(self, counts: Sequence[int], of_step: Callable[[int], list], budget: float) -> Schedule:
+        """The schedule of so many forwards in each step, within a budget.
+
+        of_step: FLOPs by patch size of every forward of a step that has so many. Where guidance has a start or a stop,
+        what lies before, within and after is planned each by itself, and what is left over goes to the next.
+        """
+        planned, full, used = [], 0, 0
+        for count, run in groupby(counts):
+            steps, branches = len(list(run)), min(count, 2)
+            costs = costs_of_branches(of_step(count), branches, self.powerful)
+            # On one or two latent frames a temporal patch saves no token, and costs more than the powerful one.
+            powerful = costs[self.powerful]
+            useful = {name: cost for name, cost in costs.items() if name == self.powerful or cost < powerful}
+            if count != 2 or (self._scale is not None and not self._fits(self._scale)):
+                useful = {name: cost for name, cost in useful.items() if not name.endswith(GUIDED)}
+            reference = steps * branches * powerful
+            full += reference
+            if any(self.powerful in step for step in planned):  # the last one is compared with what comes now, too
+                used += min(useful.values()) * branches
+            left = min((Fraction(str(budget)) * Fraction(full) - Fraction(used)) / Fraction(reference), Fraction(1))
+            order = self.order or ("interleaved" if self.guidance == "same" else None)
+            usual = "kept" if branches == 2 and order == "interleaved" else "same"
+            part = schedule_for_budget(useful, steps, left, branches, self.guidance or usual, order)
+            used += part.cost(useful)
+            planned += part.steps
+        if min(counts) == 1 < max(counts):  # a branch that is not asked for costs nothing, as one that is kept
+            planned = [(*step, step[0] if is_reused(step) else KEPT) if len(step) == 1 else step for step in planned]
+        return Schedule(tuple(planned))
 
     def _keep_planned(self, call: Call, at: Position, costs: Mapping[str, int]) -> Run:
         """The run of this call: begun with its first forward, planned anew where guidance has ended or begun."""
-        branches, batch = self._branches(), len(call.arguments["hidden_states"])
+        batch, forwards = len(call.arguments["hidden_states"]), self._run and self._run.forwards
+        if at.branch == 0:
+            forwards = forwards_of(self.pipe, self.family, at.steps)
         if at.begins_a_call:
             if self._run is not None:
                 self._run.drop()
@@ -104,36 +129,42 @@ class PipelineRunner:
             for transformer in transformers:
                 check_caches(transformer)
             drop_cached(transformers, call.context)
-            schedule = self.plan(call.arguments, at.steps, branches)
+            schedule = self.plan(call.arguments, forwards)
             self._check_scale(schedule)
             # The scheduler may have been replaced or changed since the last call.
             table = getattr(self.pipe.scheduler, "alphas_cumprod", None)
-            self._run = Run(schedule, replace(self.counter.twin.diffusion, alphas_cumprod=table))
-        elif self._run is None or (self.family.guidance == "separate" and at.branch >= branches):
+            diffusion = replace(self.counter.twin.diffusion, alphas_cumprod=table)
+            self._run = Run(schedule, self.powerful, diffusion, forwards)
+        elif self._run is None or (
+            calls_branches_apart(self.pipe, self.family) and at.branch >= forwards.counts[at.step]
+        ):
             raise ValueError("the transformer was called by something else than the pipeline that was enabled")
-        elif at.branch == 0 and self._run.outdated(at.step, branches, batch, self.budget is not None):
+        elif at.branch == 0 and self._run.outdated(at.step, forwards, batch, self.budget):
             if self.budget is None:
                 steps = self._run.summary.schedule.steps
-                self._run.replan(Schedule(tuple(step[:1] * branches for step in steps)), first=0)
+                self._run.replan(Schedule(tuple(step[:1] * forwards.branches for step in steps)), 0, forwards)
             else:
-                self._run.replan(self._rest(at, branches, batch), first=at.step)
+                self._run.replan(self._rest(at, forwards, costs, batch), at.step, forwards)
         return self._run
 
-    def _rest(self, at: Position, branches: int, batch: int) -> Schedule:
-        """What is left of the steps, with another number of branches or other costs, at what is left of the budget."""
-        left, run, summary = at.steps - at.step, self._run, self._run.summary
-        calls = max(branches, run.calls) if branches == run.branches else branches
-        of_branches = [run.costs.get(branch, run.costs[0]) for branch in range(calls)]
-        mean = {name: sum(costs[name] for costs in of_branches) / calls for name in of_branches[0]}
-        # Where guidance is kept, a weak step runs its first branch only.
-        least = {name: 0 if name == self.powerful else cost for name, cost in of_branches[0].items()}
-        costs = {name: max(cost, least[name]) for name, cost in mean.items()}
-        full = left * calls * costs[self.powerful] * batch
+    def _rest(self, at: Position, forwards: Forwards, costs: Mapping[str, int], batch: int) -> Schedule:
+        """What is left of the steps, with other forwards or other costs, at what is left of the budget.
+
+        costs: of the forward that comes, of one clip; batch: its clips.
+        """
+        run, summary, counts = self._run, self._run.summary, forwards.counts[at.step :]
+        of_other = {name: cost * batch // forwards.clips for name, cost in costs.items()}
+
+        def of_step(count: int) -> list[Mapping[str, int]]:
+            usual = forwards.of_step(of_other, run.calls(count))
+            return [usual[0], *(run.flops(index) or each for index, each in enumerate(usual[1:], start=1))]
+
+        full = sum(each[self.powerful] for count in counts for each in of_step(count))
         budget = (self.budget * (summary.flops_full + full) - summary.flops_used) / full
         try:
-            return self._bought(costs, left, branches, min(budget, 1.0))
+            return self._bought(counts, of_step, min(budget, 1.0))
         except BudgetError:
-            return Schedule(((min(costs, key=costs.get),) * branches,) * left)
+            return Schedule(((min(costs, key=costs.get),) * min(max(counts), 2),) * len(counts))
 
     @property
     def _scale(self) -> float | None:
@@ -157,25 +188,6 @@ class PipelineRunner:
         """Whether guided patch sizes, if there are any, give guidance of that scale."""
         return self._trained_scale is None or abs(scale - self._trained_scale) <= SAME_SCALE
 
-    def _branches(self) -> int:
-        """Guidance branches that a schedule tells apart: calls of the transformer in a step."""
-        if self.family.guidance != "separate":
-            return 1
-        guider = getattr(self.pipe, "guider", None)
-        if guider is None:
-            return 2 if self.pipe.do_classifier_free_guidance else 1
-        if not set(guider._input_predictions) <= {"pred_cond", "pred_uncond"}:
-            raise ValueError(
-                f"{type(guider).__name__} calls the transformer for {', '.join(guider._input_predictions)}; flexivid "
-                f"knows guiders of a conditional and an unconditional prediction, such as ClassifierFreeGuidance"
-            )
-        if (guider._start, guider._stop) != (0.0, 1.0):
-            raise ValueError(
-                f"guidance from {guider._start:g} to {guider._stop:g} of the steps changes their number of forwards, "
-                f"which cannot be planned yet: give {type(guider).__name__} no start and stop"
-            )
-        return guider.num_conditions
-
     def _observed(self, flex: FlexTransformer, call: Call, at: Position, costs: Mapping[str, int]):
         """A forward by the observer's clock."""
         observer, stock_forward, inside = self.observer, call.stock_forward, 0.0
@@ -196,17 +208,21 @@ class PipelineRunner:
         return output
 
 
-def check_guidance(schedule: Schedule, powerful: str) -> None:
+def check_guidance(schedule: Schedule, powerful: str, forwards: Forwards) -> None:
     """Raises ValueError for guidance that is kept before there is any, or finer than what it guides."""
     after_powerful = False
-    for index, step in enumerate(schedule.steps):
-        after_powerful |= step == (powerful,) * 2
-        if is_reused(step):
+    for index, (step, count) in enumerate(zip(schedule.steps, forwards.counts, strict=True)):
+        if is_reused(step) or count == 1:
             continue
+        after_powerful |= step == (powerful,) * 2
         if step[-1] == KEPT:
             if not after_powerful:
                 raise ValueError(f"step {index} keeps the guidance of a powerful step before it, and there is none")
             continue
+        if is_guided(step) and count != 2:
+            raise ValueError(
+                f"step {index}: {step[0]} gives two guidance branches, and this pipeline makes {count} calls"
+            )
         conditional, unconditional = parse_mode(step[0])[0], parse_mode(step[-1])[0]
         if any(coarse > fine for coarse, fine in zip(conditional, unconditional, strict=True)):
             raise ValueError(

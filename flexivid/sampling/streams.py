@@ -1,0 +1,32 @@
+"""What is made beside the video, such as sound: few tokens, which every forward that runs predicts anew.
+
+Where none runs, what was predicted before stands for them as for the video, in x0.
+"""
+
+from collections.abc import Iterable
+
+import torch
+
+from flexivid.diffusion import Diffusion, Level
+from flexivid.model.call import Call
+
+
+def _level(sigma: float) -> Level:
+    return Level(torch.tensor(1 - sigma), torch.tensor(sigma), may_be_clean=sigma == 0)
+
+
+def clean_streams(
+    call: Call, predictions: Iterable[torch.Tensor], diffusion: Diffusion, sigma: float
+) -> tuple[torch.Tensor, ...]:
+    """x0 of the streams, (B, tokens, channels) float32 each, that predictions for them stand for."""
+    latents = (call.arguments[name].float() for name in call.family.streams)
+    return tuple(diffusion.x0(x, output.float(), _level(sigma)) for x, output in zip(latents, predictions, strict=True))
+
+
+def predicted_streams(
+    call: Call, clean: Iterable[torch.Tensor], diffusion: Diffusion, sigma: float
+) -> tuple[torch.Tensor, ...]:
+    """The inverse of `clean_streams`."""
+    latents = (call.arguments[name] for name in call.family.streams)
+    pairs = zip(latents, clean, strict=True)
+    return tuple(diffusion.output(x.float(), x_0, _level(sigma)).to(x.dtype) for x, x_0 in pairs)
