@@ -71,6 +71,7 @@ class PipelineRunner:
 
     def plan(self, arguments: dict, steps: int, branches: int) -> Schedule:
         """The schedule of a call whose forwards are shaped as these. Raises ValueError if it cannot be met."""
+        self.family.check(arguments)
         costs = self.costs(arguments)
         if self.schedule is None:
             return self._bought(costs, steps, branches, self.budget)
