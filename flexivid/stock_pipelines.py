@@ -16,7 +16,7 @@ from flexivid.published import load_index, load_part
 
 # What pipelines call an argument of ours.
 ARGUMENTS = {
-    "frames": ("num_frames", "frames", "video_length"),
+    "frames": ("num_frames", "frames", "video_length", "segment_frame_length"),
     "height": ("height",),
     "width": ("width",),
     "steps": ("num_inference_steps",),
@@ -101,6 +101,9 @@ def usual_arguments(pipe: DiffusionPipeline) -> dict:
         if given and given[0] is not None:
             values[ours] = given[0]
     config = transformer_of(pipe).config
+    if "target_size" in config:  # HunyuanVideo-1.5, whose image-to-video takes the shape of its image
+        size = pipe.video_processor.calculate_default_height_width(9, 16, config["target_size"])
+        values["height"], values["width"] = size
     for name, latents in (("height", "sample_height"), ("width", "sample_width"), ("frames", "sample_frames")):
         # CogVideoX and Mochi decide by themselves.
         if name not in values and latents in config:

@@ -8,10 +8,13 @@ from diffusers import (
     AutoencoderKL,
     AutoencoderKLCogVideoX,
     AutoencoderKLHunyuanVideo,
+    AutoencoderKLHunyuanVideo15,
     AutoencoderKLLTX2Audio,
     AutoencoderKLLTX2Video,
     AutoencoderKLLTXVideo,
     AutoencoderKLMochi,
+    ChronoEditPipeline,
+    ChronoEditTransformer3DModel,
     ClassifierFreeGuidance,
     CogVideoXDDIMScheduler,
     CogVideoXImageToVideoPipeline,
@@ -22,6 +25,9 @@ from diffusers import (
     DiTTransformer2DModel,
     DPMSolverMultistepScheduler,
     FlowMatchEulerDiscreteScheduler,
+    HunyuanVideo15ImageToVideoPipeline,
+    HunyuanVideo15Pipeline,
+    HunyuanVideo15Transformer3DModel,
     HunyuanVideoPipeline,
     HunyuanVideoTransformer3DModel,
     LattePipeline,
@@ -32,6 +38,7 @@ from diffusers import (
     LTXImageToVideoPipeline,
     LTXPipeline,
     LTXVideoTransformer3DModel,
+    LucyEditPipeline,
     MochiPipeline,
     MochiTransformer3DModel,
     MotifVideoPipeline,
@@ -43,9 +50,13 @@ from diffusers import (
     SkyReelsV2Pipeline,
     SkyReelsV2Transformer3DModel,
     UniPCMultistepScheduler,
+    WanAnimatePipeline,
+    WanAnimateTransformer3DModel,
     WanImageToVideoPipeline,
     WanPipeline,
     WanTransformer3DModel,
+    WanVACEPipeline,
+    WanVACETransformer3DModel,
 )
 from diffusers.models.embeddings import get_3d_rotary_pos_embed
 from diffusers.pipelines.ltx2 import LTX2TextConnectors
@@ -58,6 +69,9 @@ from transformers import (
     CLIPVisionModel,
     LlamaConfig,
     LlamaModel,
+    SiglipImageProcessor,
+    SiglipVisionConfig,
+    SiglipVisionModel,
     T5Config,
     T5EncoderModel,
 )
@@ -66,11 +80,14 @@ from flexivid.model.families import family_of
 from flexivid.model.family import patch_size_of
 from flexivid.model.flexible import FlexTransformer
 from flexivid.model.lora import add_lora
+from flexivid.model.rows import hunyuan
 from flexivid.models import weak_patch_sizes
 from flexivid.patches.resize import resize_matrix
 from flexivid.shapes.build import build_tokenizer
 
 CHANNELS, TEXT = 4, 16
+# As many as there are of video, beside which coarse patches would save nothing.
+hunyuan.GLYPH_TOKENS, hunyuan.IMAGE_TOKENS = 1, 4
 
 WAN = {
     "num_attention_heads": 2,
@@ -131,6 +148,29 @@ LTX23 = LTX2 | {
 # name: (class, config)
 TINY = {
     "wan": (WanTransformer3DModel, WAN),
+    "wan-vace": (WanVACETransformer3DModel, WAN | {"vace_layers": [0, 1], "vace_in_channels": 2 * CHANNELS + 16}),
+    "wan-animate": (
+        WanAnimateTransformer3DModel,
+        WAN
+        | {
+            "in_channels": 2 * CHANNELS + 4,
+            "latent_channels": CHANNELS,
+            "image_dim": 8,
+            "added_kv_proj_dim": 48,
+            "motion_encoder_channel_sizes": {"4": 2, "8": 2},
+            "motion_encoder_size": 8,
+            "motion_style_dim": 8,
+            "motion_dim": 4,
+            "motion_encoder_dim": 8,
+            "face_encoder_hidden_dim": 8,
+            "face_encoder_num_heads": 2,
+            "inject_face_latents_blocks": 2,
+        },
+    ),
+    "chronoedit": (
+        ChronoEditTransformer3DModel,
+        WAN | {"in_channels": 2 * CHANNELS + 4, "image_dim": 8, "added_kv_proj_dim": 48},
+    ),
     "skyreels-v2": (SkyReelsV2Transformer3DModel, WAN),
     "wan-i2v": (
         WanTransformer3DModel,
@@ -170,6 +210,22 @@ TINY = {
             "guidance_embeds": True,
             "text_embed_dim": TEXT,
             "pooled_projection_dim": 8,
+            "rope_axes_dim": (4, 6, 6),
+        },
+    ),
+    "hunyuan-video-1.5": (
+        HunyuanVideo15Transformer3DModel,
+        {
+            "in_channels": 2 * CHANNELS + 1,  # beside the latents those of an image, and its mask
+            "out_channels": CHANNELS,
+            "num_attention_heads": 2,
+            "attention_head_dim": 16,
+            "num_layers": 2,
+            "num_refiner_layers": 1,
+            "text_embed_dim": TEXT,
+            "text_embed_2_dim": 8,
+            "image_embed_dim": 8,
+            "target_size": 80,
             "rope_axes_dim": (4, 6, 6),
         },
     ),
@@ -223,6 +279,7 @@ TINY = {
 # What their classes allow: one frame, square ones, frames as many as their table has.
 IMAGES = ("dit", "pixart")
 SQUARE = ("dit",)
+EDITS = ("chronoedit",)  # clips of two latent frames
 
 
 def tiny(name: str, **overrides) -> torch.nn.Module:
@@ -240,7 +297,8 @@ def grid_for(transformer, height: int, width: int) -> tuple[int, int, int]:
     """A size of latents with so many rows and columns of tokens, and five frames of them, if its class allows that."""
     family, (p_t, p_h, p_w) = family_of(transformer), patch_size_of(transformer.config)
     width = height if family.name in SQUARE else width
-    return (1 if family.name in IMAGES else 5) * p_t, height * p_h, width * p_w
+    frames = 1 if family.name in IMAGES else 2 if family.name in EDITS else 5
+    return frames * p_t, height * p_h, width * p_w
 
 
 def inputs(transformer, size: tuple[int, int, int], batch: int = 2, length: int = 7) -> dict:
@@ -332,6 +390,13 @@ def tiny_pipeline(name: str, scheduler=None):
         pipeline = WanPipeline if name == "wan" else SkyReelsV2Pipeline
         pipe = pipeline(**without, transformer=transformer, scheduler=scheduler or UniPCMultistepScheduler(**UNIPC))
         call = _embeds(mask=False) | {"guidance_scale": 3.0}
+    elif name in CONDITIONED:
+        pipe, call = _conditioned_wan_pipeline(name, scheduler or UniPCMultistepScheduler(**UNIPC))
+        common |= {"height": 32, "width": 48}
+        if name == "wan-animate":
+            call["segment_frame_length"] = common.pop("num_frames")
+        elif name == "chronoedit":
+            common["num_frames"] = 5
     elif name == "sana-video":
         flow = DPMSolverMultistepScheduler(**UNIPC)
         pipe = SanaVideoPipeline(**without, transformer=transformer, scheduler=scheduler or flow)
@@ -372,6 +437,9 @@ def tiny_pipeline(name: str, scheduler=None):
             **without, text_encoder_2=None, tokenizer_2=None, transformer=transformer, scheduler=scheduler or euler
         )
         call = _embeds(mask=True, negative=False, pooled=8) | {"guidance_scale": 6.0}
+    elif name == "hunyuan-video-1.5":
+        pipe, call = _hunyuan_15_pipeline(HunyuanVideo15Pipeline, transformer, scheduler or euler)
+        call |= {"height": 96, "width": 144}
     elif name == "motif-video":
         guider = ClassifierFreeGuidance(guidance_scale=3.0)
         without["vae"] = tiny_vae()
@@ -420,6 +488,53 @@ def ltx2_parts() -> dict:
     return {"vae": video.eval(), "audio_vae": sound.eval(), "connectors": connectors.eval()}
 
 
+# Whose pipelines encode videos or images, in which FLOPs are spent too.
+CONDITIONED = ("wan-vace", "wan-animate", "chronoedit")
+
+
+def pictures(count: int, size: tuple[int, int], seed: int = 2) -> list[Image.Image]:
+    pixels = torch.randint(256, (count, size[1], size[0], 3), generator=torch.Generator().manual_seed(seed))
+    return [Image.fromarray(picture) for picture in pixels.to(torch.uint8).numpy()]
+
+
+def _conditioned_wan_pipeline(name: str, scheduler):
+    pipeline = {"wan-vace": WanVACEPipeline, "wan-animate": WanAnimatePipeline, "chronoedit": ChronoEditPipeline}[name]
+    encoder = {} if name == "wan-vace" else _clip_encoder()
+    parts = {"tokenizer": None, "text_encoder": None, "vae": tiny_vae(), "scheduler": scheduler, **encoder}
+    call, size = _embeds(mask=False) | {"guidance_scale": 3.0}, (48, 32)
+    if name == "wan-vace":
+        mask = [Image.new("L", size, 255 * (frame > 0)) for frame in range(17)]  # the first frame is kept
+        call |= {"video": pictures(17, size), "mask": mask}
+    else:
+        call["image"] = pictures(1, size)[0]
+    if name == "wan-animate":
+        call |= {"pose_video": pictures(17, size), "face_video": pictures(17, (8, 8), seed=3)}
+    return pipeline(transformer=tiny(name), **parts), call
+
+
+def _clip_encoder() -> dict:
+    """257 tokens, as of the published one."""
+    layers = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    vision = CLIPVisionConfig(**layers, image_size=64, patch_size=4)
+    processor = CLIPImageProcessor(size={"shortest_edge": 64}, crop_size={"height": 64, "width": 64})
+    return {"image_encoder": CLIPVisionModel(vision).eval(), "image_processor": processor}
+
+
+def _hunyuan_15_pipeline(pipeline, transformer, scheduler, **parts):
+    torch.manual_seed(3)
+    vae = AutoencoderKLHunyuanVideo15(latent_channels=CHANNELS, block_out_channels=(8,) * 5, layers_per_block=1).eval()
+    without = dict.fromkeys(("tokenizer", "text_encoder", "tokenizer_2", "text_encoder_2"))
+    guider = ClassifierFreeGuidance(guidance_scale=3.0)
+    pipe = pipeline(**without, **parts, vae=vae, transformer=transformer, scheduler=scheduler, guider=guider)
+    pipe.vision_num_semantic_tokens = hunyuan.IMAGE_TOKENS
+    generator, call = torch.Generator().manual_seed(1), {}
+    for side in ("", "negative_"):
+        for end, tokens, width in (("", 7, TEXT), ("_2", hunyuan.GLYPH_TOKENS, 8)):
+            call[f"{side}prompt_embeds{end}"] = torch.randn(1, tokens, width, generator=generator)
+            call[f"{side}prompt_embeds_mask{end}"] = torch.arange(tokens)[None] < 5
+    return pipe, call
+
+
 def with_text(pipe):
     """The pipeline with a tiny tokenizer and text encoder."""
     tokenizer = build_tokenizer()
@@ -430,7 +545,15 @@ def with_text(pipe):
     return pipe
 
 
-IMAGE_PIPELINES = ("wan2.1-i2v", "wan2.2-ti2v", "ltx-i2v", "ltx2-i2v", "cogvideox-i2v")
+IMAGE_PIPELINES = (
+    "wan2.1-i2v",
+    "wan2.2-ti2v",
+    "ltx-i2v",
+    "ltx2-i2v",
+    "cogvideox-i2v",
+    "lucy-edit",
+    "hunyuan-video-1.5-i2v",
+)
 
 
 def tiny_image_pipeline(name: str, text_length: int = 7):
@@ -442,7 +565,17 @@ def tiny_image_pipeline(name: str, text_length: int = 7):
     call = {"num_frames": 9, "height": 64, "width": 96, "num_inference_steps": STEPS, "output_type": "latent"}
     call |= {"image": Image.new("RGB", (96, 64), (200, 40, 40)), "guidance_scale": 3.0}
     torch.manual_seed(3)
-    if name.startswith("wan"):
+    if name == "lucy-edit":
+        pipe = LucyEditPipeline(
+            **without,
+            vae=tiny_vae(),
+            transformer=tiny("wan", in_channels=2 * CHANNELS),
+            scheduler=UniPCMultistepScheduler(**UNIPC),
+            expand_timesteps=True,
+        )
+        del call["image"]
+        call |= _embeds(mask=False) | {"video": pictures(9, (96, 64))}
+    elif name.startswith("wan"):
         per_token = name == "wan2.2-ti2v"
         pipe = WanImageToVideoPipeline(
             **without,
@@ -453,10 +586,18 @@ def tiny_image_pipeline(name: str, text_length: int = 7):
         )
         call |= _embeds(mask=False)
         if not per_token:
-            layers = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
-            vision = CLIPVisionConfig(**layers, image_size=64, patch_size=4)  # 257 tokens, as of the published one
-            processor = CLIPImageProcessor(size={"shortest_edge": 64}, crop_size={"height": 64, "width": 64})
-            pipe.register_modules(image_encoder=CLIPVisionModel(vision).eval(), image_processor=processor)
+            pipe.register_modules(**_clip_encoder())
+    elif name.startswith("hunyuan"):
+        layers = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+        encoder = SiglipVisionModel(SiglipVisionConfig(**layers, image_size=8, patch_size=4)).eval()
+        pipe, embeds = _hunyuan_15_pipeline(
+            HunyuanVideo15ImageToVideoPipeline,
+            tiny("hunyuan-video-1.5"),
+            FlowMatchEulerDiscreteScheduler(shift=3.0),
+            image_encoder=encoder,
+            feature_extractor=SiglipImageProcessor(size={"height": 8, "width": 8}),
+        )
+        call = {key: call[key] for key in call if key not in ("height", "width", "guidance_scale")} | embeds
     elif name == "ltx-i2v":
         blocks = (8, 8, 8, 8)
         vae = AutoencoderKLLTXVideo(

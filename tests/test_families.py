@@ -112,6 +112,7 @@ def check_scaling(name: str, kind: int) -> None:
     family = family_of(transformer)
     latents = family.latents(small)
     changed = {"hidden_states", "video_coords", family.rope_argument, *(argument for _, argument in family.sizes)}
+    changed |= {*family.conditions}
     large = {key: value if key in changed else small[key] for key, value in large.items()}
     large |= family.arguments_for(upsampled(latents, base_patch, coarse_patch))
 
@@ -123,6 +124,9 @@ def check_scaling(name: str, kind: int) -> None:
     folding = folding_for(large_size, multiple, base_patch, False)
     flex.remove()
     small = at_coarse_positions(transformer, flex, folding, small, large)
+    for condition in family.conditions:
+        of_it = folding_for(tuple(large[condition].shape[2:]), multiple, base_patch, False)
+        small[condition] = of_it.block_mean(large[condition])
     base = family.latents(small | {"hidden_states": run(transformer, small)})
     torch.testing.assert_close(coarse, upsampled(base, base_patch, coarse_patch), atol=1e-4, rtol=0)
 
@@ -392,6 +396,8 @@ def test_what_a_class_does_not_take_is_refused():
         add_lora(attach(tiny("dit"), ["1x4x4"]), rank=4)
     with pytest.raises(ValueError, match="token_replace is not supported"):
         attach(tiny("hunyuan-video", image_condition_type="token_replace"), ["1x4x4"])
+    with pytest.raises(ValueError, match="HunyuanVideo15Transformer3DModel with use_meanflow True is not supported"):
+        attach(tiny("hunyuan-video-1.5", use_meanflow=True), ["1x2x2"])
 
 
 class TestPlantedFaults:

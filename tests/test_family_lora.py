@@ -34,11 +34,23 @@ def remove_style(transformer) -> None:
         transformer.set_submodule(path, transformer.get_submodule(path).get_base_layer())
 
 
+def merge(layer: BaseTunerLayer) -> None:
+    """As peft does, which fails at a convolution over single latents."""
+    if isinstance(layer.get_base_layer(), torch.nn.Conv3d) and layer.get_base_layer().kernel_size == (1, 1, 1):
+        base, down, up = layer.get_base_layer(), layer.lora_A["style"], layer.lora_B["style"]
+        scale = layer.scaling["style"]
+        base.weight.data += scale * (up.weight.flatten(1) @ down.weight.flatten(1)).view_as(base.weight)
+        base.bias.data += scale * up.bias
+        layer.merged_adapters.append("style")
+    else:
+        layer.merge()
+
+
 def fused(transformer) -> torch.nn.Module:
     """The same model with its LoRA in the weights, and no sign of it."""
     add_style(transformer)
     for path in touched(transformer):
-        transformer.get_submodule(path).merge()
+        merge(transformer.get_submodule(path))
     remove_style(transformer)
     return transformer
 
@@ -101,7 +113,7 @@ def test_trained_modes_get_what_was_added_since(name, parametrisation):
     assert torch.equal(weak(flex, modes[0], call), trained)
     for layer in layers:
         layer.enable_adapters(True)
-        layer.merge()  # leaves no mark in the weights
+        merge(layer)  # leaves no mark in the weights
     torch.testing.assert_close(weak(flex, modes[0], call), found, atol=1e-4, rtol=1e-3)
     remove_style(flex.transformer)
     torch.testing.assert_close(weak(flex, modes[0], call), found, atol=1e-4, rtol=1e-3)

@@ -4,15 +4,32 @@ import torch
 
 from flexivid.model.family import Family
 from flexivid.model.rows.cogvideox import COGVIDEOX
-from flexivid.model.rows.hunyuan import HUNYUAN_VIDEO, MOTIF_VIDEO
+from flexivid.model.rows.hunyuan import HUNYUAN_VIDEO, HUNYUAN_VIDEO_15, MOTIF_VIDEO
 from flexivid.model.rows.latte import DIT, LATTE, PIXART
 from flexivid.model.rows.ltx import LTX
 from flexivid.model.rows.ltx2 import LTX2
 from flexivid.model.rows.mochi import MOCHI
 from flexivid.model.rows.sana import SANA_VIDEO
-from flexivid.model.rows.wan import SKYREELS_V2, WAN
+from flexivid.model.rows.wan import CHRONOEDIT, SKYREELS_V2, WAN, WAN_ANIMATE, WAN_VACE
 
-FAMILIES = (WAN, SKYREELS_V2, LTX, LTX2, COGVIDEOX, HUNYUAN_VIDEO, MOTIF_VIDEO, MOCHI, SANA_VIDEO, LATTE, DIT, PIXART)
+FAMILIES = (
+    WAN,
+    WAN_VACE,
+    WAN_ANIMATE,
+    CHRONOEDIT,
+    SKYREELS_V2,
+    LTX,
+    LTX2,
+    COGVIDEOX,
+    HUNYUAN_VIDEO,
+    HUNYUAN_VIDEO_15,
+    MOTIF_VIDEO,
+    MOCHI,
+    SANA_VIDEO,
+    LATTE,
+    DIT,
+    PIXART,
+)
 
 
 _registered: dict[str, Family] = {}
@@ -34,8 +51,9 @@ def family_of(transformer: torch.nn.Module) -> Family:
     name = type(transformer).__name__
     for family in (*FAMILIES, *_registered.values()):
         if family.transformer_class == name:
-            if transformer.config.get("image_condition_type") == "token_replace":
-                raise ValueError(f"{name} with image_condition_type token_replace is not supported: docs/models.md")
+            for setting, value in family.unsupported:
+                if transformer.config.get(setting) == value:
+                    raise ValueError(f"{name} with {setting} {value} is not supported: docs/models.md")
             return family
     supported = ", ".join(family.transformer_class for family in FAMILIES)
     raise ValueError(

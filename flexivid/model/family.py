@@ -56,6 +56,11 @@ class Family:
         `forward` gives with return_dict.
     more_forwards: attributes of the stock pipelines that say whether each step has one more forward, for guidance by a
         perturbed model.
+    conditions: arguments with a video (B, C, T, H, W) that modules of their own embed: weak passes get its block means.
+    reference_frames: latent frames that a pipeline puts before those of the clip.
+    for_all_clips: tensors that have no row for each clip.
+    unsupported: settings of a model's configuration, and the value with which it is refused.
+    check: raises ValueError for the arguments of a call that a pipeline makes, and that cannot be planned.
     """
 
     name: str
@@ -88,6 +93,11 @@ class Family:
     levels: Callable[[dict, torch.Tensor], dict] = lambda call, timestep: {}
     output_class: type = Transformer2DModelOutput
     more_forwards: tuple[str, ...] = ()
+    conditions: tuple[str, ...] = ()
+    reference_frames: int = 0
+    for_all_clips: tuple[str, ...] = ()
+    unsupported: tuple[tuple[str, object], ...] = ()
+    check: Callable[[dict], None] = lambda call: None
 
     @property
     def makes_images(self) -> bool:
@@ -124,7 +134,7 @@ class Family:
         stride, shrink = self.compression(pipe)
         patch_frames = patch_size_of(transformer_of(pipe).config)[0]  # CogVideoX-1.5 pads to them
         latent_frames = math.ceil(((frames - 1) // stride + 1) / patch_frames) * patch_frames
-        return latent_frames, height // shrink, width // shrink
+        return latent_frames + self.reference_frames, height // shrink, width // shrink
 
     def compression(self, pipe: DiffusionPipeline) -> tuple[int, int]:
         """Frames a latent frame, and pixels a latent pixel. Raises ValueError if the pipeline does not tell."""

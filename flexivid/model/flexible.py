@@ -25,7 +25,7 @@ from flexivid.model.family import centred_tables, patch_size_of
 from flexivid.model.lora import LoraSwitch
 from flexivid.model.stock_layer import StockLayer, bypassed, working_dtype
 from flexivid.model.weak_mode import WeakMode
-from flexivid.patches.folding import Folding
+from flexivid.patches.folding import Folding, folding_for
 from flexivid.patches.sizes import format_patch_size, parse_mode, spatially_doubled
 
 
@@ -209,6 +209,10 @@ class FlexTransformer:
         tables = call.arguments.get(family.rope_argument)
         if tables is not None:
             changed[family.rope_argument] = centred_tables(tables, self.folding, token_axis=0)
+        for name in family.conditions:
+            if (video := call.arguments.get(name)) is not None:
+                of_it = folding_for(tuple(video.shape[2:]), self.mode.multiple, self.base_patch, family.causal)
+                changed[name] = of_it.block_mean(video.float()).to(video.dtype)
         with ExitStack() as around:
             around.enter_context(bypassed(self.stock_layers))
             if getattr(self.transformer, "is_cache_enabled", False):  # some have no caches

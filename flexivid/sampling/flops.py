@@ -84,15 +84,19 @@ class FlopCounter:
 
     def costs(self, arguments: dict) -> Mapping[str, int]:
         """FLOPs (2 per multiply-add) of one forward of one clip by patch size, with arguments shaped as these."""
-        batch = len(arguments["hidden_states"])
-        key = tuple((name, _shapes(value, batch)) for name, value in arguments.items() if name not in NOT_COUNTED)
+        clips = self._clips(arguments)
+        key = tuple((name, _shapes(arguments[name], clips[name])) for name in clips)
         if key not in self._costs:
             self._costs[key] = {patch_size: self._count(patch_size, arguments) for patch_size in self.twin.patch_sizes}
         return self._costs[key]
 
+    def _clips(self, arguments: dict) -> dict[str, int]:
+        """The arguments that count, and of how many clips each holds rows."""
+        batch, shared = len(arguments["hidden_states"]), self.twin.family.for_all_clips
+        return {name: 1 if name in shared else batch for name in arguments if name not in NOT_COUNTED}
+
     def _count(self, patch_size: str, arguments: dict) -> int:
-        batch = len(arguments["hidden_states"])
-        inputs = {name: _of_one_clip(value, batch) for name, value in arguments.items() if name not in NOT_COUNTED}
+        inputs = {name: _of_one_clip(arguments[name], clips) for name, clips in self._clips(arguments).items()}
         self.twin.fix(patch_size)
         # The user's attention backend may not run on meta tensors, or not be known to the counter; and a counter
         # around the user's call is to count what runs, not what is planned.

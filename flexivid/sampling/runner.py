@@ -76,6 +76,7 @@ class PipelineRunner:
 
     def plan(self, arguments: dict, forwards: Forwards) -> Schedule:
         """The schedule of a call whose forwards are shaped as these. Raises ValueError if it cannot be met."""
+        self.family.check(arguments)
         costs, steps = self.costs(arguments), len(forwards.counts)
         if self.schedule is None:
             return self._bought(forwards.counts, lambda count: forwards.of_step(costs, count), self.budget)
