@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -16,6 +16,18 @@ from flexivid.patches.folding import Folding, Size3, folding_for
 from flexivid.patches.positions import centred_rope
 
 Tables = tuple[torch.Tensor, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Loose:
+    """How a forward takes tokens of any places: as those of one column, frame above frame, of one token each.
+
+    blocks: attribute of the transformer with its blocks, which take and give `hidden_states` (B, tokens, D).
+    timed: further arguments where every token has a timestep of its own.
+    """
+
+    blocks: str
+    timed: dict = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -48,6 +60,7 @@ class Family:
         `self.out_channels`, which has to be that of a weak head while one runs. image_by_timestep: image-to-video
         gives the first frame as clean tokens, not as channels. without_last_step: classes of pipelines that leave out
         the last timestep of their scheduler.
+    loose: how its forward takes a sequence of fine and coarse tokens, with a timestep and a place each; or why not.
     """
 
     name: str
@@ -75,6 +88,7 @@ class Family:
     image_by_timestep: bool = False
     positions_of_sizes: bool = False
     without_last_step: tuple[str, ...] = ()
+    loose: Loose | str = "its row does not say how"
 
     @property
     def makes_images(self) -> bool:
@@ -148,6 +162,8 @@ def patch_size_of(config: FrozenDict) -> Size3:
 
 def centred_tables(tables: Tables, folding: Folding, token_axis: int) -> Tables:
     """Rotary tables of the base grid, tokens on `token_axis`, read at the centres of the coarse tokens."""
+    if math.prod(folding.multiple) == 1:
+        return tables
     grids = (table.movedim(token_axis, 0).unflatten(0, folding.grid) for table in tables)
     centred = centred_rope(*grids, folding.centres, folding.aside)
     return tuple(table.flatten(0, 2).movedim(0, token_axis) for table in centred)

@@ -1,6 +1,10 @@
-"""Patch sizes and their notation: frames x height x width in latent pixels, as in `1x4x4`."""
+"""Patch sizes and their notation: frames x height x width in latent pixels, as in `1x4x4`.
+
+A mixed patch size, `1x2x2+1x4x4@0.35`, is two in one forward: the fine one in a share of the coarse one's blocks.
+"""
 
 import re
+from dataclasses import dataclass
 
 PatchSize = tuple[int, int, int]
 
@@ -47,3 +51,42 @@ def multiple_of(patch_size: PatchSize, base: PatchSize) -> PatchSize:
         )
     t, h, w = (p // b for p, b in zip(patch_size, base, strict=True))
     return t, h, w
+
+
+@dataclass(frozen=True)
+class MixedSize:
+    """Two patch sizes of one forward. share: of the blocks, each as large as a coarse patch, that are cut finely."""
+
+    fine: str
+    coarse: str
+    share: float
+
+    def __str__(self) -> str:
+        return f"{self.fine}+{self.coarse}@{self.share:g}"
+
+
+def is_mixed_size(name: str) -> bool:
+    """Whether a name means to be a mixed patch size; `parse_mixed_size` tells whether it is one."""
+    return "+" in name or "@" in name
+
+
+def parse_mixed_size(text: str) -> MixedSize:
+    """`"1x2x2+1x4x4@0.35"` -> its parts. Raises ValueError that names what is wrong."""
+    match = re.fullmatch(r"([^+@]*)\+([^+@]*)@([^+@]*)", text.replace(" ", ""))
+    if match is None:
+        raise ValueError(f"{text!r} is not fine+coarse@share of blocks that are fine, such as 1x2x2+1x4x4@0.35")
+    fine, coarse = (parse_patch_size(part) for part in match.groups()[:2])
+    if not re.fullmatch(r"[0-9]*\.?[0-9]+", match[3]) or not 0 < (share := float(match[3])) < 1:
+        raise ValueError(
+            f"{text!r}: the share of blocks that are fine is a number between 0 and 1, not {match[3]!r}; where all are "
+            f"alike write {format_patch_size(coarse)} or {format_patch_size(fine)} alone"
+        )
+    multiple_of(coarse, fine)
+    if coarse == fine:
+        raise ValueError(f"{text!r} mixes a patch size with itself: write {format_patch_size(fine)}")
+    return MixedSize(format_patch_size(fine), format_patch_size(coarse), share)
+
+
+def format_size(name: str) -> str:
+    """A patch size, or a mixed one, as it is written everywhere. Raises ValueError for what is neither."""
+    return str(parse_mixed_size(name)) if is_mixed_size(name) else format_patch_size(parse_patch_size(name))

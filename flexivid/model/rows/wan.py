@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import torch
 
-from flexivid.model.family import Family
+from flexivid.model.family import Family, Loose
 from flexivid.model.rows.common import example_tensors, of_latents
 
 
@@ -31,7 +31,12 @@ WAN = Family(
     guidance="separate",
     lora_targets=r"blocks\.\d+\.(attn1\.(to_q|to_k|to_v|to_out\.0)|ffn\.net\.(0\.proj|2))",
     example=_wan_example,
+    loose=Loose("blocks"),
 )
 SKYREELS_V2 = replace(  # arXiv 2504.13074
-    WAN, name="skyreels-v2", transformer_class="SkyReelsV2Transformer3DModel", fps=24
+    WAN,
+    name="skyreels-v2",
+    transformer_class="SkyReelsV2Transformer3DModel",
+    fps=24,
+    loose=Loose("blocks", {"enable_diffusion_forcing": True}),  # a timestep a frame, and so a token
 )
