@@ -25,7 +25,7 @@ from flexivid.model.surroundings import (
     drop_cached,
     without_other_hooks,
 )
-from flexivid.patches.sizes import format_patch_size, multiple_of, parse_patch_size, spatially_doubled
+from flexivid.patches.sizes import format_patch_size, multiple_of, parse_mode, spatially_doubled
 from flexivid.sampling.budget import check_budget, check_order
 from flexivid.sampling.runner import PipelineRunner
 from flexivid.sampling.schedule import Schedule
@@ -120,7 +120,10 @@ def _kind_and_modes(target, config: AdapterConfig | None, parametrisation, modes
     base_patch = patch_size_of(next(iter(transformers_of(target).values())).config)
     modes = list(dict.fromkeys(modes or _modes_of(schedule, config, base_patch)))
     for mode in modes:
-        multiple_of(parse_patch_size(mode), base_patch)
+        patch_size, guided = parse_mode(mode)
+        multiple_of(patch_size, base_patch)
+        if guided and config is None:
+            raise ValueError(f"{mode} has to be trained; give an adapter that has it")
     return kind, modes
 
 

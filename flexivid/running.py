@@ -1,7 +1,7 @@
 """What can be asked of an enabled pipeline: plan, costs, summary, and to look at its runs."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -28,10 +28,13 @@ def plan(
     return runner.plan(call, steps, 2 if guided and runner.family.guidance == "separate" else 1)
 
 
-def costs(pipe: DiffusionPipeline, frames: int, height: int, width: int, text_length: int) -> dict[str, int]:
-    """FLOPs of one forward of one clip of these sizes by patch size. Raises ValueError if it is not enabled."""
+def costs(pipe: DiffusionPipeline, frames: int, height: int, width: int, text_length: int) -> Mapping[str, int]:
+    """FLOPs of one forward of one clip of these sizes by patch size. Raises ValueError if it is not enabled.
+
+    Those of mixed patch sizes are found there too (`costs["1x2x2+1x4x4@0.35"]`), though it does not list them.
+    """
     runner = _enabled(pipe)
-    return dict(runner.costs(_call_of(pipe, runner, frames, height, width, text_length)))
+    return runner.costs(_call_of(pipe, runner, frames, height, width, text_length))
 
 
 def _enabled(pipe: DiffusionPipeline) -> PipelineRunner:

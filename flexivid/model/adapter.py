@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from flexivid.files import replacing
 from flexivid.model.flexible import FlexTransformer
 from flexivid.model.lora import add_lora
+from flexivid.patches.sizes import GUIDED
 from flexivid.tensors import whole
 
 CONFIG_NAME = "flexivid_config.json"
@@ -38,7 +39,8 @@ class AdapterConfig(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     format: int = Field(1, ge=1, le=1)
-    patch_sizes: list[str] = Field(min_length=1, description="weak patch sizes, as 1x4x4")
+    patch_sizes: list[str] = Field(min_length=1, description="weak patch sizes, as 1x4x4, or guided, as 1x4x4-guided")
+    guidance_scale: float | None = Field(None, gt=1, description="of classifier-free guidance, that guided ones give")
     parametrisation: str
     lora_rank: int = Field(ge=0, description="0: no LoRA, all weights of the model were trained with the modes")
     components: list[str] = Field(min_length=1, description="pipeline components that are adapted")
@@ -125,6 +127,7 @@ def load_adapter(folder: Path, config: AdapterConfig, flexes: dict[str, FlexTran
     """
     for component, flex in flexes.items():
         check_matches(config, component, flex)
+        flex.guidance_scale = config.guidance_scale
     weights = _read_tensors(folder / WEIGHTS_NAME)
     lora = _read_tensors(folder / LORA_NAME) if config.lora_rank else {}
 
@@ -134,10 +137,14 @@ def load_adapter(folder: Path, config: AdapterConfig, flexes: dict[str, FlexTran
             raise AdapterError(f"the adapter in {folder} has no weights under {prefix}")
         return found
 
+    def stored(patch_size: str) -> str:
+        """A guided mode that is to be trained starts from the one without guidance."""
+        return patch_size if patch_size in config.patch_sizes else patch_size.removesuffix(GUIDED)
+
     for component, flex in flexes.items():
         for patch_size, mode in flex.weak_modes.items():
             try:
-                mode.load_state_dict(under(weights, f"{component}.{patch_size}."))
+                mode.load_state_dict(under(weights, f"{component}.{stored(patch_size)}."))
             except RuntimeError as error:
                 raise AdapterError(f"{folder / WEIGHTS_NAME} does not fit the model: {error}") from None
         for stock, (weight, bias) in zip(flex.stock_layers, stock_names(component), strict=True):
@@ -149,7 +156,7 @@ def load_adapter(folder: Path, config: AdapterConfig, flexes: dict[str, FlexTran
                 raise AdapterError(f"{folder / WEIGHTS_NAME} does not fit the model: {error}") from None
         if not config.lora_rank:
             continue
-        loras = {patch_size: under(lora, f"{component}.{patch_size}.") for patch_size in flex.weak_modes}
+        loras = {patch_size: under(lora, f"{component}.{stored(patch_size)}.") for patch_size in flex.weak_modes}
         add_lora(flex, config.lora_rank)
         for patch_size, state in loras.items():
             name = flex.lora.name_of(patch_size)
@@ -221,7 +228,7 @@ def merge_adapters(sources: list[Path], output: Path) -> None:
     """
     configs = [read_config(source) for source in sources]
     shared = ("patch_sizes", "parametrisation", "lora_rank", "transformer_class", "transformer_shape")
-    shared += ("base_model", "max_sequence_length")
+    shared += ("base_model", "max_sequence_length", "guidance_scale")
     first = configs[0]
     for source, config in zip(sources[1:], configs[1:], strict=True):
         if differing := [name for name in shared if getattr(config, name) != getattr(first, name)]:

@@ -28,7 +28,7 @@ from flexivid.model.mixed import MixedForward
 from flexivid.model.stock_layer import StockLayer, bypassed, working_dtype
 from flexivid.model.weak_mode import WeakMode
 from flexivid.patches.folding import Folding
-from flexivid.patches.sizes import format_patch_size, parse_patch_size, spatially_doubled
+from flexivid.patches.sizes import format_patch_size, parse_mode, spatially_doubled
 
 
 class Runner(Protocol):
@@ -52,10 +52,12 @@ class FixedPatchSize:
 class FlexTransformer:
     """Attaches weak modes to a transformer.
 
-    transformer: a diffusers transformer that has a row in `families`. patch_sizes: the weak ones, as `1x4x4`.
+    transformer: a diffusers transformer that has a row in `families`. patch_sizes: the weak ones, as `1x4x4`, and
+    those that are guidance-distilled, as `1x4x4-guided`.
     Raises ValueError for an unknown transformer, a patch size that is no multiple of the base one, or one that is
     already enabled.
 
+    guidance_scale: that guided modes were trained for.
     diffusion: what its network predicts; a VP model needs the table of its scheduler in it. mode, folding, memo: of the
     weak forward that runs, None and stale between forwards. mixed: that forward, if its tokens are of two patch sizes.
     """
@@ -70,7 +72,7 @@ class FlexTransformer:
         self.powerful = format_patch_size(self.base_patch)
         if self.powerful in patch_sizes:
             raise ValueError(f"{self.powerful} is the model's own patch size; modes lists the coarser ones")
-        if not self.family.temporal and any(parse_patch_size(name)[0] > self.base_patch[0] for name in patch_sizes):
+        if not self.family.temporal and any(parse_mode(name)[0][0] > self.base_patch[0] for name in patch_sizes):
             example = spatially_doubled(self.base_patch)
             raise ValueError(f"patches of {self.family.name} may be larger in space only, such as {example}")
         channels_last = self.family.channels_last
@@ -81,6 +83,7 @@ class FlexTransformer:
             }
         ).requires_grad_(False)
         self.diffusion = Diffusion(self.family.prediction, self.family.time_scale)
+        self.guidance_scale: float | None = None
         self.runner: Runner = FixedPatchSize(self.powerful)
         self.lora = LoraSwitch(transformer)
         self.mode: WeakMode | None = None

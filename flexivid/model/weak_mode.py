@@ -9,7 +9,7 @@ from torch.func import functional_call
 from flexivid.diffusion import PARAMETRISATIONS
 from flexivid.model.stock_layer import Weights, dense_weight
 from flexivid.patches.resize import embedder_to_folded, head_to_folded, resize_embedder, resize_head
-from flexivid.patches.sizes import multiple_of, parse_patch_size
+from flexivid.patches.sizes import multiple_of, parse_mode
 
 
 class WeakMode(nn.Module):
@@ -20,7 +20,7 @@ class WeakMode(nn.Module):
     full-resolution residual on x0, zero at the start.
 
     Args:
-        patch_size: such as `1x4x4`, an integer multiple of the base patch. Raises ValueError otherwise.
+        patch_size: such as `1x4x4` or `1x4x4-guided`, a multiple of the base patch. Raises ValueError otherwise.
         embedder: the stock Conv3d, Conv2d or Linear over patches (channel, p_t, p_h, p_w). head: the stock Linear.
         base_patch: (p_t, p_h, p_w).
         channels_last: the rows of the head are ordered (p_t, p_h, p_w, channel), else (channel, p_t, p_h, p_w).
@@ -38,7 +38,7 @@ class WeakMode(nn.Module):
         super().__init__()
         if parametrisation not in PARAMETRISATIONS:
             raise ValueError(f"parametrisation must be one of {', '.join(PARAMETRISATIONS)}, not {parametrisation!r}")
-        self.coarse_patch, self.base_patch = parse_patch_size(patch_size), base_patch
+        self.coarse_patch, self.base_patch = parse_mode(patch_size)[0], base_patch
         self.multiple = multiple_of(self.coarse_patch, base_patch)
         self.channels_last = channels_last
         self.parametrisation = parametrisation

@@ -1,12 +1,16 @@
 """Patch sizes and their notation: frames x height x width in latent pixels, as in `1x4x4`.
 
-A mixed patch size, `1x2x2+1x4x4@0.35`, is two in one forward: the fine one in a share of the coarse one's blocks.
+A mode of a model is a patch size, or one that is guidance-distilled: `1x4x4-guided`, whose one forward gives what both
+guidance branches give together. A mixed patch size, `1x2x2+1x4x4@0.35`, is two in one forward: the fine one in a share
+of the coarse one's blocks.
 """
 
 import re
 from dataclasses import dataclass
 
 PatchSize = tuple[int, int, int]
+
+GUIDED = "-guided"
 
 _NOTATION = "write frames x height x width in latent pixels, for example 1x4x4"
 
@@ -23,6 +27,11 @@ def parse_patch_size(text: str) -> PatchSize:
     if 0 in (t, h, w):
         raise ValueError(f"{text!r} is not a patch size: each number must be at least 1; {_NOTATION}")
     return t, h, w
+
+
+def parse_mode(text: str) -> tuple[PatchSize, bool]:
+    """`"1x4x4-guided"` -> `((1, 4, 4), True)`: patch size, and whether it is guided. Raises ValueError likewise."""
+    return parse_patch_size(text.removesuffix(GUIDED)), text.endswith(GUIDED)
 
 
 def format_patch_size(patch_size: PatchSize) -> str:
@@ -87,6 +96,17 @@ def parse_mixed_size(text: str) -> MixedSize:
     return MixedSize(format_patch_size(fine), format_patch_size(coarse), share)
 
 
-def format_size(name: str) -> str:
-    """A patch size, or a mixed one, as it is written everywhere. Raises ValueError for what is neither."""
-    return str(parse_mixed_size(name)) if is_mixed_size(name) else format_patch_size(parse_patch_size(name))
+def format_mode(name: str) -> str:
+    """A mode, or a mixed patch size, as it is written everywhere. Raises ValueError for what is neither."""
+    if is_mixed_size(name):
+        return str(parse_mixed_size(name))
+    patch_size, guided = parse_mode(name)
+    return format_patch_size(patch_size) + GUIDED * guided
+
+
+def sizes_in(name: str) -> tuple[str, ...]:
+    """The patch sizes of a mixed one, or the mode itself."""
+    if not is_mixed_size(name):
+        return (name,)
+    mixed = parse_mixed_size(name)
+    return mixed.fine, mixed.coarse

@@ -28,7 +28,7 @@ from fractions import Fraction
 from numbers import Real
 from typing import Literal
 
-from flexivid.patches.sizes import parse_patch_size
+from flexivid.patches.sizes import parse_mode
 from flexivid.sampling.schedule import KEPT, REUSED, Schedule
 
 Guidance = Literal["same", "kept", "weak-uncond"]
@@ -259,5 +259,5 @@ def _sorted_modes(costs: Mapping[str, float]) -> tuple[list[str], dict[str, Frac
     for name, cost in costs.items():
         if not (math.isfinite(cost) and cost > 0):
             raise ValueError(f"the cost of {name} must be a positive number of FLOPs, not {cost}")
-    modes = sorted(costs, key=lambda name: (costs[name], -math.prod(parse_patch_size(name))))
+    modes = sorted(costs, key=lambda name: (costs[name], -math.prod(parse_mode(name)[0])))
     return modes, {name: _exact(cost) for name, cost in costs.items()}

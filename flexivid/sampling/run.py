@@ -9,9 +9,11 @@ import torch
 from flexivid.diffusion import Diffusion, Level
 from flexivid.model.call import Call
 from flexivid.model.flexible import FlexTransformer
+from flexivid.patches.sizes import is_mixed_size
 from flexivid.sampling.clock import Position
+from flexivid.sampling.mixing import Mixing
 from flexivid.sampling.observe import Observer
-from flexivid.sampling.schedule import KEPT, REUSED, Schedule, is_mixed
+from flexivid.sampling.schedule import KEPT, REUSED, WITH_RESIDUAL, Schedule, is_guided, is_mixed
 
 
 @dataclass
@@ -50,10 +52,11 @@ class Run:
 
     corrections: by guidance branch and weak patch size, x0_powerful - x0_weak.
     guidance: x0_cond - x0_uncond.
-    held: by guidance branch, the last x0 itself, for steps that reuse it.
+    held: by guidance branch, the last x0 itself, for steps that reuse it or choose by it.
+    mixing: what mixed patch sizes need.
     """
 
-    def __init__(self, schedule: Schedule, diffusion: Diffusion):
+    def __init__(self, schedule: Schedule, diffusion: Diffusion, mixing: Mixing):
         self.summary = Summary(schedule)
         self.diffusion = diffusion
         self.calls = len(schedule.steps[0])  # of the transformer in a step, as far as is known
@@ -61,8 +64,10 @@ class Run:
         self.corrections: dict[tuple[int, str], torch.Tensor] = {}
         self.guidance: torch.Tensor | None = None
         self.held: dict[int, torch.Tensor] = {}
+        self.mixing = mixing
         self._schedule, self._first, self._replanned = schedule, 0, False
         self._conditional: tuple[Call, torch.Tensor] | None = None  # of this step, where another branch needs it
+        self._with_guidance: torch.Tensor | None = None  # the prediction of a guided step, for its other branch
         self._memo: dict = {}
         self._batch = 0
 
@@ -113,12 +118,17 @@ class Run:
         self.costs[call.branch] = costs
         # Guidance of a mixed step needs the weak prediction of both branches.
         own = [] if name in (KEPT, REUSED) else [name] * (2 if is_mixed(planned) and call.branch == 1 else 1)
+        if is_guided(planned) and call.branch:
+            own = []
+        if is_mixed_size(name) and call.branch in self.mixing.residuals:
+            own = [name + WITH_RESIDUAL]
         self._batch = batch = len(call.arguments["hidden_states"])
         self.summary.flops_used += sum(costs[patch_size] for patch_size in (*compared, *own)) * batch
         self.summary.flops_full += costs[flex.powerful] * batch
 
         if name == flex.powerful:
-            output = flex.stock(call)
+            leaves = self._schedule.leaves_residual(index, flex.powerful, branch)
+            output = self.mixing.stock(flex, call) if leaves else flex.stock(call)
             self._learn(flex, call, output[0], at, compared, observer)
         else:
             level = call.level(self.diffusion, at.sigma)
@@ -126,6 +136,10 @@ class Run:
                 prediction = self._reused(call, level)
             elif name == KEPT:
                 prediction = self._with_kept_guidance(call, level)
+            elif is_guided(planned):
+                prediction = self._guided(flex, call, level, name)
+            elif is_mixed_size(name):
+                prediction = self.mixing.predict(flex, call, level, self.diffusion, name, self.held)
             elif not is_mixed(planned):
                 prediction = self._corrected(flex, call, level, name)
             else:
@@ -143,7 +157,9 @@ class Run:
 
     def drop(self) -> None:
         """Lets go of every tensor; what is left is the summary."""
-        self.corrections, self.held, self.guidance, self._conditional, self._memo = {}, {}, None, None, {}
+        self.corrections, self.held, self._memo = {}, {}, {}
+        self.guidance, self._conditional, self._with_guidance = None, None, None
+        self.mixing.drop()
 
     def _learn(self, flex, call: Call, output: torch.Tensor, at: Position, compared, observer: Observer | None) -> None:
         """What a powerful prediction knows better than the weak ones, and what guidance adds, both in x0."""
@@ -174,6 +190,15 @@ class Run:
         weak = flex.predict(call, patch_size, self.diffusion, level)
         correction = self.corrections.get((call.branch, patch_size))
         return weak if correction is None else self._shifted(weak, _of_the_last(len(weak), correction), level)
+
+    def _guided(self, flex: FlexTransformer, call: Call, level: Level, patch_size: str) -> torch.Tensor:
+        """x0 with guidance, of one forward with the conditions of the conditional branch, in both branches.
+
+        u + w (c - u) is then what was predicted, at any scale w (guidance distillation, Meng et al., arXiv 2210.03142).
+        """
+        if call.branch == 0:
+            self._with_guidance = flex.predict(call, patch_size, self.diffusion, level)
+        return self._with_guidance
 
     def _with_kept_guidance(self, call: Call, level: Level) -> torch.Tensor:
         """x0_uncond = x0_cond(t) - [x0_cond(t_k) - x0_uncond(t_k)], t_k the last powerful step: no forward.

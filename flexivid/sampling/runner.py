@@ -8,14 +8,18 @@ from diffusers import DiffusionPipeline
 
 from flexivid.model.call import Call
 from flexivid.model.flexible import FlexTransformer
+from flexivid.model.mixed import check_mixing
 from flexivid.model.surroundings import check_caches, check_call, drop_cached
-from flexivid.patches.sizes import parse_patch_size
+from flexivid.patches.sizes import is_mixed_size, parse_mixed_size, parse_mode
 from flexivid.sampling.budget import BudgetError, schedule_for_budget
 from flexivid.sampling.clock import Clock, Position
 from flexivid.sampling.flops import FlopCounter
+from flexivid.sampling.mixing import Mixing
 from flexivid.sampling.observe import Forward, Observer
 from flexivid.sampling.run import Run, Summary
-from flexivid.sampling.schedule import KEPT, Schedule, explicit_schedule, is_reused
+from flexivid.sampling.schedule import KEPT, Schedule, explicit_schedule, is_guided, is_reused
+
+SAME_SCALE = 0.01  # guidance scales that differ by less are one
 
 
 class PipelineRunner:
@@ -80,6 +84,10 @@ class PipelineRunner:
             text = self.schedule if ":" in self.schedule else f"{self.schedule}:{steps}"
         schedule = explicit_schedule(text, steps, branches, list(costs))
         check_guidance(schedule, self.powerful)
+        for name in schedule.mixed_sizes:
+            for flex in self.flexes.values():
+                check_mixing(flex, parse_mixed_size(name))
+            costs[name]  # what cannot be mixed on these sizes does not come to be counted
         return schedule
 
     def _bought(self, costs: Mapping[str, int], steps: int, branches: int, budget: float) -> Schedule:
@@ -100,9 +108,12 @@ class PipelineRunner:
                 check_caches(transformer)
             drop_cached(transformers, call.context)
             schedule = self.plan(call.arguments, at.steps, branches)
+            self._check_scale(schedule)
             # The scheduler may have been replaced or changed since the last call.
             table = getattr(self.pipe.scheduler, "alphas_cumprod", None)
-            self._run = Run(schedule, replace(self.counter.twin.diffusion, alphas_cumprod=table))
+            batched = self.family.guidance == "batched" and getattr(self.pipe, "do_classifier_free_guidance", False)
+            mixing = Mixing(self._scale or 1.0, batched)
+            self._run = Run(schedule, replace(self.counter.twin.diffusion, alphas_cumprod=table), mixing)
         elif self._run is None or (self.family.guidance == "separate" and at.branch >= branches):
             raise ValueError("the transformer was called by something else than the pipeline that was enabled")
         elif at.branch == 0 and self._run.outdated(at.step, branches, batch, self.budget is not None):
@@ -128,6 +139,21 @@ class PipelineRunner:
             return self._bought(costs, left, branches, min(budget, 1.0))
         except BudgetError:
             return Schedule(((min(costs, key=costs.get),) * branches,) * left)
+
+    @property
+    def _scale(self) -> float | None:
+        """The guidance scale of the present call, None before the first one."""
+        guider = getattr(self.pipe, "guider", None)
+        return getattr(self.pipe if guider is None else guider, "guidance_scale", None)
+
+    def _check_scale(self, schedule: Schedule) -> None:
+        """Raises ValueError for guided steps in a call with another scale than they were trained for."""
+        trained, asked = next(iter(self.flexes.values())).guidance_scale, self._scale
+        if any(map(is_guided, schedule.steps)) and abs(asked - trained) > SAME_SCALE:
+            raise ValueError(
+                f"guidance_scale is {asked:g}, and the guided patch sizes of this adapter were trained for {trained:g}: "
+                f"call the pipeline with that, or give a schedule without them"
+            )
 
     def _branches(self) -> int:
         """Guidance branches that a schedule tells apart: calls of the transformer in a step."""
@@ -179,7 +205,9 @@ def check_guidance(schedule: Schedule, powerful: str) -> None:
             if not after_powerful:
                 raise ValueError(f"step {index} keeps the guidance of a powerful step before it, and there is none")
             continue
-        conditional, unconditional = parse_patch_size(step[0]), parse_patch_size(step[-1])
+        if is_mixed_size(step[0]):
+            continue
+        conditional, unconditional = parse_mode(step[0])[0], parse_mode(step[-1])[0]
         if any(coarse > fine for coarse, fine in zip(conditional, unconditional, strict=True)):
             raise ValueError(
                 f"{'/'.join(step)} runs the unconditional branch at a finer patch size than the conditional one, "

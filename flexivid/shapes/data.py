@@ -99,6 +99,11 @@ class ShapesData:
         device = next(self.vae.parameters()).device
         return [(encode(self.vae, clips.to(device)).float().cpu(), {"encoder_hidden_states": text})]
 
+    def unconditional(self, x_0: torch.Tensor, conditions: dict) -> dict:
+        """The conditions of these clips with the empty caption."""
+        text = conditions["encoder_hidden_states"]
+        return {"encoder_hidden_states": self.empty_text(text.shape[1]).expand_as(text)}
+
     def empty_text(self, length: int) -> torch.Tensor:
         """The embedding of the empty caption, (1, length, dim)."""
         empty = self.text_embeddings[-1:]

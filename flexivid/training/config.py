@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError, model_validator
 
+from flexivid.patches.sizes import parse_mode
 from flexivid.text import read_text
 from flexivid.training.data.buckets import Bucket
 from flexivid.training.unread import check_all_is_read
@@ -119,7 +120,14 @@ class DistillConfig(Section):
         "snr", description="snr: x0 of the coarse latents and a residual; direct: the paper's, all pixels at once"
     )
     rank: Positive = Field(32, description="LoRA rank")
-    adapter: Path | None = Field(None, description="adapter folder to go on from, of the same modes and rank")
+    guidance_scale: float | None = Field(
+        None, gt=1, description="of classifier-free guidance, that modes such as 1x4x4-guided give in one forward"
+    )
+    adapter: Path | None = Field(
+        None,
+        description="adapter folder to go on from, of the same modes and rank; guided modes that it has not start from "
+        "the others",
+    )
     sigma_range: tuple[Fraction, Fraction] = Field((0.2, 1.0), description="noise levels at which weak modes run")
     correction_gap: Fraction = Field(
         0.0,
@@ -141,6 +149,11 @@ class DistillConfig(Section):
     def _modes_can_be_drawn(self):
         if self.modes_per_step > len(self.modes):
             raise ValueError(f"modes_per_step is {self.modes_per_step}, but there are only {len(self.modes)} modes")
+        guided = [mode for mode in self.modes if parse_mode(mode)[1]]
+        if bool(guided) != (self.guidance_scale is not None):
+            raise ValueError("guidance_scale and guided modes, such as 1x4x4-guided, go together: give both or none")
+        if guided and (self.on_policy or self.correction_gap):
+            raise ValueError(f"{guided[0]} goes with neither correction_gap nor on_policy: set both to 0")
         if self.on_policy and self.correction_gap:
             raise ValueError("on_policy and correction_gap exclude each other: a run has one noise level a state")
         if self.mode_weights is not None and len(self.mode_weights) != len(self.modes):
@@ -201,6 +214,8 @@ class Config(Section):
             )
         if self.objective == "shared" and self.base_dtype != "float32":
             raise ValueError("shared trains all weights: base_dtype must be float32")
+        if self.objective == "shared" and self.distill.guidance_scale is not None:
+            raise ValueError("shared trains no guided modes: its teacher is what it learns to be")
         check_all_is_read(self)
         return self
 

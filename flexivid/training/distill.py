@@ -112,7 +112,7 @@ class DistillObjective:
             return distillation_loss(weak_errors(model, self.flex, patch_sizes, state))
         x_0, conditions, noise, u, u_before = values
         if settings.correction_gap == 0:
-            state = self.levels.state(x_0, noise, self.levels.drawn(u, settings.sigma_range), conditions)
+            state = self.state(x_0, noise, self.levels.drawn(u, settings.sigma_range), conditions)
             return distillation_loss(weak_errors(model, self.flex, patch_sizes, state))
         twice = on_rows(conditions, lambda tensor: torch.cat([tensor] * 2))
         timestep = self.levels.drawn(torch.cat([u, u_before.clamp(max=1)]), settings.sigma_range)
@@ -120,6 +120,13 @@ class DistillObjective:
         now, before = weak_errors(model, self.flex, patch_sizes, state).chunk(2, dim=1)
         # The first steps of a run come before its first powerful one, and are not corrected.
         return corrected_distillation_loss(now, before, u_before <= 1, settings.anchor)
+
+    def state(self, x_0: torch.Tensor, noise: torch.Tensor, timestep: torch.Tensor, conditions: dict) -> State:
+        state = self.levels.state(x_0, noise, timestep, conditions)
+        if self.config.distill.guidance_scale is None:
+            return state
+        empty = self.data.unconditional(x_0, conditions)
+        return replace(state, unconditional=on_rows(empty, lambda tensor: tensor.to(x_0.device)))
 
     def errors(self, patch_sizes: list[str], state: State) -> torch.Tensor:
         """x0_weak - x0_powerful at some patch sizes, (modes, B, C, T, H, W)."""
@@ -148,7 +155,7 @@ class DistillObjective:
 
         part = here(x_0)
         timestep = self.levels.at(sigma, len(part)).to(part.device)
-        state = self.levels.state(part, here(noise), timestep, on_rows(conditions, here))
+        state = self.state(part, here(noise), timestep, on_rows(conditions, here))
         with autocast(self.accelerator):
             found = self.errors(list(self.flex.weak_modes), state)
         return found.square().flatten(2).mean(2).sum(1).cpu()
@@ -186,6 +193,7 @@ class DistillObjective:
         }
         adapter = AdapterConfig(
             patch_sizes=settings.modes,
+            guidance_scale=settings.guidance_scale,
             parametrisation=settings.parametrisation,
             lora_rank=settings.rank if config.objective == "distill" else 0,
             components=[config.component],

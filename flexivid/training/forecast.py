@@ -11,7 +11,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from flexivid.diffusion import FLOWS, Level
 from flexivid.model.families import family_of
 from flexivid.model.family import patch_size_of
-from flexivid.patches.sizes import parse_patch_size
+from flexivid.patches.sizes import parse_mode
 from flexivid.published import load_index, load_part
 from flexivid.sampling.budget import least_budget, schedule_for_budget
 from flexivid.sampling.flops import FlopCounter, flop_counter_mode
@@ -74,7 +74,7 @@ def _state(pipe: DiffusionPipeline, call: dict) -> State:
     family = family_of(pipe.transformer)
     conditions = {name: value for name, value in call.items() if name not in ("hidden_states", "timestep")}
     level = torch.empty(len(call["timestep"]), device="meta")
-    return State(family.latents(call), call["timestep"], Level(level, level), conditions)
+    return State(family.latents(call), call["timestep"], Level(level, level), conditions, unconditional=conditions)
 
 
 def _costs(student: Student, call: dict) -> dict[str, int]:
@@ -173,7 +173,7 @@ def _table(student: Student, state: State, costs: dict[str, int], saved: dict[st
     powerful = student._flex[0].powerful
     lines = [f"{'patch size':12}{'tokens':>9}{'TFLOP a forward':>18}{'of powerful':>13}{'kept for backward, GiB':>25}"]
     for patch_size, cost in costs.items():
-        sides = zip(state.x_t.shape[2:], parse_patch_size(patch_size), strict=True)
+        sides = zip(state.x_t.shape[2:], parse_mode(patch_size)[0], strict=True)
         tokens = math.prod(-(-length // patch) for length, patch in sides)
         kept = f"{saved[patch_size] / GIB:.2f}" if patch_size in saved else ""
         lines.append(f"{patch_size:12}{tokens:>9}{cost / 1e12:>18.4g}{cost / costs[powerful]:>13.3f}{kept:>25}")

@@ -23,13 +23,14 @@ class State:
     """Latents in the middle of sampling, and all that a transformer is told of them.
 
     x_t: (B, C, T, H, W) = alpha x_0 + s noise. timestep: (B,). level: its noise level, (B,) too. conditions: the other
-    arguments of `forward`.
+    arguments of `forward`. unconditional: these for the empty caption, where guidance is distilled.
     """
 
     x_t: torch.Tensor
     timestep: torch.Tensor
     level: Level
     conditions: dict
+    unconditional: dict | None = None
 
     def x0_of(self, diffusion: Diffusion, output: torch.Tensor) -> torch.Tensor:
         """x0 that an output (B, C, T, H, W) stands for."""

@@ -35,6 +35,9 @@ class Data(Protocol):
     def validation(self) -> list[tuple[torch.Tensor, dict]]:
         """What errors are measured on: the held-out clips, or some that are trained on if there are none."""
 
+    def unconditional(self, x_0: torch.Tensor, conditions: dict) -> dict:
+        """The conditions of these clips with the empty caption."""
+
     def empty_text(self, length: int) -> torch.Tensor:
         """The embedding of the empty caption, (1, length, dim)."""
 

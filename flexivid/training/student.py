@@ -11,6 +11,7 @@ from flexivid.model.adapter import load_adapter, read_config
 from flexivid.model.family import Family
 from flexivid.model.flexible import FlexTransformer
 from flexivid.model.lora import add_lora
+from flexivid.patches.sizes import parse_mode
 from flexivid.training.config import DistillConfig
 from flexivid.training.noise import State
 from flexivid.training.parallel.sharding import block_classes
@@ -52,12 +53,17 @@ def build_student(transformer: torch.nn.Module, settings: DistillConfig, compone
         add_lora(flex, settings.rank)
     else:
         config = read_config(settings.adapter)
-        asked = {"patch_sizes": settings.modes, "parametrisation": settings.parametrisation, "lora_rank": settings.rank}
+        # Guided modes may be new.
+        known = [mode for mode in settings.modes if mode in config.patch_sizes or not parse_mode(mode)[1]]
+        asked = {"patch_sizes": known, "parametrisation": settings.parametrisation, "lora_rank": settings.rank}
+        if config.guidance_scale is not None:
+            asked["guidance_scale"] = settings.guidance_scale
         if differing := [
             f"{key} {getattr(config, key)} != {value}" for key, value in asked.items() if getattr(config, key) != value
         ]:
             raise ValueError(f"cannot go on from {settings.adapter}: {', '.join(differing)}")
         load_adapter(settings.adapter, config, {component: flex})
+    flex.guidance_scale = settings.guidance_scale
     for name, parameter in transformer.named_parameters():
         parameter.requires_grad_("lora_" in name)
     student = Student(flex)
@@ -72,12 +78,21 @@ def unfrozen_student(transformer: torch.nn.Module, settings: DistillConfig) -> S
 
 
 def weak_errors(student: torch.nn.Module, flex: FlexTransformer, patch_sizes: list[str], state: State) -> torch.Tensor:
-    """x0_weak - x0_powerful, (modes, B, C, T, H, W); gradients reach the weak part only."""
+    """x0_weak - x0_powerful, (modes, B, C, T, H, W); gradients reach the weak part only.
+
+    A guided mode learns what guidance makes of two powerful predictions: u + w (c - u) (Meng et al., arXiv 2210.03142).
+    """
     arguments = (state.x_t, state.timestep, state.conditions)
+    guided = [parse_mode(patch_size)[1] for patch_size in patch_sizes]
     with torch.no_grad():
-        (powerful,) = student([flex.powerful], *arguments)
+        (powerful,) = with_guidance = student([flex.powerful], *arguments)
+        if any(guided):
+            (unconditional,) = student([flex.powerful], state.x_t, state.timestep, state.unconditional)
+            with_guidance = unconditional + flex.guidance_scale * (powerful - unconditional)
     weak = student(patch_sizes, *arguments)
-    return torch.stack([state.x0_difference(flex.diffusion, output - powerful) for output in weak])
+    targets = [with_guidance if is_guided else powerful for is_guided in guided]
+    differences = [output - target for output, target in zip(weak, targets, strict=True)]
+    return torch.stack([state.x0_difference(flex.diffusion, difference) for difference in differences])
 
 
 def distillation_loss(errors: torch.Tensor) -> torch.Tensor:

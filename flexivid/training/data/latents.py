@@ -80,6 +80,7 @@ class LatentCache:
             self.held_out_contents = choose_held_out(usable, config.held_out)
         self.places, self.held_out_places = split(usable, self.held_out_contents)
         self.empty = {bucket: encode_text("", Bucket.parse(bucket)) for bucket in usable}
+        self._bucket_of: dict[torch.Size, str] = {}  # by the size of latents, as they are read
 
     def report(self) -> str:
         """A line per clip that was skipped, with the reason."""
@@ -118,8 +119,14 @@ class LatentCache:
                 latents.append(shard.get_slice(f"{bucket}.latents")[place.row])
                 for name, values in rows.items():
                     values.append(empty[name] if without else shard.get_slice(f"{bucket}.{name}")[place.row])
+        self._bucket_of[latents[0].shape] = bucket
         conditions = {name: torch.stack([filled(v, empty[name]) for v in values]) for name, values in rows.items()}
         return torch.stack(latents).float(), empty | conditions
+
+    def unconditional(self, x_0: torch.Tensor, conditions: dict) -> dict:
+        """The conditions of these clips with the empty caption."""
+        empty = self.empty[self._bucket_of[x_0.shape[1:]]]
+        return conditions | {name: v.expand(len(x_0), *v.shape) for name, v in empty.items() if torch.is_tensor(v)}
 
     def empty_text(self, length: int) -> torch.Tensor:
         """The embedding of the empty caption, (1, length, dim)."""
