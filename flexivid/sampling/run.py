@@ -29,7 +29,8 @@ class Run:
 
     corrections: by forward of a step and weak patch size, x0_powerful - x0_weak.
     guidance: by forward of a step, x0 of the first - its own, of the video and of what is made beside it.
-    held: by forward of a step, the last x0 itself, for steps that reuse it or choose by it, also of what is made beside.
+    held: by forward of a step, the last x0 itself, for steps that reuse it or choose their fine blocks by it, also of
+        what is made beside.
     mixing: what mixed patch sizes need.
     """
 
