@@ -111,7 +111,7 @@ class Family:
     for_all_clips: tuple[str, ...] = ()
     unsupported: tuple[tuple[str, object], ...] = ()
     check: Callable[[dict], None] = lambda call: None
-    loose: Loose | str = "its row does not say how"
+    loose: Loose | str = "its row does not say how its forward would take mixed tokens"
 
     @property
     def makes_images(self) -> bool:

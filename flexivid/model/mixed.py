@@ -36,6 +36,8 @@ def check_mixing(flex: "FlexTransformer", size: MixedSize) -> None:
     """Raises ValueError where a transformer cannot run a mixed patch size."""
     if isinstance(flex.family.loose, str):
         raise ValueError(f"{flex.family.name} does not run {size}: {flex.family.loose}")
+    if (flex.transformer.config.get("num_frame_per_block") or 1) > 1:
+        raise ValueError(f"{flex.family.name} does not run {size} where blocks of frames are causal: tokens have none")
     if size.fine != flex.powerful or size.coarse not in flex.weak_modes:
         raise ValueError(
             f"{size} is not the model's own patch size and a weak one: {flex.powerful} and one of "
