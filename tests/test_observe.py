@@ -33,7 +33,7 @@ def test_an_observer_sees_every_forward_and_changes_nothing():
     pipe, call = tiny_pipeline("wan")
     with pytest.raises(ValueError, match="not enabled"), flexivid.observe(pipe, Everything()):
         pass
-    flexivid.enable(pipe, budget=0.5)
+    flexivid.enable(pipe, budget=0.5, order="interleaved")
     clip, ratio = sample(pipe, call), flexivid.summary(pipe).ratio
     with flexivid.observe(pipe, Everything()) as seen:
         assert torch.equal(sample(pipe, call), clip)
