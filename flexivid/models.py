@@ -264,5 +264,6 @@ Motif-Video's configuration was not at hand.
 
 def page() -> Iterator[str]:
     """docs/models.md, line by line."""
-    yield from (HEAD, *family_lines(), MIXED, *unmixed_lines(), COSTS, *map(cost_line, PUBLISHED), "", "## Left out", "")
+    yield from (HEAD, *family_lines(), MIXED, *unmixed_lines(), COSTS, *map(cost_line, PUBLISHED))
+    yield from ("", "## Left out", "")
     yield from (f"- {name}: {reason}." for name, reason in LEFT_OUT.items())

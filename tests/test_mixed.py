@@ -262,8 +262,8 @@ def check_levels(name: str) -> None:
         for place, block in enumerate(selection.coarse[row]):
             covered = given[row, owners == block] / 1000
             if len(covered) != multiple:
-                continue  # copies weigh as much as what they are copies of
-            s, kappa = covered.mean(), multiple**-0.5
+                continue  # copies, which weigh as much as what they are copies of
+            s, kappa = covered.mean(), selection.folding.kappa.median()
             expected = 1000 * s * kappa / (1 - s + s * kappa)
             assert found[row, place] == pytest.approx(float(expected), abs=1e-2)
 
