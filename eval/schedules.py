@@ -47,7 +47,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--model", type=Path, default=MODEL)
     parser.add_argument("--adapter", type=Path, default=ADAPTER)
     parser.add_argument("--schedules", nargs="+", required=True, help="of 40 steps, such as 1x2x2:2,reused:38")
-    parser.add_argument("--first", type=int, default=240, help="the first caption")
+    parser.add_argument("--skip", type=count, default=240, help="so many captions before the first one")
     parser.add_argument("--captions", type=count, default=12)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the transformer")
     return parser.parse_args(argv)
@@ -59,7 +59,9 @@ def main(argv: list[str] | None = None) -> None:
     empty = empty_wan_pipeline(arguments.model)
     for schedule in arguments.schedules:
         check_arm(empty, USUAL, adapter=arguments.adapter, schedule=schedule)
-    scenes = shapes_scenes("shapes-unjudged")[arguments.first : arguments.first + arguments.captions]
+    scenes = shapes_scenes("shapes-unjudged")[arguments.skip :][: arguments.captions]
+    if not scenes:
+        raise ValueError(f"--skip {arguments.skip} leaves no caption")
     dtypes = {"default": torch.float32, "transformer": getattr(torch, arguments.dtype)}
     pipe = WanPipeline.from_pretrained(arguments.model, dtype=dtypes)
     pipe.set_progress_bar_config(disable=True)
