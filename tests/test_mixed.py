@@ -482,3 +482,23 @@ def test_what_does_not_go_with_mixed_steps_is_refused():
     pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=0.1))
     with pytest.raises(ValueError, match="other tokens at every step"):
         sample(pipe, call)
+
+
+def test_each_of_two_transformers_has_residuals_of_its_own(monkeypatch):
+    """Wan2.2-A14B: what the blocks of one add to a token says nothing of the other's."""
+    pipe, call = tiny_pipeline("wan")
+    pipe.register_modules(transformer_2=tiny("wan"))
+    pipe.register_to_config(boundary_ratio=0.7)
+    flexivid.enable(pipe, schedule=f"1x2x2:1,{MIXED}:{STEPS - 1}")
+    seen = []
+
+    def spied(flex, call, patch_size, selection, diffusion, level, residual):
+        seen.append((flex.transformer is pipe.transformer, residual is not None))
+        return predict_mixed(flex, call, patch_size, selection, diffusion, level, residual)
+
+    monkeypatch.setattr(mixing, "predict_mixed", spied)
+    first = sample(pipe, call)
+    assert set(seen) == {(True, True), (False, False)}
+    with flop_counter_mode() as counter:
+        assert torch.equal(sample(pipe, call), first)
+    assert flexivid.summary(pipe).flops_used == counter.get_total_flops()

@@ -8,7 +8,8 @@ from flexivid.model.flexible import FlexTransformer
 from flexivid.model.mixed import predict_mixed, stock_with_residual
 from flexivid.patches.choose import detail, largest
 from flexivid.patches.mixed import Selection
-from flexivid.patches.sizes import MixedSize, parse_mixed_size
+from flexivid.patches.sizes import MixedSize, is_mixed_size, parse_mixed_size
+from flexivid.sampling.schedule import WITH_RESIDUAL
 
 Held = dict[int, tuple[torch.Tensor, ...]]
 
@@ -18,19 +19,23 @@ class Mixing:
 
     guidance_scale: by which fine blocks are chosen in the guided x0. is_batched: a call holds both guidance branches,
     the unconditional clips first.
-    residuals: by guidance branch, what the blocks have added to each base token when it was last fine, (B, base tokens,
-    D) in the precision of the model: for Wan2.1-1.3B at 480x832x81 100 MB a clip.
+    residuals: by transformer and guidance branch, what its blocks have added to each base token when it was last fine,
+    (B, base tokens, D) in the precision of the model: for Wan2.1-1.3B at 480x832x81 100 MB a clip.
     """
 
     def __init__(self, guidance_scale: float, is_batched: bool):
         self.guidance_scale, self.is_batched = guidance_scale, is_batched
-        self.residuals: dict[int, torch.Tensor] = {}
+        self.residuals: dict[tuple[FlexTransformer, int], torch.Tensor] = {}
         self._selection: Selection | None = None
 
     def stock(self, flex: FlexTransformer, call: Call) -> tuple:
         """What the powerful mode gives; keeps what its blocks have added."""
-        output, self.residuals[call.branch] = stock_with_residual(flex, call)
+        output, self.residuals[flex, call.branch] = stock_with_residual(flex, call)
         return output
+
+    def counted(self, flex: FlexTransformer, branch: int, name: str) -> str:
+        """A patch size as its FLOPs are counted, see `Schedule.counted_name`; of two transformers each has its own."""
+        return name + WITH_RESIDUAL if is_mixed_size(name) and (flex, branch) in self.residuals else name
 
     def predict(
         self,
@@ -45,7 +50,7 @@ class Mixing:
         size = parse_mixed_size(name)
         if call.branch == 0:
             self._selection = self._chosen(flex, call, size, held)
-        residual = self.residuals.get(call.branch)
+        residual = self.residuals.get((flex, call.branch))
         if residual is not None:
             residual = residual[-len(call.latents) :]
         return predict_mixed(flex, call, size.coarse, self._selection, diffusion, level, residual)

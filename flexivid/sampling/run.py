@@ -99,12 +99,9 @@ class Run:
         branch = min(forward, len(planned) - 1)
         if is_guided(planned) and forward:
             return ()
-        name = planned[branch]
-        if is_mixed_size(name):
-            return (self._schedule.counted_name(index, self.powerful, branch),)
         # Guidance of a mixed step needs the weak prediction of both branches.
-        times = 0 if name in (KEPT, REUSED) else 2 if is_mixed(planned) and forward else 1
-        return (*self._schedule.compared(index, self.powerful, branch), *[name] * times)
+        times = 0 if planned[branch] in (KEPT, REUSED) else 2 if is_mixed(planned) and forward else 1
+        return (*self._schedule.compared(index, self.powerful, branch), *[planned[branch]] * times)
 
     def forward(
         self,
@@ -128,7 +125,8 @@ class Run:
         self._calls[asked] = max(self.calls(asked), call.branch + 1)
         self.costs[call.branch] = costs
         self._clips[call.branch] = batch = len(call.arguments["hidden_states"])
-        self.summary.flops_used += sum(costs[each] for each in self._computed(index, call.branch)) * batch
+        computed = (self.mixing.counted(flex, call.branch, each) for each in self._computed(index, call.branch))
+        self.summary.flops_used += sum(costs[each] for each in computed) * batch
         self.summary.flops_full += costs[flex.powerful] * batch
 
         if name == flex.powerful:

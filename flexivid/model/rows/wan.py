@@ -95,6 +95,5 @@ CHRONOEDIT = replace(  # arXiv 2510.04290
     name="chronoedit",
     transformer_class="ChronoEditTransformer3DModel",
     check=_check_chronoedit,
-    loose="its two frames are too few to mix",
     temporal=False,  # two latent frames have nothing to join
 )
