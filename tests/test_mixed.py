@@ -241,8 +241,9 @@ def check_levels(name: str) -> None:
     """Every token is told its own noise level: coarse ones that of the mean of what they cover."""
     transformer, flex, call, patch_size = build(name, -1)
     latents = flex.family.latents(call)
-    tokens = math.prod(n // p for n, p in zip(latents.shape[2:], flex.base_patch, strict=True))
-    given = torch.linspace(100, 900, 2 * tokens).view(2, tokens)
+    frames, rows, columns = (n // p for n, p in zip(latents.shape[2:], flex.base_patch, strict=True))
+    tokens = frames * rows * columns
+    given = torch.linspace(100, 900, 2 * frames).view(2, frames).repeat_interleave(rows * columns, 1)
     if flex.family.name == "skyreels-v2":  # a timestep for each token only where we bring it
         given = torch.tensor([200.0, 700.0])
     call["timestep"], told = given, []
