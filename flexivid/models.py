@@ -24,6 +24,9 @@ FEATURES = ("text-to-video", "image-to-video", "cache", "compile", "offload", "u
 # offload: enable_model_cpu_offload and enable_group_offload.
 SUPPORT = {
     "wan": ("yes", "yes", "yes", "yes", "yes", "yes", "yes"),
+    "wan-vace": ("control", "control", "yes", "yes", "yes", "yes", "untested"),
+    "wan-animate": ("-", "control", "yes", "yes", "yes", "yes", "untested"),
+    "chronoedit": ("-", "edits", "yes", "yes", "yes", "yes", "untested"),
     "skyreels-v2": ("yes", "untested", "-", "yes", "yes", "yes", "yes"),
     "ltx": ("yes", "yes", "yes", "yes", "yes", "yes", "yes"),
     "cogvideox": ("yes", "yes", "yes", "-", "yes", "yes", "yes"),
@@ -39,7 +42,7 @@ SUPPORT = {
 LEFT_OUT = {
     "HunyuanVideo image-to-video with replaced tokens": "the first frame is clean, and its timestep does not say so",
     "SkyReels-V2 by diffusion forcing": "its pipelines give a timestep to each frame",
-    "Wan-VACE": "embeds its control video by a second embedder, which would have to be folded too",
+    "ChronoEdit with temporal reasoning": "goes to two frames midway, which cannot be planned",
     "HunyuanVideo-1.5 with use_meanflow": "it is told the timestep of the next step too, which a coarse grid changes",
     "Allegro": "its pipeline passes tables and grids of one size in one argument",
     "Cosmos": "its forward adds the padding mask as one more channel, behind the folding",
@@ -92,6 +95,31 @@ PUBLISHED = (
         (31, 44, 80),
         512,
         _transformer("Wan-AI/Wan2.2-TI2V-5B-Diffusers"),
+    ),
+    Published(
+        "Wan2.1-VACE-1.3B",
+        "WanVACETransformer3DModel",
+        (81, 480, 832),
+        (21, 60, 104),
+        512,
+        _transformer("Wan-AI/Wan2.1-T2V-1.3B-Diffusers") | {"vace_layers": list(range(0, 30, 2))},
+    ),
+    Published("Wan2.1-VACE-14B", "WanVACETransformer3DModel", (81, 480, 832), (21, 60, 104), 512),
+    Published(
+        "Wan2.2-Animate-14B",
+        "WanAnimateTransformer3DModel",
+        (77, 720, 1280),
+        (21, 90, 160),
+        512,
+        {"added_kv_proj_dim": 5120},
+    ),
+    Published(
+        "ChronoEdit-14B",
+        "ChronoEditTransformer3DModel",
+        (5, 720, 1280),
+        (2, 90, 160),
+        512,
+        {"in_channels": 36, "image_dim": 1280, "added_kv_proj_dim": 5120},
     ),
     Published(
         "SkyReels-V2-14B",
@@ -223,7 +251,10 @@ transformers, [test_family_pipelines](../tests/test_family_pipelines.py) and
 [test_family_features](../tests/test_family_features.py) on pipelines,
 [test_training_families](../tests/test_training_families.py) on training. Of LTX-Video the pipelines with conditions and
 long clips work too ([test_family_ltx](../tests/test_family_ltx.py)), of Wan2.1 first and last frame, of Wan2.2 one
-transformer alone ([test_family_wan](../tests/test_family_wan.py)).
+transformer alone ([test_family_wan](../tests/test_family_wan.py)), and Lucy Edit, which is Wan2.2's transformer with a
+video beside the noise. `control` is a pipeline that follows a video: Wan-VACE one to keep, fill or follow, Wan-Animate
+a pose and a face, plans and summaries being those of one segment. Reference images of Wan-VACE are frames before the
+clip, and count as four of a plan's frames each; patches larger in time join the last of them with the first frame.
 """
 COSTS = """
 ## What patch sizes cost
