@@ -17,6 +17,11 @@ from flexivid.patches.folding import Size3, token_grid
 ROUNDED = 2e-3
 
 
+def sample_of(output) -> torch.Tensor:
+    """What a transformer predicts, of whatever its forward gives."""
+    return output if isinstance(output, torch.Tensor) else output[0]
+
+
 @dataclass
 class Call:
     """What a pipeline asks of the transformer.
@@ -52,7 +57,9 @@ class Call:
     def output_of(self, prediction: torch.Tensor):
         """A prediction (B, C, T, H, W), as the transformer would give it."""
         packed = self.family.packed(prediction)
-        return Transformer2DModelOutput(sample=packed) if self.arguments.get("return_dict", True) else (packed,)
+        if self.arguments.get("return_dict", True):
+            return Transformer2DModelOutput(sample=packed)
+        return packed if self.family.bare_output else (packed,)
 
     def level(self, diffusion: Diffusion, sigma: float | None = None) -> Level:
         """The noise level of the latents: (B, 1, 1, 1, 1), or (B, 1, T, H, W) if each token has a timestep.

@@ -7,7 +7,7 @@ from itertools import groupby
 import torch
 
 from flexivid.diffusion import Diffusion, Level
-from flexivid.model.call import Call
+from flexivid.model.call import Call, sample_of
 from flexivid.model.flexible import FlexTransformer
 from flexivid.sampling.clock import Position
 from flexivid.sampling.observe import Observer
@@ -119,7 +119,7 @@ class Run:
 
         if name == flex.powerful:
             output = flex.stock(call)
-            self._learn(flex, call, output[0], at, compared, observer)
+            self._learn(flex, call, sample_of(output), at, compared, observer)
         else:
             level = call.level(self.diffusion, at.sigma)
             if name == REUSED:
@@ -133,10 +133,10 @@ class Run:
             output = call.output_of(prediction)
 
         if self._schedule.is_held(index):
-            self._hold(call, output[0], at)
+            self._hold(call, sample_of(output), at)
         guides = is_mixed(planned) or planned[-1] == KEPT or self._schedule.gives_guidance(index, flex.powerful)
         needed = call.branch == 0 and (guides or observer is not None)
-        self._conditional = (call, output[0]) if needed else None
+        self._conditional = (call, sample_of(output)) if needed else None
         if at.step == at.steps - 1 and call.branch + 1 >= self.calls:
             self.drop()
         return output

@@ -136,7 +136,8 @@ class PipelineRunner:
             return 1
         guider = getattr(self.pipe, "guider", None)
         if guider is None:
-            return 2 if self.pipe.do_classifier_free_guidance else 1
+            guided = getattr(self.pipe, "do_classifier_free_guidance", None)  # Kandinsky5 has no such property
+            return 2 if (self.pipe.guidance_scale > 1 if guided is None else guided) else 1
         if not set(guider._input_predictions) <= {"pred_cond", "pred_uncond"}:
             raise ValueError(
                 f"{type(guider).__name__} calls the transformer for {', '.join(guider._input_predictions)}; flexivid "
