@@ -33,7 +33,7 @@ SUPPORT = {
     "hunyuan-video": ("yes", "untested", "yes", "yes", "yes", "yes", "yes"),
     "hunyuan-video-1.5": ("yes", "yes", "-", "yes", "yes", "yes", "untested"),
     "motif-video": ("yes", "untested", "yes", "yes", "yes", "yes", "untested"),
-    "kandinsky5": ("yes", "-", "yes", "yes", "yes", "yes", "untested"),
+    "kandinsky5": ("yes", "-", "-", "yes", "yes", "yes", "untested"),
     "mochi": ("yes", "-", "yes", "-", "yes", "yes", "yes"),
     "sana-video": ("yes", "untested", "-", "-", "yes", "yes", "untested"),
     "latte": ("yes", "-", "-", "-", "yes", "-", "-"),
