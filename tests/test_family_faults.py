@@ -17,6 +17,7 @@ from flexivid.model.lora import add_lora
 PIPELINES = [name for name in TINY if name != "wan-i2v"]
 every_pipeline = pytest.mark.parametrize("name", PIPELINES)
 TRAINED = [name for name in PIPELINES if family_of(tiny(name)).lora_targets is not None]
+QUERIES = (".to_q", ".to_query")
 # Whose pipelines call the transformer once a branch; that of Motif-Video, which does too, asks its guider.
 SEPARATE = ["wan", "skyreels-v2"]
 BATCHED = ["ltx"]  # the stock pipelines of the others cannot end it
@@ -44,7 +45,11 @@ def test_powerful_steps_are_stock_after_adapters_are_deleted_and_made_active(nam
     stock = sample(pipe, call)
     flexivid.enable(pipe, adapter=tmp_path, budget=1.0)
     transformer = pipe.transformer
-    targets = [part for part, _ in transformer.named_modules() if part.endswith((".to_q", ".to_q.base_layer"))]
+    targets = [
+        part
+        for part, _ in transformer.named_modules()
+        if part.endswith((*QUERIES, *(f"{query}.base_layer" for query in QUERIES)))
+    ]
     style = LoraConfig(r=2, target_modules=[part.removesuffix(".base_layer") for part in targets])
     transformer.add_adapter(style, "style")
     transformer.delete_adapters("style")

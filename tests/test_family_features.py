@@ -79,7 +79,8 @@ def test_compiled_blocks_are_not_compiled_again(name):
 def test_a_users_lora(name):
     pipe, call = tiny_pipeline(name)
     stock = sample(pipe, call)
-    pipe.transformer.add_adapter(LoraConfig(r=2, target_modules=["to_q"], init_lora_weights=False), "style")
+    targets = r".*\.(to_q|to_query)"
+    pipe.transformer.add_adapter(LoraConfig(r=2, target_modules=targets, init_lora_weights=False), "style")
     styled = sample(pipe, call)
     flexivid.enable(pipe, budget=0.6, order="interleaved")
     weak = sample(pipe, call)

@@ -19,7 +19,7 @@ from torch import nn
 
 from flexivid.diffusion import Diffusion, Level
 from flexivid.model import hooks
-from flexivid.model.call import Call
+from flexivid.model.call import Call, parts_of
 from flexivid.model.families import family_of
 from flexivid.model.family import centred_tables, patch_size_of
 from flexivid.model.lora import LoraSwitch
@@ -73,10 +73,17 @@ class FlexTransformer:
         if not self.family.temporal and any(parse_mode(name)[0][0] > self.base_patch[0] for name in patch_sizes):
             example = spatially_doubled(self.base_patch)
             raise ValueError(f"patches of {self.family.name} may be larger in space only, such as {example}")
-        channels_last = self.family.channels_last
         self.weak_modes = nn.ModuleDict(
             {
-                name: WeakMode(name, self.embedder, self.head, self.base_patch, channels_last, parametrisation)
+                name: WeakMode(
+                    name,
+                    self.embedder,
+                    self.head,
+                    self.base_patch,
+                    self.family.channels_last,
+                    parametrisation,
+                    self.family.embedder_channels_last,
+                )
                 for name in patch_sizes
             }
         ).requires_grad_(False)
@@ -219,7 +226,7 @@ class FlexTransformer:
                 around.enter_context(self._cache_of(call, patch_size))
             if family.fixed_out_channels:
                 around.enter_context(self._out_channels_of(self.mode))
-            output, *beside = call.stock_forward(**{**call.arguments, **changed})
+            output, *beside = parts_of(call.stock_forward(**{**call.arguments, **changed}))
         call.beside = tuple(beside)
         return family.latents({**call.arguments, **changed, "hidden_states": output}).float()
 

@@ -35,7 +35,7 @@ def _of_one_clip(value, batch: int):
     """
     if isinstance(value, dict):
         return {name: _of_one_clip(part, batch) for name, part in value.items()}
-    if isinstance(value, tuple):
+    if isinstance(value, (tuple, list)):
         return tuple(torch.empty_like(part, device="meta") if torch.is_tensor(part) else part for part in value)
     if not torch.is_tensor(value):
         return value
