@@ -26,7 +26,7 @@ SUPPORT = {
     "wan": ("yes", "yes", "yes", "yes", "yes", "yes", "yes"),
     "skyreels-v2": ("yes", "untested", "-", "yes", "yes", "yes", "yes"),
     "ltx": ("yes", "yes", "yes", "yes", "yes", "yes", "yes"),
-    "ltx-2": ("yes", "yes", "-", "yes", "yes", "yes", "untested"),
+    "ltx-2": ("yes", "yes", "-", "-", "yes", "yes", "untested"),
     "cogvideox": ("yes", "yes", "yes", "-", "yes", "yes", "yes"),
     "hunyuan-video": ("yes", "untested", "yes", "yes", "yes", "yes", "yes"),
     "motif-video": ("yes", "untested", "yes", "yes", "yes", "yes", "untested"),

@@ -83,7 +83,8 @@ GUIDERS = {
 
 @pytest.mark.parametrize("kind", GUIDERS)
 def test_guiders_of_two_predictions(kind):
-    pipe, call = tiny_modular("wan", GUIDERS[kind]())
+    # The norm of the magnitude-aware one is that of a matrix, which packed latents are.
+    pipe, call = tiny_modular("ltx" if kind == "magnitude-aware" else "wan", GUIDERS[kind]())
     stock = sample(pipe, call)
     flexivid.enable(pipe, budget=1.0)
     assert torch.equal(sample(pipe, call), stock)
