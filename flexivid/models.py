@@ -29,7 +29,7 @@ SUPPORT = {
     "chronoedit": ("-", "edits", "-", "yes", "yes", "yes", "untested"),
     "skyreels-v2": ("yes", "untested", "-", "yes", "yes", "yes", "yes"),
     "ltx": ("yes", "yes", "yes", "yes", "yes", "yes", "yes"),
-    "ltx-2": ("yes", "yes", "-", "yes", "yes", "yes", "untested"),
+    "ltx-2": ("yes", "yes", "-", "-", "yes", "yes", "untested"),
     "cogvideox": ("yes", "yes", "yes", "-", "yes", "yes", "yes"),
     "hunyuan-video": ("yes", "untested", "yes", "yes", "yes", "yes", "yes"),
     "hunyuan-video-1.5": ("yes", "yes", "-", "yes", "yes", "yes", "untested"),

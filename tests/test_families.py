@@ -257,6 +257,8 @@ def test_a_timestep_per_token(name, parametrisation):
     flex.fix(patch_size)
     size = odd_size(transformer)
     call, frames = inputs(transformer, size), size[0]
+    if flex.family.streams:  # sound has one timestep
+        call["audio_timestep"] = call["timestep"]
     of_all = run(transformer, call)
     tokens = math.prod(n // p for n, p in zip(size, flex.base_patch, strict=True))
     call["timestep"] = torch.full((2, tokens), 800.0)

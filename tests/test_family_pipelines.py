@@ -5,7 +5,6 @@ from dataclasses import replace
 import pytest
 import torch
 from diffusers import (
-    ClassifierFreeGuidance,
     CogVideoXDPMScheduler,
     FlowMatchEulerDiscreteScheduler,
     SkipLayerGuidance,
@@ -218,9 +217,6 @@ def test_guiders():
         outputs.append(sample(pipe, call))
         assert {len(step) for step in flexivid.summary(pipe).steps} == {branches}
     assert not torch.equal(outputs[0], outputs[1])
-    pipe.register_modules(guider=ClassifierFreeGuidance(guidance_scale=3.0, start=0.25))
-    sample(pipe, call)
-    assert [len(step) for step in flexivid.summary(pipe).steps] == [1] * 2 + [2] * 6
     pipe.register_modules(guider=SkipLayerGuidance(guidance_scale=3.0, skip_layer_guidance_layers=[0]))
     with pytest.raises(ValueError, match="SkipLayerGuidance changes layers of the transformer"):
         sample(pipe, call)

@@ -74,16 +74,17 @@ def test_budget_one_and_disable_are_the_stock_pipeline(name):
 
 
 GUIDERS = {
-    "projected": lambda **more: AdaptiveProjectedGuidance(guidance_scale=3.0, **more),
-    "tangential": lambda **more: TangentialClassifierFreeGuidance(guidance_scale=3.0, **more),
-    "zero-star": lambda **more: ClassifierFreeZeroStarGuidance(guidance_scale=3.0, **more),
-    "magnitude-aware": lambda **more: MagnitudeAwareGuidance(guidance_scale=3.0, **more),
+    "projected": AdaptiveProjectedGuidance,
+    "tangential": TangentialClassifierFreeGuidance,
+    "zero-star": ClassifierFreeZeroStarGuidance,
+    "magnitude-aware": MagnitudeAwareGuidance,
 }
 
 
 @pytest.mark.parametrize("kind", GUIDERS)
 def test_guiders_of_two_predictions(kind):
-    pipe, call = tiny_modular("wan", GUIDERS[kind]())
+    # The norm of the magnitude-aware one is that of a matrix, which packed latents are.
+    pipe, call = tiny_modular("ltx" if kind == "magnitude-aware" else "wan", GUIDERS[kind](guidance_scale=3.0))
     stock = sample(pipe, call)
     flexivid.enable(pipe, budget=1.0)
     assert torch.equal(sample(pipe, call), stock)
