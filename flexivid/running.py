@@ -25,7 +25,7 @@ def plan(
     """
     runner = _enabled(pipe)
     call = _call_of(pipe, runner, frames, height, width, text_length)
-    return runner.plan(call, steps, 2 if guided and runner.family.guidance == "separate" else 1)
+    return runner.plan(call, steps, runner.branches(guided))
 
 
 def costs(pipe: DiffusionPipeline, frames: int, height: int, width: int, text_length: int) -> dict[str, int]:

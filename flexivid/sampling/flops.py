@@ -59,6 +59,12 @@ def _shapes(value, batch: int):
     return str(value)
 
 
+def _key(arguments: dict) -> tuple:
+    """What the FLOPs of a forward depend on."""
+    batch = len(arguments["hidden_states"])
+    return tuple((name, _shapes(value, batch)) for name, value in arguments.items() if name not in NOT_COUNTED)
+
+
 class FlopCounter:
     """Counts forwards of a flexible transformer at any of its patch sizes.
 
@@ -84,16 +90,22 @@ class FlopCounter:
 
     def costs(self, arguments: dict) -> Mapping[str, int]:
         """FLOPs (2 per multiply-add) of one forward of one clip by patch size, with arguments shaped as these."""
-        batch = len(arguments["hidden_states"])
-        key = tuple((name, _shapes(value, batch)) for name, value in arguments.items() if name not in NOT_COUNTED)
+        key = _key(arguments)
         if key not in self._costs:
-            self._costs[key] = {patch_size: self._count(patch_size, arguments) for patch_size in self.twin.patch_sizes}
+            self._costs[key] = {patch_size: self._count(arguments, patch_size) for patch_size in self.twin.patch_sizes}
         return self._costs[key]
 
-    def _count(self, patch_size: str, arguments: dict) -> int:
+    def cost_of_adapted(self, arguments: dict) -> int:
+        """FLOPs of the powerful patch size with the LoRA that it has in few-step runs."""
+        key, powerful = ("adapted", *_key(arguments)), self.twin.powerful
+        if key not in self._costs:
+            self._costs[key] = {powerful: self._count(arguments, powerful, lora=powerful)}
+        return self._costs[key][powerful]
+
+    def _count(self, arguments: dict, patch_size: str, lora: str | None = None) -> int:
         batch = len(arguments["hidden_states"])
         inputs = {name: _of_one_clip(value, batch) for name, value in arguments.items() if name not in NOT_COUNTED}
-        self.twin.fix(patch_size)
+        self.twin.fix(patch_size, lora)
         # The user's attention backend may not run on meta tensors, or not be known to the counter; and a counter
         # around the user's call is to count what runs, not what is planned.
         with (

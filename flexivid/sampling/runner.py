@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from diffusers import DiffusionPipeline
 
+from flexivid.diffusion import Diffusion
 from flexivid.model.call import Call
 from flexivid.model.flexible import FlexTransformer
 from flexivid.model.surroundings import check_caches, check_call, drop_cached
@@ -69,6 +70,16 @@ class PipelineRunner:
         """FLOPs of one forward of one clip by patch size, with arguments of `forward` shaped as these."""
         return self.counter.costs(arguments)
 
+    def attach(self) -> None:
+        """Whatever else than the transformers has to change in the pipeline: in most runs nothing."""
+
+    def detach(self) -> None:
+        """Undoes `attach`."""
+
+    def branches(self, guided: bool) -> int:
+        """Calls of the transformer in a step, with or without guidance."""
+        return 2 if guided and self.family.guidance == "separate" else 1
+
     def plan(self, arguments: dict, steps: int, branches: int) -> Schedule:
         """The schedule of a call whose forwards are shaped as these. Raises ValueError if it cannot be met."""
         costs = self.costs(arguments)
@@ -81,6 +92,9 @@ class PipelineRunner:
         schedule = explicit_schedule(text, steps, branches, list(costs))
         check_guidance(schedule, self.powerful)
         return schedule
+
+    def _begun(self, arguments: dict, schedule: Schedule, diffusion: Diffusion) -> Run:
+        return Run(schedule, diffusion)
 
     def _bought(self, costs: Mapping[str, int], steps: int, branches: int, budget: float) -> Schedule:
         # On one or two latent frames a temporal patch saves no token, and costs more than the powerful one.
@@ -102,7 +116,8 @@ class PipelineRunner:
             schedule = self.plan(call.arguments, at.steps, branches)
             # The scheduler may have been replaced or changed since the last call.
             table = getattr(self.pipe.scheduler, "alphas_cumprod", None)
-            self._run = Run(schedule, replace(self.counter.twin.diffusion, alphas_cumprod=table))
+            diffusion = replace(self.counter.twin.diffusion, alphas_cumprod=table)
+            self._run = self._begun(call.arguments, schedule, diffusion)
         elif self._run is None or (self.family.guidance == "separate" and at.branch >= branches):
             raise ValueError("the transformer was called by something else than the pipeline that was enabled")
         elif at.branch == 0 and self._run.outdated(at.step, branches, batch, self.budget is not None):

@@ -1,0 +1,135 @@
+"""Few-step runs of an adapter that was distilled for them: its noise levels, its patch sizes, guidance off."""
+
+from collections.abc import Mapping
+from functools import partial
+
+from diffusers import FlowMatchEulerDiscreteScheduler
+
+from flexivid.diffusion import Diffusion
+from flexivid.model.call import Call
+from flexivid.model.flexible import FlexTransformer
+from flexivid.model.recipe import Recipe
+from flexivid.sampling.clock import Position
+from flexivid.sampling.observe import Observer
+from flexivid.sampling.run import Run
+from flexivid.sampling.runner import PipelineRunner
+from flexivid.sampling.schedule import Schedule
+
+# What would move the noise levels of a recipe, or add noise to its steps.
+PLAIN = {
+    "shift": 1.0,
+    "use_dynamic_shifting": False,
+    "shift_terminal": None,
+    "use_karras_sigmas": False,
+    "use_exponential_sigmas": False,
+    "use_beta_sigmas": False,
+    "stochastic_sampling": False,
+}
+
+
+def few_step_scheduler(usual, recipe: Recipe) -> FlowMatchEulerDiscreteScheduler:
+    """The stock scheduler that takes the steps a recipe was distilled with, at its noise levels whatever it is asked.
+
+    usual: the pipeline's own, most of which would not do: a multistep solver such as UniPC makes of four predictions
+    what only a fine discretisation makes right, and corrects even its steps of first order.
+    """
+    is_euler = isinstance(usual, FlowMatchEulerDiscreteScheduler)
+    settings = dict(usual.config) if is_euler else {"num_train_timesteps": usual.config.num_train_timesteps}
+    scheduler = FlowMatchEulerDiscreteScheduler.from_config(settings | PLAIN)
+    scheduler.set_timesteps = partial(_set_timesteps, scheduler, recipe.sigmas)
+    return scheduler
+
+
+def _set_timesteps(
+    scheduler, recipe, num_inference_steps=None, device=None, sigmas=None, mu=None, timesteps=None, **more
+) -> None:
+    """Stands in for the scheduler's own, under the arguments that pipelines look for. Raises ValueError."""
+    asked = num_inference_steps or len(sigmas if sigmas is not None else timesteps)
+    check_steps(len(recipe), asked)
+    type(scheduler).set_timesteps(scheduler, sigmas=recipe, device=device)
+
+
+def check_steps(steps: int, asked: int) -> None:
+    """Raises ValueError for another number of steps than a recipe has."""
+    if asked != steps:
+        raise ValueError(
+            f"the recipe of this adapter has {steps} steps, not {asked}: call the pipeline with {steps}, or enable it "
+            f"with a budget or a schedule"
+        )
+
+
+class FewStepRun(Run):
+    """Every step as it was trained: no correction of weak ones, and powerful ones with the LoRA that they have here.
+
+    cost_of_powerful: FLOPs of one such forward of one clip.
+    """
+
+    def __init__(self, schedule: Schedule, diffusion: Diffusion, cost_of_powerful: int):
+        super().__init__(schedule, diffusion)
+        self.cost_of_powerful = cost_of_powerful
+
+    def forward(
+        self,
+        flex: FlexTransformer,
+        call: Call,
+        at: Position,
+        costs: Mapping[str, int],
+        observer: Observer | None = None,
+    ):
+        """The output of one forward. costs: FLOPs of one forward of one clip by patch size."""
+        (name,) = self.planned(at.step)
+        call.memo = self._memo
+        self.summary.steps.append([name])
+        batch, is_powerful = len(call.arguments["hidden_states"]), name == flex.powerful
+        self.summary.flops_used += (self.cost_of_powerful if is_powerful else costs[name]) * batch
+        self.summary.flops_full += costs[flex.powerful] * batch
+        if is_powerful:
+            output = flex.adapted(call, flex.powerful)
+        else:
+            output = call.output_of(flex.predict(call, name, self.diffusion, call.level(self.diffusion, at.sigma)))
+        if at.step == at.steps - 1:
+            self.drop()
+        return output
+
+
+class FewStepRunner(PipelineRunner):
+    """Runs a pipeline by the recipe of its adapter, with a scheduler of its own until it is detached."""
+
+    def __init__(self, pipe, flexes: dict[str, FlexTransformer], recipe: Recipe):
+        super().__init__(pipe, flexes, budget=None, schedule=Schedule(tuple((name,) for name in recipe.patch_sizes)))
+        self.recipe = recipe
+        self._usual_scheduler = pipe.scheduler
+        # A pipeline without weights, which is planned with, has none.
+        self._scheduler = pipe.scheduler and few_step_scheduler(pipe.scheduler, recipe)
+        self.attach()
+
+    def attach(self) -> None:
+        pipe = self.pipe
+        if pipe is not None and pipe.scheduler is self._usual_scheduler:
+            pipe.scheduler = self._scheduler
+
+    def detach(self) -> None:
+        pipe = self.pipe
+        if pipe is not None and pipe.scheduler is self._scheduler:
+            pipe.scheduler = self._usual_scheduler
+
+    def branches(self, guided: bool) -> int:
+        if guided and self.family.guidance != "embedded":
+            raise ValueError("the recipe of this adapter was trained to run without guidance: give guidance_scale 1")
+        return 1
+
+    def _branches(self) -> int:
+        batched = self.family.guidance == "batched" and getattr(self.pipe, "do_classifier_free_guidance", False)
+        return self.branches(super()._branches() > 1 or batched)
+
+    def plan(self, arguments: dict, steps: int, branches: int) -> Schedule:
+        check_steps(self.recipe.steps, steps)
+        return self.schedule
+
+    def _begun(self, arguments: dict, schedule: Schedule, diffusion: Diffusion) -> Run:
+        if self.pipe.scheduler is not self._scheduler:
+            raise ValueError(
+                "the recipe of this adapter runs with the scheduler that enable has given the pipeline, and now it has "
+                "another: enable it again"
+            )
+        return FewStepRun(schedule, diffusion, self.counter.cost_of_adapted(arguments))
