@@ -1,6 +1,7 @@
-"""Threads of a process that shares a CPU with others."""
+"""Threads of a process that shares a CPU with others, and the memory that it has used."""
 
 import os
+import resource
 
 import torch
 
@@ -13,3 +14,10 @@ def share_cores(processes: int) -> None:
     # A container or taskset may allow fewer than there are; macOS cannot tell.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     torch.set_num_threads(max(cores // processes, 1))
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """The most that this process has held so far: of the GPU where it uses one."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

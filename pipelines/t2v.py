@@ -10,7 +10,6 @@ the small model that ships with the package, with its adapter.
 """
 
 import argparse
-import resource
 import sys
 import time
 import warnings
@@ -35,11 +34,13 @@ from flexivid.command_line import (
     patch_size,
     seed,
 )
+from flexivid.devices import peak_memory_bytes
 from flexivid.files import write_json
 from flexivid.inputs import check_model, check_output_file, check_sizes, read_prompts
 from flexivid.model.adapter import locate_adapter, read_config
 from flexivid.model.families import family_of
 from flexivid.model.family import transformer_of
+from flexivid.sampling.few_steps import call_of
 from flexivid.sampling.schedule import read_schedule
 from flexivid.shapes.embedded import ADAPTER, MODEL, USUAL
 from flexivid.stock_pipelines import (
@@ -69,7 +70,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add(
         "--budget",
         type=budget_share,
-        help="share of the full FLOPs, above 0 and up to 1; 0.25 unless there is a --schedule",
+        help="share of the full FLOPs, above 0 and up to 1; 0.25 unless there is a --schedule, or a few-step --adapter",
     )
     add("--schedule", help="instead of a budget, for example 2x4x4:35,1x2x2:5, or a .json file of eval/calibrate.py")
     add("--guidance", choices=["same", "kept", "weak-uncond"], help="of weak steps in a budget; see enable()")
@@ -92,7 +93,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--compare", action="store_true", help="run the full model on the same seed too, and show both side by side")
     add("--output", type=Path, default=Path("outputs/clip.mp4"))
     arguments = parser.parse_args(argv)
-    arguments.text_length = None
+    arguments.text_length = arguments.recipe = None
+    arguments.full = {}  # what the call of the full model has else, where few steps are compared with it
     return arguments
 
 
@@ -120,8 +122,6 @@ def check_arguments(arguments: argparse.Namespace) -> None:
         arguments.budget = None
         if arguments.schedule.endswith(".json"):
             arguments.schedule = read_schedule(Path(arguments.schedule))
-    elif arguments.budget is None:
-        arguments.budget = 0.25
     check_output_file(arguments.output, ".mp4")
     if arguments.image and not arguments.model:
         raise ValueError("the embedded model takes no --image; give the --model of a pipeline that does")
@@ -132,7 +132,12 @@ def check_arguments(arguments: argparse.Namespace) -> None:
     elif arguments.adapter == "none":
         arguments.adapter = None
     if arguments.adapter:
-        fill(arguments, {"text_length": read_config(locate_adapter(arguments.adapter)).max_sequence_length})
+        config = read_config(locate_adapter(arguments.adapter))
+        fill(arguments, {"text_length": config.max_sequence_length})
+        if arguments.budget is None and arguments.schedule is None:
+            arguments.recipe = config.recipe
+    if arguments.schedule is None and arguments.recipe is None:
+        fill(arguments, {"budget": 0.25})
 
 
 def unknown_words(pipe: DiffusionPipeline, prompt: str) -> list[str]:
@@ -181,9 +186,11 @@ def check_with_model(arguments: argparse.Namespace) -> type[DiffusionPipeline]:
     pipeline = pipeline_class(model, arguments.image is not None)
     with warnings.catch_warnings(action="ignore"):  # of copies between tensors that have no data
         empty = without_weights(model, pipeline)
-        if not arguments.model:
-            fill(arguments, USUAL | {"merge_lora": True})
-        fill(arguments, usual_arguments(empty) | {"merge_lora": False})
+        usual = usual_arguments(empty) | ({} if arguments.model else USUAL) | {"merge_lora": not arguments.model}
+        if arguments.recipe is not None:
+            fill(arguments, call_of(arguments.recipe, family_of(transformer_of(empty))))
+            arguments.full = {name: usual[name] for name in ("steps", "guidance_scale")}
+        fill(arguments, usual)
         plan(empty, arguments)
     if arguments.image:
         arguments.image = load_image(arguments.image)
@@ -200,15 +207,10 @@ def load_pipeline(arguments: argparse.Namespace, pipeline: type[DiffusionPipelin
     return pipe, round(time.perf_counter() - began, 3)
 
 
-def peak_memory_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def generate(pipe: DiffusionPipeline, arguments: argparse.Namespace, prompt: str):
-    """One clip. Returns its frames (T, H, W, 3) uint8 and the seconds of text, denoise and decode."""
-    call = call_arguments(pipe, **{name: getattr(arguments, name) for name in ARGUMENTS})
+def generate(pipe: DiffusionPipeline, arguments: argparse.Namespace, prompt: str, **more):
+    """One clip, `more` in the place of what was given. Returns its frames (T, H, W, 3) uint8 and the seconds of text,
+    denoise and decode."""
+    call = call_arguments(pipe, **{name: getattr(arguments, name) for name in ARGUMENTS} | more)
     if arguments.image:
         call["image"] = arguments.image
     if arguments.negative_prompt:
@@ -251,7 +253,7 @@ def record_of(arguments: argparse.Namespace, prompt: str, frames: np.ndarray, su
 def compare(pipe: DiffusionPipeline, arguments: argparse.Namespace, prompt: str, path: Path, ours: dict) -> float:
     """Shows the full run of the same seed beside our clip. ours: its label and frames. Returns seconds of denoising."""
     flexivid.disable(pipe)
-    frames, seconds = generate(pipe, arguments, prompt)
+    frames, seconds = generate(pipe, arguments, prompt, **arguments.full)
     arms = {f"100% FLOPs, {seconds['denoise']:.1f} s": frames} | ours
     write_side_by_side(arms, path.with_name(f"{path.stem}-compare.mp4"), arguments.fps)
     write_picture(arms, path.with_name(f"{path.stem}-compare.png"))

@@ -7,6 +7,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 
 from flexivid.diffusion import Diffusion
 from flexivid.model.call import Call
+from flexivid.model.family import Family
 from flexivid.model.flexible import FlexTransformer
 from flexivid.model.recipe import Recipe
 from flexivid.sampling.clock import Position
@@ -47,6 +48,12 @@ def _set_timesteps(
     asked = num_inference_steps or len(sigmas if sigmas is not None else timesteps)
     check_steps(len(recipe), asked)
     type(scheduler).set_timesteps(scheduler, sigmas=recipe, device=device)
+
+
+def call_of(recipe: Recipe, family: Family) -> dict:
+    """What a call of a pipeline has to be given, by the names of `stock_pipelines.ARGUMENTS`."""
+    # Where it is an input of the network, guidance stays.
+    return {"steps": recipe.steps} | ({} if family.guidance == "embedded" else {"guidance_scale": 1.0})
 
 
 def check_steps(steps: int, asked: int) -> None:

@@ -12,6 +12,7 @@ from flexivid.files import write_text
 from flexivid.model.adapter import AdapterConfig
 from flexivid.model.families import family_of
 from flexivid.model.recipe import Recipe
+from flexivid.sampling.few_steps import call_of
 from flexivid.training.config import Config
 from flexivid.training.data.buckets import Bucket
 from flexivid.training.data.conditions import clip_arguments
@@ -107,8 +108,7 @@ def sample_prompts(
 ) -> None:
     """A picture with two rows of frames, of two seeds, for every validation prompt. pipe: enabled for the recipe."""
     rows, bucket = {}, Bucket.parse(config.clips.buckets[0])
-    unguided = {} if family_of(pipe.transformer).guidance == "embedded" else {"guidance_scale": 1.0}
-    call = clip_arguments(pipe, bucket, config.clips, steps=recipe.steps, **unguided)
+    call = clip_arguments(pipe, bucket, config.clips, **call_of(recipe, family_of(pipe.transformer)))
     for part in encoders_of(pipe).values():
         part.to(accelerator.device)
     for prompt in config.validation.prompts:
