@@ -17,6 +17,7 @@ from flexivid.model.family import patch_size_of
 from flexivid.model.flexible import FlexTransformer
 from flexivid.model.hooks import HOOK_NAME, attached, hook_of, register
 from flexivid.model.lora import add_lora, remove_lora
+from flexivid.model.recipe import Recipe
 from flexivid.model.surroundings import (
     check_caches,
     check_merging,
@@ -27,10 +28,11 @@ from flexivid.model.surroundings import (
 )
 from flexivid.patches.sizes import format_patch_size, multiple_of, parse_mode, spatially_doubled
 from flexivid.sampling.budget import check_budget, check_order
+from flexivid.sampling.few_steps import FewStepRunner
 from flexivid.sampling.forwards import calls_branches_apart, can_keep_guidance
 from flexivid.sampling.runner import PipelineRunner
 from flexivid.sampling.schedule import Schedule
-from flexivid.targets import Pipeline, check_not_shared, components_of, transformers_of
+from flexivid.targets import Pipeline, check_not_shared, components_of, runner_of, transformers_of
 
 
 def enable(
@@ -55,6 +57,8 @@ def enable(
         modes: weak patch sizes as `1x4x4`, t x h x w in latent pixels; the adapter's, or one twice as large in space.
         budget: share of the stock call's FLOPs that the transformer may spend, in (0, 1].
         schedule: instead of a budget: a `Schedule`, `2x4x4:35,1x2x2:5`, or one patch size for every step.
+            With neither, an adapter that has a few-step recipe runs that: call the pipeline with its number of steps
+            and guidance off. Until `disable`, the pipeline then has a scheduler with the recipe's noise levels.
         guidance: `kept` (weak steps run the conditional branch only, and keep what guidance added at the last
             powerful step), `same` (both guidance branches at one patch size) or `weak-uncond` (as many steps as the
             budget allows run the powerful patch size on the conditional branch, and the cheapest one for their
@@ -74,9 +78,13 @@ def enable(
             adapter does not fit. The pipeline is then as it was. An unreachable budget is raised by the first call,
             when sizes and steps are known, and so is a cache that is switched on later.
     """
-    _check_arguments(target, budget, schedule, guidance, order)
     if merge_lora and adapter is None:
         raise ValueError("merge_lora merges the LoRA of an adapter; give one")
+    recipe = None
+    if adapter is not None and budget is None and schedule is None and isinstance(target, Pipeline):
+        recipe = _recipe_of(adapter, modes, guidance, order)
+    if recipe is None:
+        _check_arguments(target, budget, schedule, guidance, order)
     check_not_shared(target)
     _check_surroundings(target, merge_lora)
     folder, config = _read_adapter(adapter, parametrisation, modes)
@@ -86,8 +94,10 @@ def enable(
         if config is not None:
             load_adapter(folder, config, flexes)
         for flex in flexes.values() if merge_lora else ():
-            flex.lora.merge(flex.weak_modes)
-        if isinstance(target, Pipeline):
+            flex.lora.merge(flex.weak_modes if recipe is None else config.loras(flex))
+        if recipe is not None:
+            FewStepRunner(target, flexes, recipe)
+        elif isinstance(target, Pipeline):
             PipelineRunner(target, flexes, budget, schedule, guidance, order)
         else:
             flexes["transformer"].fix(schedule)
@@ -126,6 +136,17 @@ def _kind_and_modes(target, config: AdapterConfig | None, parametrisation, modes
         if guided and config is None:
             raise ValueError(f"{mode} has to be trained; give an adapter that has it")
     return kind, modes
+
+
+def _recipe_of(adapter: str | os.PathLike, modes, guidance, order) -> Recipe | None:
+    """That of an adapter, if it has one. Raises ValueError for arguments that are not for it."""
+    recipe = read_config(locate_adapter(adapter)).recipe
+    given = [
+        name for name, value in {"modes": modes, "guidance": guidance, "order": order}.items() if value is not None
+    ]
+    if recipe is not None and given:
+        raise ValueError(f"{given[0]} would do nothing: without a budget or a schedule the adapter's recipe runs")
+    return recipe
 
 
 def _check_arguments(target, budget, schedule, guidance, order) -> None:
@@ -179,7 +200,7 @@ def _read_adapter(
 
 def _take_off(transformer: nn.Module) -> Callable[[], None]:
     """Gives back the stock transformer; what is returned undoes that."""
-    flex = attached(transformer)
+    flex, runner = attached(transformer), runner_of(transformer)
     if flex is None:
         return lambda: None
     ranks, states = {}, {}
@@ -188,15 +209,20 @@ def _take_off(transformer: nn.Module) -> Callable[[], None]:
         states[name] = get_peft_model_state_dict(transformer, adapter_name=name)
     hooks = flex.remove()
     remove_lora(flex)
+    if runner is not None:
+        runner.detach()
 
     def put_back() -> None:
         for module, hook in hooks:
             register(module, hook)
         transformer._diffusers_hook.invalidate_child_registries_cache()
         if states:
-            add_lora(flex, next(iter(ranks.values())))
+            names = [name.removeprefix(f"{HOOK_NAME}-") for name in states]
+            add_lora(flex, next(iter(ranks.values())), [name for name in names if name not in flex.weak_modes])
         for name, state in states.items():
             set_peft_model_state_dict(transformer, state, adapter_name=name)
+        if runner is not None:
+            runner.attach()
 
     return put_back
 
