@@ -48,8 +48,7 @@ def enable(
 ) -> None:
     """Makes a diffusers pipeline, or a bare transformer, run at several patch sizes.
 
-    Nothing of the pipeline is copied or edited: call it as before, and `disable` gives it back. Enabling twice
-    replaces the first.
+    Nothing is copied or edited: call it as before; `disable` gives it back, and enabling twice replaces the first.
 
     Args:
         target: a pipeline, or a bare transformer that then runs at one fixed patch size.
@@ -57,8 +56,8 @@ def enable(
         modes: weak patch sizes as `1x4x4`, t x h x w in latent pixels; the adapter's, or one twice as large in space.
         budget: share of the stock call's FLOPs that the transformer may spend, in (0, 1].
         schedule: instead of a budget: a `Schedule`, `2x4x4:35,1x2x2:5`, or one patch size for every step.
-            With neither, an adapter that has a few-step recipe runs that: call the pipeline with its number of steps
-            and guidance off. Until `disable`, the pipeline then has a scheduler with the recipe's noise levels.
+            With neither, an adapter's few-step recipe runs: call the pipeline with its steps, guidance off. Until
+            `disable` it has a scheduler with the recipe's noise levels.
         guidance: `kept` (weak steps run the conditional branch only, and keep what guidance added at the last
             powerful step), `same` (both guidance branches at one patch size) or `weak-uncond` (as many steps as the
             budget allows run the powerful patch size on the conditional branch, and the cheapest one for their
@@ -78,23 +77,16 @@ def enable(
             adapter does not fit. The pipeline is then as it was. An unreachable budget is raised by the first call,
             when sizes and steps are known, and so is a cache that is switched on later.
     """
+    recipe = _recipe_to_run(target, adapter, budget, schedule, modes, guidance, order)
     if merge_lora and adapter is None:
         raise ValueError("merge_lora merges the LoRA of an adapter; give one")
-    recipe = None
-    if adapter is not None and budget is None and schedule is None and isinstance(target, Pipeline):
-        recipe = _recipe_of(adapter, modes, guidance, order)
-    if recipe is None:
-        _check_arguments(target, budget, schedule, guidance, order)
-    check_not_shared(target)
     _check_surroundings(target, merge_lora)
     folder, config = _read_adapter(adapter, parametrisation, modes)
     kind, modes = _kind_and_modes(target, config, parametrisation, modes, schedule)
 
     def start(flexes: dict[str, FlexTransformer]) -> None:
         if config is not None:
-            load_adapter(folder, config, flexes)
-        for flex in flexes.values() if merge_lora else ():
-            flex.lora.merge(flex.weak_modes if recipe is None else config.loras(flex))
+            _load(folder, config, flexes, recipe, merge_lora)
         if recipe is not None:
             FewStepRunner(target, flexes, recipe)
         elif isinstance(target, Pipeline):
@@ -103,6 +95,12 @@ def enable(
             flexes["transformer"].fix(schedule)
 
     _replace(target, modes, kind, start)
+
+
+def _load(folder: Path, config: AdapterConfig, flexes: dict[str, FlexTransformer], recipe, merge_lora: bool) -> None:
+    load_adapter(folder, config, flexes)
+    for flex in flexes.values() if merge_lora else ():
+        flex.lora.merge(flex.weak_modes if recipe is None else config.loras(flex))
 
 
 def _replace(target, modes: list[str], kind: str, start: Callable[[dict[str, FlexTransformer]], None]) -> None:
@@ -138,13 +136,16 @@ def _kind_and_modes(target, config: AdapterConfig | None, parametrisation, modes
     return kind, modes
 
 
-def _recipe_of(adapter: str | os.PathLike, modes, guidance, order) -> Recipe | None:
-    """That of an adapter, if it has one. Raises ValueError for arguments that are not for it."""
-    recipe = read_config(locate_adapter(adapter)).recipe
-    given = [
-        name for name, value in {"modes": modes, "guidance": guidance, "order": order}.items() if value is not None
-    ]
-    if recipe is not None and given:
+def _recipe_to_run(target, adapter, budget, schedule, modes, guidance, order) -> Recipe | None:
+    """That of the adapter, if it has one and nothing else is asked for. Raises ValueError for unfit arguments."""
+    recipe = None
+    if adapter is not None and budget is None and schedule is None and isinstance(target, Pipeline):
+        recipe = read_config(locate_adapter(adapter)).recipe
+    if recipe is None:
+        _check_arguments(target, budget, schedule, guidance, order)
+        return None
+    arguments = {"modes": modes, "guidance": guidance, "order": order}
+    if given := [name for name, value in arguments.items() if value is not None]:
         raise ValueError(f"{given[0]} would do nothing: without a budget or a schedule the adapter's recipe runs")
     return recipe
 
@@ -172,6 +173,7 @@ def _check_arguments(target, budget, schedule, guidance, order) -> None:
 
 def _check_surroundings(target: Pipeline | nn.Module, merge_lora: bool) -> None:
     """Raises ValueError for what cannot go on around a transformer once it is enabled, before anything is touched."""
+    check_not_shared(target)
     transformers = transformers_of(target)
     for transformer in transformers.values():
         check_caches(transformer)

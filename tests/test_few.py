@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 from conftest import sample, tiny_pipeline, tiny_transformer
-from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
+from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler, WanTransformer3DModel
 from families import tiny_trainable_pipeline
 from safetensors.torch import load_file
 from test_training_scale import ONE, TWO, losses, run, write
@@ -19,6 +19,7 @@ from flexivid.model.adapter import AdapterConfig, save_adapter, transformer_shap
 from flexivid.model.family import patch_size_of
 from flexivid.model.recipe import Recipe
 from flexivid.patches.sizes import format_patch_size, spatially_doubled
+from flexivid.shapes.embedded import MODEL
 from flexivid.shapes.pretrain import ShapesWorld
 from flexivid.training.config import Config, load_config
 from flexivid.training.few import FewObjective
@@ -31,6 +32,7 @@ from flexivid.training.loop import train
 from flexivid.training.noise import NoiseLevels
 from flexivid.training.optimizers import build_optimizers
 from flexivid.training.parallel.sharding import check_sharding
+from pipelines import t2v
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 SIZES = ["2x4x4", "1x4x4", "1x2x2", "1x4x4"]  # a weak one after the powerful one is not corrected
@@ -170,14 +172,19 @@ def test_calls_that_are_not_the_recipes_are_refused_in_one_sentence(pipe, adapte
             flexivid.enable(pipe, adapter=adapter, **{name: value})
 
 
-def test_a_recipe_of_the_powerful_patch_size_alone(pipe, adapter):
+def test_a_recipe_of_one_patch_size_alone(pipe, adapter):
     config = json.loads((adapter / "flexivid_config.json").read_text())
     config |= {"patch_sizes": [], "recipe": {"sigmas": [1.0, 0.5], "patch_sizes": ["1x2x2", "1x2x2"]}}
     (adapter / "flexivid_config.json").write_text(json.dumps(config))
     flexivid.enable(pipe, adapter=adapter)
     sample(pipe, steps=2, guidance_scale=1.0)
     assert flexivid.summary(pipe).ratio > 1  # LoRA is counted
-    config["recipe"]["patch_sizes"] = ["1x4x4", "1x2x2"]
+    config |= {"patch_sizes": ["1x4x4"], "recipe": {"sigmas": [1.0, 0.5], "patch_sizes": ["1x4x4", "1x4x4"]}}
+    (adapter / "flexivid_config.json").write_text(json.dumps(config))
+    flexivid.enable(pipe, adapter=adapter)
+    sample(pipe, steps=2, guidance_scale=1.0)
+    assert flexivid.summary(pipe).ratio < 0.7
+    config |= {"patch_sizes": [], "recipe": {"sigmas": [1.0, 0.5], "patch_sizes": ["1x4x4", "1x2x2"]}}
     (adapter / "flexivid_config.json").write_text(json.dumps(config))
     with pytest.raises(flexivid.AdapterError, match="runs 1x4x4, which it has no weights for"):
         flexivid.enable(pipe, adapter=adapter)
@@ -471,3 +478,33 @@ def test_a_dry_run_says_what_it_will_cost(settings, tmp_path):
 @pytest.mark.parametrize("name", ["wan2.1-1.3b-few", "ltx-video-few"])
 def test_configs_fit_the_published_models(name):
     check_model(load_config(CONFIGS / f"{name}.yaml"), with_clips=False)
+
+
+def test_t2v_reads_steps_and_guidance_off_the_recipe(tmp_path, capsys):
+    """Of the embedded model; beside it, with --compare, its usual 40 steps would be taken."""
+    transformer = WanTransformer3DModel.from_pretrained(MODEL / "transformer")
+    student = build_few_student(transformer, FewConfig(patch_sizes=["2x4x4", "1x2x2"], rank=4))
+    flex = student._flex[0]
+    config = AdapterConfig(
+        patch_sizes=["2x4x4"],
+        parametrisation="snr",
+        lora_rank=4,
+        components=["transformer"],
+        base_model="embedded",
+        transformer_class="WanTransformer3DModel",
+        transformer_shape=transformer_shape(flex),
+        max_sequence_length=32,
+        recipe={"sigmas": [1.0, 0.6], "patch_sizes": ["2x4x4", "1x2x2"]},
+    )
+    save_adapter(tmp_path / "few", config, {"transformer": flex})
+    command = ["--adapter", str(tmp_path / "few"), "--output", str(tmp_path / "clip.mp4"), "--device", "cpu"]
+    assert t2v.main(command) == 0
+    record = json.loads((tmp_path / "clip.json").read_text())
+    assert (record["steps"], record["guidance_scale"], record["budget"]) == (2, 1.0, None)
+    assert record["schedule"] == [["2x4x4"], ["1x2x2"]]
+    for more, message in (
+        (["--steps", "5"], "has 2 steps, not 5"),
+        (["--guidance-scale", "4"], "give guidance_scale 1"),
+        (["--order", "reuse"], "order would do nothing"),
+    ):
+        assert t2v.main([*command, *more]) == 2 and message in capsys.readouterr().err

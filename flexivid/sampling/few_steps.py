@@ -76,7 +76,7 @@ def check_steps(steps: int, asked: int) -> None:
 class FewStepRun(Run):
     """Every step as it was trained: no correction of weak ones, and powerful ones with the LoRA that they have here.
 
-    cost_of_powerful: FLOPs of one such forward of one clip.
+    cost_of_powerful: FLOPs of one such forward of one clip, 0 if there is none.
     """
 
     def __init__(
@@ -155,5 +155,6 @@ class FewStepRunner(PipelineRunner):
                 "the recipe of this adapter runs with the scheduler that enable has given the pipeline, and now it has "
                 "another: enable it again"
             )
-        cost = self.counter.cost_of_adapted(arguments)
+        runs = self.powerful in self.recipe.patch_sizes
+        cost = self.counter.cost_of_adapted(arguments, self.powerful) if runs else 0
         return FewStepRun(schedule, self.powerful, diffusion, forwards, cost)

@@ -89,11 +89,11 @@ class FlopCounter:
             self._costs[key] = {patch_size: self._count(arguments, patch_size) for patch_size in self.twin.patch_sizes}
         return self._costs[key]
 
-    def cost_of_adapted(self, arguments: dict) -> int:
-        """FLOPs of the powerful patch size with the LoRA that it has in few-step runs."""
-        key, powerful = ("adapted", *self._key(arguments)), self.twin.powerful
+    def cost_of_adapted(self, arguments: dict, lora: str) -> int:
+        """FLOPs of the powerful patch size with a LoRA, such as the one that it has in few-step runs."""
+        key, powerful = (lora, *self._key(arguments)), self.twin.powerful
         if key not in self._costs:
-            self._costs[key] = {powerful: self._count(arguments, powerful, lora=powerful)}
+            self._costs[key] = {powerful: self._count(arguments, powerful, lora)}
         return self._costs[key][powerful]
 
     def _key(self, arguments: dict) -> tuple:

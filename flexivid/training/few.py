@@ -89,7 +89,7 @@ class FewObjective(DistillObjective):
             x_t, x_0, conditions = values
             return (self.runs.student_step(model, x_t, conditions, stop)[0] - x_0).square().mean()
         noise, noise_again, u, conditions, empty = values
-        with torch.set_grad_enabled(trained == STUDENT):
+        with torch.set_grad_enabled(trained == STUDENT and torch.is_grad_enabled()):
             x_0 = self.runs.student(model, noise, conditions, stop)
         timestep = self.levels.drawn(u, self.config.few.sigma_range)
         again = self.levels.state(x_0.detach(), noise_again, timestep, conditions)
@@ -108,8 +108,7 @@ class FewObjective(DistillObjective):
 
     def fake_loss(self, model: torch.nn.Module, x_0: torch.Tensor, state: State) -> torch.Tensor:
         """Flow matching on the student's clips x_0, of which `state` is noised."""
-        level = state._over_latents()
-        return (self.runs.fake(model, state) - self.flex.diffusion.output(state.x_t, x_0, level)).square().mean()
+        return (self.runs.fake(model, state) - state.output_of(self.flex.diffusion, x_0)).square().mean()
 
     @torch.no_grad()
     def sample(self, path):

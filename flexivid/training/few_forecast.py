@@ -37,7 +37,7 @@ def few_forecast(config: Config, processes: int, mixed_precision: bool) -> str:
     inputs = (state.x_t, state.timestep, state.conditions)
     forwards = {name: partial(forward, *inputs) for name, forward in forwards.items()}
     saved = {name: saved_bytes(student, forward) for name, forward in forwards.items()}
-    fake_step, student_step = _step_flops(config, student, costs, counter.cost_of_adapted(call), forwards, clips)
+    fake_step, student_step = _step_flops(config, student, costs, counter.cost_of_adapted(call, FAKE), forwards, clips)
     parts = config.micro_batches * processes
     cycle = (settings.fake_updates * fake_step + student_step) / (settings.fake_updates + 1)
     weights = base_count * (2 if config.base_dtype == "bfloat16" else 4)
