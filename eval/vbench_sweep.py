@@ -28,7 +28,7 @@ from flexivid.inputs import SHAPES_SETS, check_sizes, empty_pipeline, read_json
 from flexivid.shapes.embedded import MODEL
 from flexivid.shapes.world import parse_caption
 from flexivid.stock_pipelines import load, pipeline_class, set_guidance_scale
-from sweep.arms import Arm, all_arms, possible, reachable, tuned
+from sweep.arms import Arm, all_arms, picked, possible, reachable, tuned
 from sweep.probe import Probe
 from sweep.report import write_report
 from sweep.results import assemble, write_csv, write_pareto
@@ -94,7 +94,8 @@ def load_pipeline(arguments: argparse.Namespace, call: dict, device: torch.devic
 def checked_arms(arguments: argparse.Namespace, empty: DiffusionPipeline, call: dict, say) -> list[Arm]:
     """The arms that can be run. empty: the pipeline without weights."""
     check_sizes(empty, *(call[name] for name in ("frames", "height", "width")))
-    arms = possible(all_arms(arguments, call["steps"]), empty, call, arguments.names_rivals, say)
+    arms = picked(all_arms(arguments, call["steps"]), arguments.arms)
+    arms = possible(arms, empty, call, arguments.names_rivals, say)
     return reachable(arms, empty, call, say)
 
 

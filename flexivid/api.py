@@ -48,7 +48,7 @@ def enable(
 ) -> None:
     """Makes a diffusers pipeline, or a bare transformer, run at several patch sizes.
 
-    Nothing is copied or edited: call it as before; `disable` gives it back, and enabling twice replaces the first.
+    Nothing of the pipeline is copied or edited: `disable` gives it back. Enabling twice replaces the first.
 
     Args:
         target: a pipeline, or a bare transformer that then runs at one fixed patch size.
@@ -61,15 +61,13 @@ def enable(
         guidance: `kept` (weak steps run the conditional branch only, and keep what guidance added at the last
             powerful step), `same` (both guidance branches at one patch size) or `weak-uncond` (as many steps as the
             budget allows run the powerful patch size on the conditional branch, and the cheapest one for their
-            guidance). By default kept where the pipeline calls its branches apart and the order is interleaved, else
-            same.
+            guidance). By default kept where branches are called apart and the order is interleaved, else same.
         order: `reuse` (between powerful steps others hold the last x0 and compute nothing; the first ones of small
             budgets are guided, if the adapter can), `interleaved` (powerful steps are spread over all, and what the
-            last one knew better is added to the weak ones after it) or `weak-first` (FlexiDiT). By default reuse, with
-            a `guidance` interleaved, with `weak-uncond` weak-first. Weak steps of a schedule are corrected, too.
+            last one knew better is added to the weak ones after it) or `weak-first` (FlexiDiT). By default reuse; with
+            `modes` or a `guidance` interleaved, with `weak-uncond` weak-first. Weak steps of a schedule are corrected.
         parametrisation: `snr` or `direct`; the adapter's, or `snr` without one.
-        merge_lora: keep a copy of the adapted weights with the adapter's LoRA added, one for every mode: weak steps
-            then cost no LoRA, and memory grows by as much.
+        merge_lora: keep a copy of the adapted weights with LoRA added, one a mode: weak steps then cost no LoRA.
 
     Raises:
         ValueError: an argument is out of range, the model is unknown, the transformer is enabled through another
@@ -81,6 +79,8 @@ def enable(
     if merge_lora and adapter is None:
         raise ValueError("merge_lora merges the LoRA of an adapter; give one")
     _check_surroundings(target, merge_lora)
+    if None not in (budget, modes) and (order, guidance) == (None, None):
+        order = "interleaved"  # who names weak patch sizes wants them
     folder, config = _read_adapter(adapter, parametrisation, modes)
     kind, modes = _kind_and_modes(target, config, parametrisation, modes, schedule)
 

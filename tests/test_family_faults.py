@@ -64,11 +64,11 @@ def test_another_scheduler_after_enable(name):
         return type(pipe.scheduler).from_config(config, **change)
 
     pipe, call = tiny_pipeline(name)
-    flexivid.enable(pipe, budget=0.6)
+    flexivid.enable(pipe, budget=0.6, order="interleaved")
     before = sample(pipe, call)
     pipe.scheduler = other(pipe)
     changed = sample(pipe, call)
-    flexivid.enable(pipe, budget=0.6)
+    flexivid.enable(pipe, budget=0.6, order="interleaved")
     assert torch.equal(sample(pipe, call), changed) and not torch.equal(changed, before)
 
 
@@ -77,11 +77,11 @@ def test_a_pipeline_that_shares_the_transformer_is_refused(name):
     pipe, call = tiny_pipeline(name)
     other, _ = tiny_pipeline(name)
     other.register_modules(transformer=pipe.transformer)
-    flexivid.enable(pipe, budget=0.6)
+    flexivid.enable(pipe, budget=0.6, order="interleaved")
     expected = sample(pipe, call)
     for action in (
         lambda: sample(other, call),
-        lambda: flexivid.enable(other, budget=0.6),
+        lambda: flexivid.enable(other, budget=0.6, order="interleaved"),
         lambda: flexivid.disable(other),
         lambda: flexivid.summary(other),
     ):
@@ -93,7 +93,7 @@ def test_a_pipeline_that_shares_the_transformer_is_refused(name):
 @every_pipeline
 def test_no_cache_context_is_needed(name, monkeypatch):
     pipe, call = tiny_pipeline(name)
-    flexivid.enable(pipe, budget=0.6)
+    flexivid.enable(pipe, budget=0.6, order="interleaved")
     expected, steps = sample(pipe, call), flexivid.summary(pipe).steps
     monkeypatch.setattr(type(pipe.transformer), "cache_context", lambda *_, **more: nullcontext(), raising=False)
     assert torch.equal(sample(pipe, call), expected) and flexivid.summary(pipe).steps == steps

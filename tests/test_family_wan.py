@@ -24,7 +24,7 @@ def test_first_and_last_frame():
     flexivid.enable(pipe, budget=1.0)
     assert torch.equal(sample(pipe, call), stock)
     beside = full.get_total_flops() - flexivid.summary(pipe).flops_full
-    flexivid.enable(pipe, budget=0.6)
+    flexivid.enable(pipe, budget=0.6, order="interleaved")
     planned = flexivid.plan(pipe, 9, 64, 96, 4, text_length=7)
     sample(pipe, call)
     with flop_counter_mode() as used:
@@ -60,7 +60,7 @@ def test_one_transformer_of_two(alone):
     )
     pipe.set_progress_bar_config(disable=True)
     stock = sample(pipe, call)
-    flexivid.enable(pipe, budget=0.6)
+    flexivid.enable(pipe, budget=0.6, order="interleaved")
     planned = flexivid.plan(pipe, call["num_frames"], call["height"], call["width"], 4, text_length=7)
     weak = sample(pipe, call)
     assert weak.isfinite().all() and not torch.equal(weak, stock)

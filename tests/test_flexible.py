@@ -16,6 +16,7 @@ from flexivid.model.lora import add_lora, remove_lora
 from flexivid.patches.folding import folding_for
 from flexivid.sampling.clock import Position
 from flexivid.sampling.flops import FlopCounter, flop_counter_mode
+from flexivid.sampling.forwards import Forwards
 from flexivid.sampling.run import Run
 from flexivid.sampling.schedule import Schedule
 
@@ -38,7 +39,9 @@ class RunInOrder:
     """A runner that makes the forwards of a schedule in an order of (step, branch)."""
 
     def __init__(self, flex: FlexTransformer, steps, order):
-        self.run_, self.order, self.steps = Run(Schedule(tuple(steps)), flex.diffusion), iter(order), len(steps)
+        forwards = Forwards((len(steps[0]),) * len(steps))
+        self.run_ = Run(Schedule(tuple(steps)), flex.powerful, flex.diffusion, forwards)
+        self.order, self.steps = iter(order), len(steps)
         self.run_.summary.steps.append([])  # whatever branch comes first
 
     def run(self, flex, call):

@@ -40,7 +40,7 @@ def test_budget_one_and_disable_are_the_stock_pipeline(pipe):
         *[(budget, euler, guidance_scale, "same", None) for budget in (0.5, 0.25) for guidance_scale in (1.0, 3.0)],
         *[(budget, None, 3.0, "weak-uncond", None) for budget in (0.8, 0.5)],
         *[(budget, None, 3.0, "kept", "interleaved") for budget in (0.8, 0.5, 0.25)],
-        *[(0.5, euler, guidance_scale, None, None) for guidance_scale in (1.0, 3.0)],
+        *[(0.5, euler, scale, None, order) for scale in (1.0, 3.0) for order in (None, "interleaved")],
     ],
 )
 def test_counted_flops_keep_the_budget_and_the_prediction(
@@ -63,8 +63,11 @@ def test_counted_flops_keep_the_budget_and_the_prediction(
     assert full_counter.get_total_flops() == pytest.approx(result.flops_full, rel=0.01)
     assert counter.get_total_flops() <= budget * full_counter.get_total_flops()
     assert [tuple(step) for step in result.steps] == list(result.schedule.steps)
-    assert any(len(set(step)) == 2 for step in result.steps) == (guidance != "same" and guidance_scale > 1)
-    assert any("kept" in step for step in result.steps) == (guidance in (None, "kept") and guidance_scale > 1)
+    keeps = guidance in (None, "kept")  # who names modes gets weak steps
+    differ = guidance_scale > 1 and (keeps or guidance == "weak-uncond")
+    assert any(len(set(step)) == 2 for step in result.steps) == differ
+    assert any("kept" in step for step in result.steps) == (keeps and guidance_scale > 1)
+    assert not any("reused" in step for step in result.steps)
 
 
 def test_unreachable_budgets_name_the_least(pipe):

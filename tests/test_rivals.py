@@ -12,7 +12,7 @@ from diffusers import UniPCMultistepScheduler
 from families import tiny_pipeline as tiny_pipeline_of
 
 from flexivid.inputs import shapes_scenes
-from flexivid.sampling.budget import reuse_places
+from flexivid.sampling.places import reuse_places
 from sweep import arms, dbcache, levels, metrics, scoring, settings, tuning
 from sweep.probe import Probe, Trial
 from sweep.rivals import RIVALS, Rival

@@ -131,6 +131,16 @@ def test_a_folder_holds_one_sweep(finished_sweep, capsys):
     assert "holds a sweep with another seed;" in capsys.readouterr().err
 
 
+def test_only_some_arms():
+    every = [arms.Arm(name, "steps", 1.0, 4) for name in ("full", "steps-2", "steps-1")]
+    assert [arm.name for arm in arms.picked(every, ["steps-1"])] == ["full", "steps-1"]
+    assert arms.picked(every, None) == every
+    with pytest.raises(
+        ValueError, match="there is no arm steps-3; with these methods and budgets there are full, steps-2"
+    ):
+        arms.picked(every, ["steps-3"])
+
+
 def test_rivals_may_come_before_the_adapter(tmp_path):
     path, identity = tmp_path / "sweep.json", {"adapter": None, "direct_adapter": None, "seed": 0}
     assert settings.check_identity(path, identity) == identity

@@ -120,6 +120,14 @@ def all_arms(arguments: Namespace, steps: int) -> list[Arm]:
     return list(arms.values())
 
 
+def picked(arms: list[Arm], names: list[str] | None) -> list[Arm]:
+    """The full run and the arms of some names, all of them for None. Raises ValueError for a name that there is not."""
+    known = [arm.name for arm in arms]
+    if unknown := [name for name in names or [] if name not in known]:
+        raise ValueError(f"there is no arm {unknown[0]}; with these methods and budgets there are {', '.join(known)}")
+    return arms if names is None else [arm for arm in arms if arm.name in ("full", *names)]
+
+
 def tuned(arms: list[Arm], tuning: dict, say) -> list[Arm]:
     """The arms with the settings of their rivals, without those that come near no budget; says which.
 

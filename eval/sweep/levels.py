@@ -12,7 +12,7 @@ from torch.nn.functional import avg_pool3d, interpolate
 
 from flexivid.model.families import family_of
 from flexivid.model.family import patch_size_of
-from flexivid.sampling.budget import reuse_places
+from flexivid.sampling.places import reuse_places
 from sweep.probe import Probe
 from sweep.sampling import Run, stock_run
 

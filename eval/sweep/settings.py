@@ -55,6 +55,7 @@ def parse_arguments(description: str, argv: list[str]) -> argparse.Namespace:
     methods = "; ".join(f"{name}: {meaning}" for name, meaning in METHODS.items())
     add("--methods", nargs="+", choices=METHODS, help=methods)
     add("--rivals", nargs="*", choices=["steps", *RIVALS], help="beside flexivid, instead of every one of them")
+    add("--arms", nargs="+", help="only these of the methods' arms, beside the full run, such as steps-10 reuse-0.1")
     add_prompts(parser, sets="vbench (VBench's own), ")
     add("--max-prompts", type=count, help="only the first so many")
     add("--videos-per-prompt", type=count, default=2)

@@ -31,7 +31,7 @@ from numbers import Real
 from typing import Literal
 
 from flexivid.patches.sizes import GUIDED, parse_mode
-from flexivid.sampling.places import denser_first, evenly_spread, reuse_places
+from flexivid.sampling.places import denser_first, evenly_spread, places_after_guided
 from flexivid.sampling.schedule import KEPT, REUSED, Schedule
 
 Guidance = Literal["same", "kept", "weak-uncond"]
@@ -40,7 +40,7 @@ Order = Literal["interleaved", "weak-first", "reuse"]
 LEAST_COMPUTED = 3
 # docs/log.md, "Guided first steps"
 GUIDED_STEPS = 8
-GUIDED_BELOW = 6
+GUIDED_BELOW = 5
 
 
 class BudgetError(ValueError):
@@ -139,7 +139,7 @@ class _Purse:
 
 def _usual(purse: _Purse) -> list[tuple[str, ...]]:
     """By reuse; where that leaves too few steps to compute, weak ones between them, if the budget buys these."""
-    if purse.affordable >= LEAST_COMPUTED:
+    if purse.affordable >= LEAST_COMPUTED or (purse.guided is not None and purse.affordable):
         return _reusing(purse)
     try:
         return _interleaved(purse)
@@ -208,16 +208,19 @@ def _reusing(purse: _Purse) -> list[tuple[str, ...]]:
     Where these are few, guided steps take the place of one of them, and come before all others: the layout, which they
     decide, asks for many steps and little detail.
     """
-    powerful, early = purse.affordable, 0
+    powerful, guided = purse.affordable, 0
     if not powerful:
         raise purse.too_small(purse.cost(purse.powerful))
     if purse.guided is not None and powerful < min(GUIDED_BELOW, purse.steps):
         powerful = max(powerful - 1, 1)
         left = purse.limit - powerful * purse.cost(purse.powerful)
-        early = min(GUIDED_STEPS, left // purse.cost(purse.all_at(purse.guided)), purse.steps - powerful)
+        guided = min(GUIDED_STEPS, left // purse.cost(purse.all_at(purse.guided)))
+    early, late = places_after_guided(guided, powerful, purse.steps)
     planned = [purse.all_at(REUSED)] * purse.steps
-    for number, place in enumerate(reuse_places(early + powerful, purse.steps)):
-        planned[place] = purse.powerful if number >= early else purse.all_at(purse.guided)
+    for place in early:
+        planned[place] = purse.all_at(purse.guided)
+    for place in late:
+        planned[place] = purse.powerful
     return planned
 
 

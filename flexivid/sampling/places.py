@@ -6,6 +6,9 @@ DENSER_FIRST = 1.6  # docs/log.md, "Where powerful steps belong when guidance is
 # docs/log.md, "Where computed steps belong"
 REUSE = 1.9
 LAST = 4.0
+# docs/log.md, "Guided first steps"
+STOOD_FOR = 3
+AFTER = 1.3
 
 
 def reuse_places(count: int, steps: int) -> list[int]:
@@ -17,6 +20,18 @@ def reuse_places(count: int, steps: int) -> list[int]:
     """
     last = (steps - 1) * (1 - (1 - count / steps) * math.exp(-((count / LAST) ** 2)))
     return _spaced([last * (k / max(count - 1, 1)) ** REUSE for k in range(count)], steps)
+
+
+def places_after_guided(guided: int, powerful: int, steps: int) -> tuple[list[int], list[int]]:
+    """Places of guided first steps, and of the powerful ones after them, of `steps` steps.
+
+    The guided ones stand for the first three of powerful + 3 computed steps, and fill the time until the next. Without
+    any, the powerful ones stand as in `reuse_places`.
+    """
+    replaced = min(STOOD_FOR, steps - powerful) if guided else 0
+    late = reuse_places(powerful + replaced, steps)[replaced:]
+    count = min(guided, late[0])
+    return _spaced([late[0] * (k / count) ** AFTER for k in range(count)], late[0]), late
 
 
 def _spaced(places: list[float], steps: int) -> list[int]:

@@ -107,6 +107,10 @@ class PipelineRunner:
             text = self.schedule if ":" in self.schedule else f"{self.schedule}:{steps}"
         schedule = explicit_schedule(text, steps, forwards.branches, list(costs))
         check_guidance(schedule, self.powerful, forwards)
+        if any(map(is_guided, schedule.steps)) and not calls_branches_apart(self.pipe, self.family):
+            raise ValueError(
+                f"guided patch sizes need a pipeline that calls its guidance branches apart, as {text} asks"
+            )
         return schedule
 
     def _begun(self, arguments: dict, schedule: Schedule, diffusion: Diffusion, forwards: Forwards) -> Run:
@@ -125,7 +129,8 @@ class PipelineRunner:
             # On one or two latent frames a temporal patch saves no token, and costs more than the powerful one.
             powerful = costs[self.powerful]
             useful = {name: cost for name, cost in costs.items() if name == self.powerful or cost < powerful}
-            if count != 2 or (self._scale is not None and not self._fits(self._scale)):
+            apart = count == 2 and calls_branches_apart(self.pipe, self.family)
+            if not apart or (self._scale is not None and not self._fits(self._scale)):
                 useful = {name: cost for name, cost in useful.items() if not name.endswith(GUIDED)}
             reference = steps * branches * powerful
             full += reference
