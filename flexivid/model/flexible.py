@@ -36,14 +36,17 @@ class Runner(Protocol):
 
 
 class FixedPatchSize:
-    """The runner of a bare transformer: one patch size, the noise level read from the timestep."""
+    """The runner of a bare transformer: one patch size, the noise level read from the timestep.
 
-    def __init__(self, patch_size: str):
-        self.patch_size = patch_size
+    lora: of the powerful patch size, None for the stock model.
+    """
+
+    def __init__(self, patch_size: str, lora: str | None = None):
+        self.patch_size, self.lora = patch_size, lora
 
     def run(self, flex: "FlexTransformer", call: Call):
         if self.patch_size == flex.powerful:
-            return flex.stock(call)
+            return flex.stock(call) if self.lora is None else flex.adapted(call, self.lora)
         return call.output_of(flex.predict(call, self.patch_size, flex.diffusion, call.level(flex.diffusion)))
 
 
@@ -101,11 +104,14 @@ class FlexTransformer:
     def patch_sizes(self) -> list[str]:
         return [*self.weak_modes, self.powerful]
 
-    def fix(self, patch_size: str) -> None:
-        """Every forward from now on runs at one patch size. Raises ValueError if it is none of this model's."""
+    def fix(self, patch_size: str, lora: str | None = None) -> None:
+        """Every forward from now on runs at one patch size. Raises ValueError if it is none of this model's.
+
+        lora: the name of one that is active at the powerful patch size, see `adapted`.
+        """
         if patch_size not in self.patch_sizes:
             raise ValueError(f"{patch_size} is not a patch size of this model: {', '.join(self.patch_sizes)}")
-        self.runner = FixedPatchSize(patch_size)
+        self.runner = FixedPatchSize(patch_size, lora)
 
     def remove(self) -> list[tuple[nn.Module, ModelHook]]:
         """Takes every hook off, and gives them with their modules; LoRA is taken off by `lora.remove_lora`."""
@@ -138,17 +144,31 @@ class FlexTransformer:
         self.lora.switch(None)
         return call.stock_forward(**call.given)
 
+    def adapted(self, call: Call, lora: str):
+        """What the stock transformer gives with a LoRA of ours, such as that of the powerful patch size in few steps.
+
+        Raises ValueError for a scale in attention_kwargs.
+        """
+        self.mode = None
+        self._switch(call, lora)
+        return call.stock_forward(**call.given)
+
+    def _switch(self, call: Call, lora: str) -> bool:
+        """Makes a LoRA of ours active. Whether this is the first time in a call of a pipeline."""
+        if self.lora.layers and _scale(call) != 1.0:
+            raise ValueError("attention_kwargs scale would scale flexivid's LoRA too; use set_adapters for your own")
+        anew = self not in call.memo
+        self.lora.switch(lora, anew)
+        call.memo[self] = True
+        return anew
+
     def predict(self, call: Call, patch_size: str, diffusion: Diffusion, level: Level) -> torch.Tensor:
         """What a weak patch size predicts, in the network's own terms, (B, C_out, T, H, W) in the latents' precision.
 
         level: of the call's latents, as `Call.level` gives it. Raises ValueError for a scale in attention_kwargs.
         """
         latents = call.latents
-        scale = (call.arguments.get("attention_kwargs") or {}).get("scale", 1.0)
-        if self.lora.layers and scale != 1.0:
-            raise ValueError("attention_kwargs scale would scale flexivid's LoRA too; use set_adapters for your own")
-        anew = self not in call.memo
-        self.lora.switch(patch_size, anew)
+        anew = self._switch(call, patch_size)
         mode, dtype = self.weak_modes[patch_size], working_dtype(self.embedder)
         placed = mode.patch_size_embedding
         # In training its precision is that of the optimiser.
@@ -156,8 +176,7 @@ class FlexTransformer:
             mode.to(latents.device, dtype)
         if not placed.requires_grad:
             self.mode = None  # stock layers may be asked what they do
-            mode.follow(*(stock.change(scale, anew) for stock in self.stock_layers))
-        call.memo[self] = True
+            mode.follow(*(stock.change(_scale(call), anew) for stock in self.stock_layers))
         self.mode, self.memo = mode, call.memo
         self.folding = self.family.folding(call.arguments, mode.multiple, self.base_patch)
         if mode.parametrisation == "direct":
@@ -249,6 +268,11 @@ class FlexTransformer:
             yield
         finally:
             self.transformer.out_channels = stock
+
+
+def _scale(call: Call) -> float:
+    """By which a call scales every LoRA."""
+    return (call.arguments.get("attention_kwargs") or {}).get("scale", 1.0)
 
 
 def compile_blocks(transformer: nn.Module) -> None:

@@ -84,20 +84,30 @@ class FlopCounter:
 
     def costs(self, arguments: dict) -> Mapping[str, int]:
         """FLOPs (2 per multiply-add) of one forward of one clip by patch size, with arguments shaped as these."""
-        clips = self._clips(arguments)
-        key = tuple((name, _shapes(arguments[name], clips[name])) for name in clips)
+        key = self._key(arguments)
         if key not in self._costs:
-            self._costs[key] = {patch_size: self._count(patch_size, arguments) for patch_size in self.twin.patch_sizes}
+            self._costs[key] = {patch_size: self._count(arguments, patch_size) for patch_size in self.twin.patch_sizes}
         return self._costs[key]
+
+    def cost_of_adapted(self, arguments: dict, lora: str) -> int:
+        """FLOPs of the powerful patch size with a LoRA, such as the one that it has in few-step runs."""
+        key, powerful = (lora, *self._key(arguments)), self.twin.powerful
+        if key not in self._costs:
+            self._costs[key] = {powerful: self._count(arguments, powerful, lora)}
+        return self._costs[key][powerful]
+
+    def _key(self, arguments: dict) -> tuple:
+        """What the FLOPs of a forward depend on."""
+        return tuple((name, _shapes(arguments[name], clips)) for name, clips in self._clips(arguments).items())
 
     def _clips(self, arguments: dict) -> dict[str, int]:
         """The arguments that count, and of how many clips each holds rows."""
         batch, shared = len(arguments["hidden_states"]), self.twin.family.for_all_clips
         return {name: 1 if name in shared else batch for name in arguments if name not in NOT_COUNTED}
 
-    def _count(self, patch_size: str, arguments: dict) -> int:
+    def _count(self, arguments: dict, patch_size: str, lora: str | None = None) -> int:
         inputs = {name: _of_one_clip(arguments[name], clips) for name, clips in self._clips(arguments).items()}
-        self.twin.fix(patch_size)
+        self.twin.fix(patch_size, lora)
         # The user's attention backend may not run on meta tensors, or not be known to the counter; and a counter
         # around the user's call is to count what runs, not what is planned.
         with (
