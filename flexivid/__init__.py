@@ -9,8 +9,8 @@ from flexivid.patches.tubelet_positions import FlexTubeletPositions
 from flexivid.running import costs, observe, plan, summary
 from flexivid.sampling.budget import BudgetError
 from flexivid.sampling.observe import Forward, Observer
-from flexivid.sampling.run import Summary
 from flexivid.sampling.schedule import Schedule
+from flexivid.sampling.summary import Summary
 
 __version__ = "0.1.0"
 __all__ = [

@@ -231,13 +231,23 @@ def costs_of(model: Published) -> dict[str, int]:
 
 def family_lines() -> list[str]:
     """The support table."""
-    head = ("family", "class", "prediction", "guidance", "joins frames", *FEATURES)
+    head = ("family", "class", "prediction", "guidance", "joins frames", "mixed", *FEATURES)
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
     for family in FAMILIES:
         cells = (family.name, family.transformer_class, family.prediction, family.guidance)
         joined = "no" if not family.temporal else "first alone" if family.causal else "yes"
-        lines.append(f"| {' | '.join((*cells, joined, *SUPPORT[family.name]))} |")
+        mixed = "-" if isinstance(family.loose, str) else "yes"
+        lines.append(f"| {' | '.join((*cells, joined, mixed, *SUPPORT[family.name]))} |")
     return lines
+
+
+def unmixed_lines() -> Iterator[str]:
+    """Why mixed patch sizes are refused, and of which families."""
+    families: dict[str, list[str]] = {}
+    for family in FAMILIES:
+        if isinstance(family.loose, str):
+            families.setdefault(family.loose, []).append(family.name)
+    yield from (f"- {', '.join(names)}: {reason}." for reason, names in families.items())
 
 
 def cost_line(model: Published) -> str:
@@ -279,6 +289,14 @@ branches of guidance, a perturbed one, one without sound) weak steps run the fir
 Wan and LTX-Video, whose guiders call the transformer once a branch, work too, also where guidance starts or stops
 midway ([test_modular](../tests/test_modular.py)).
 """
+MIXED = """
+## Mixed patch sizes
+
+`1x2x2+1x4x4@0.35` in a schedule runs two patch sizes in one forward: 1x2x2 in the .35 of the blocks that have most
+detail in the last x0, 1x4x4 in the others ([test_mixed](../tests/test_mixed.py)). Those families can (`mixed` above)
+whose forward takes a timestep and a place for each token. SkyReels-V2 with causal blocks of frames cannot. The others
+are refused:
+"""
 COSTS = """
 ## What patch sizes cost
 
@@ -293,5 +311,6 @@ Motif-Video's configuration was not at hand.
 
 def page() -> Iterator[str]:
     """docs/models.md, line by line."""
-    yield from (HEAD, *family_lines(), COSTS, *map(cost_line, PUBLISHED), "", "## Left out", "")
+    yield from (HEAD, *family_lines(), MIXED, *unmixed_lines(), COSTS, *map(cost_line, PUBLISHED))
+    yield from ("", "## Left out", "")
     yield from (f"- {name}: {reason}." for name, reason in LEFT_OUT.items())

@@ -1,16 +1,16 @@
 """What can be asked of an enabled pipeline: plan, costs, summary, and to look at its runs."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
 
 from flexivid.patches.folding import token_grid
 from flexivid.sampling.observe import Observer
-from flexivid.sampling.run import Summary
 from flexivid.sampling.runner import PipelineRunner
 from flexivid.sampling.schedule import Schedule
+from flexivid.sampling.summary import Summary
 from flexivid.targets import Pipeline, check_not_shared, runner_of, transformers_of
 
 
@@ -27,10 +27,13 @@ def plan(
     return runner.plan(call, runner.usual_forwards(steps, guided))
 
 
-def costs(pipe: Pipeline, frames: int, height: int, width: int, text_length: int) -> dict[str, int]:
-    """FLOPs of one forward of one clip of these sizes by patch size. Raises ValueError if it is not enabled."""
+def costs(pipe: Pipeline, frames: int, height: int, width: int, text_length: int) -> Mapping[str, int]:
+    """FLOPs of one forward of one clip of these sizes by patch size. Raises ValueError if it is not enabled.
+
+    Those of mixed patch sizes are found there too (`costs["1x2x2+1x4x4@0.35"]`), though it does not list them.
+    """
     runner = _enabled(pipe)
-    return dict(runner.costs(_call_of(pipe, runner, frames, height, width, text_length)))
+    return runner.costs(_call_of(pipe, runner, frames, height, width, text_length))
 
 
 def _enabled(pipe: Pipeline) -> PipelineRunner:

@@ -17,6 +17,7 @@ from flexivid.patches.folding import folding_for
 from flexivid.sampling.clock import Position
 from flexivid.sampling.flops import FlopCounter, flop_counter_mode
 from flexivid.sampling.forwards import Forwards
+from flexivid.sampling.mixing import Mixing
 from flexivid.sampling.run import Run
 from flexivid.sampling.schedule import Schedule
 
@@ -39,8 +40,8 @@ class RunInOrder:
     """A runner that makes the forwards of a schedule in an order of (step, branch)."""
 
     def __init__(self, flex: FlexTransformer, steps, order):
-        forwards = Forwards((len(steps[0]),) * len(steps))
-        self.run_ = Run(Schedule(tuple(steps)), flex.powerful, flex.diffusion, forwards)
+        schedule, forwards = Schedule(tuple(steps)), Forwards(tuple(len(step) for step in steps))
+        self.run_ = Run(schedule, flex.powerful, flex.diffusion, forwards, Mixing(1.0, is_batched=False))
         self.order, self.steps = iter(order), len(steps)
         self.run_.summary.steps.append([])  # whatever branch comes first
 

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -17,6 +17,18 @@ from flexivid.patches.folding import Folding, Size3, folding_for
 from flexivid.patches.positions import centred_rope
 
 Tables = tuple[torch.Tensor, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Loose:
+    """How a forward takes tokens of any places: as those of one column, frame above frame, of one token each.
+
+    blocks: attribute of the transformer with its blocks, which take and give `hidden_states` (B, tokens, D).
+    timed: further arguments where every token has a timestep of its own.
+    """
+
+    blocks: str
+    timed: dict = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -63,6 +75,7 @@ class Family:
     bare_output: without `return_dict` the forward gives its tensor, and no tuple.
     unsupported: settings of a model's configuration, and the value with which it is refused.
     check: raises ValueError for the arguments of a call that a pipeline makes, and that cannot be planned.
+    loose: how its forward takes a sequence of fine and coarse tokens, with a timestep and a place each; or why not.
     """
 
     name: str
@@ -102,6 +115,7 @@ class Family:
     bare_output: bool = False
     unsupported: tuple[tuple[str, object], ...] = ()
     check: Callable[[dict], None] = lambda call: None
+    loose: Loose | str = "its row does not say how its forward would take mixed tokens"
 
     @property
     def makes_images(self) -> bool:
@@ -175,6 +189,8 @@ def patch_size_of(config: FrozenDict) -> Size3:
 
 def centred_tables(tables: Tables, folding: Folding, token_axis: int) -> Tables:
     """Rotary tables of the base grid, tokens on `token_axis`, read at the centres of the coarse tokens."""
+    if math.prod(folding.multiple) == 1:
+        return tables
     grids = (table.movedim(token_axis, 0).unflatten(0, folding.grid) for table in tables)
     centred = centred_rope(*grids, folding.centres, folding.aside)
     return tuple(table.flatten(0, 2).movedim(0, token_axis) for table in centred)

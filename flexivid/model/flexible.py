@@ -19,10 +19,12 @@ from torch import nn
 
 from flexivid.diffusion import Diffusion, Level
 from flexivid.model import hooks
+from flexivid.model.averaged import Averaged
 from flexivid.model.call import Call, parts_of
 from flexivid.model.families import family_of
 from flexivid.model.family import centred_tables, patch_size_of
 from flexivid.model.lora import LoraSwitch
+from flexivid.model.mixed import MixedForward
 from flexivid.model.stock_layer import StockLayer, bypassed, working_dtype
 from flexivid.model.weak_mode import WeakMode
 from flexivid.patches.folding import Folding, folding_for
@@ -60,7 +62,7 @@ class FlexTransformer:
 
     guidance_scale: that guided modes were trained for.
     diffusion: what its network predicts; a VP model needs the table of its scheduler in it. mode, folding, memo: of the
-    weak forward that runs, None and stale between forwards.
+    weak forward that runs, None and stale between forwards. mixed: that forward, if its tokens are of two patch sizes.
     """
 
     def __init__(self, transformer: nn.Module, patch_sizes: list[str], parametrisation: str):
@@ -96,6 +98,7 @@ class FlexTransformer:
         self.lora = LoraSwitch(transformer)
         self.mode: WeakMode | None = None
         self.folding: Folding | None = None
+        self.mixed: MixedForward | None = None
         self.memo: dict = {}
         self._signature = inspect.signature(type(transformer).forward)
         hooks.attach(self)
@@ -153,12 +156,15 @@ class FlexTransformer:
         self._switch(call, lora)
         return call.stock_forward(**call.given)
 
-    def _switch(self, call: Call, lora: str) -> bool:
-        """Makes a LoRA of ours active. Whether this is the first time in a call of a pipeline."""
+    def _switch(self, call: Call, lora: str, tokens: tuple[int, int] | None = None) -> bool:
+        """Makes a LoRA of ours active. Whether this is the first time in a call of a pipeline.
+
+        tokens: see `LoraSwitch.switch`.
+        """
         if self.lora.layers and _scale(call) != 1.0:
             raise ValueError("attention_kwargs scale would scale flexivid's LoRA too; use set_adapters for your own")
         anew = self not in call.memo
-        self.lora.switch(lora, anew)
+        self.lora.switch(lora, anew, tokens)
         call.memo[self] = True
         return anew
 
@@ -167,8 +173,17 @@ class FlexTransformer:
 
         level: of the call's latents, as `Call.level` gives it. Raises ValueError for a scale in attention_kwargs.
         """
-        latents = call.latents
-        anew = self._switch(call, patch_size)
+        self.enter(call, patch_size)
+        if self.mode.parametrisation == "direct":
+            return self._predict_direct(call, patch_size)
+        return self._predict_snr(call, patch_size, diffusion, level)
+
+    def enter(self, call: Call, patch_size: str, tokens: tuple[int, int] | None = None) -> None:
+        """Makes a weak mode the one that runs. tokens: see `LoraSwitch.switch`.
+
+        Raises ValueError for a scale in attention_kwargs.
+        """
+        latents, anew = call.latents, self._switch(call, patch_size, tokens)
         mode, dtype = self.weak_modes[patch_size], working_dtype(self.embedder)
         placed = mode.patch_size_embedding
         # In training its precision is that of the optimiser.
@@ -179,9 +194,6 @@ class FlexTransformer:
             mode.follow(*(stock.change(_scale(call), anew) for stock in self.stock_layers))
         self.mode, self.memo = mode, call.memo
         self.folding = self.family.folding(call.arguments, mode.multiple, self.base_patch)
-        if mode.parametrisation == "direct":
-            return self._predict_direct(call, patch_size)
-        return self._predict_snr(call, patch_size, diffusion, level)
 
     def _predict_direct(self, call: Call, patch_size: str) -> torch.Tensor:
         """The folded latents at the same timestep, unfolded (FlexiDiT, arXiv 2502.20126)."""
@@ -193,37 +205,13 @@ class FlexTransformer:
 
     def _predict_snr(self, call: Call, patch_size: str, diffusion: Diffusion, level: Level) -> torch.Tensor:
         """The folded latents at the noise level of their mean, x0 up-sampled, plus a residual (`diffusion`)."""
-        mode, folding, latents = self.mode, self.folding, call.latents
-        # Condition channels carry no noise: they are averaged as they are. What a model predicts beside its latents,
-        # the variance of image models, is upsampled as it is.
-        channels, all_channels = min(mode.out_channels, latents.shape[1]), latents.shape[1]
-        of_blocks = level
-        if level.s.shape[2:].numel() > 1:
-            of_blocks = Level(folding.block_mean(level.alpha), folding.block_mean(level.s), level.may_be_clean)
-
-        def averaged(kappa: torch.Tensor) -> tuple[torch.Tensor, Level]:
-            c = diffusion.normaliser(of_blocks, kappa)
-            return c, Level(of_blocks.alpha / c, of_blocks.s * kappa / c, level.may_be_clean)
-
-        # Every block has its own c; the network is told the noise level of one without padding.
-        kappa, typical_kappa = folding.noise_gains(latents.device)
-        c, coarse_level = averaged(kappa)
-        told = coarse_level if typical_kappa is kappa else averaged(typical_kappa)[1]
-        timestep = diffusion.timestep(Level(call.by_token(told.alpha), call.by_token(told.s)))
-
-        by_block = folding.fold(latents.float()).unflatten(1, (-1, all_channels))
-        noisy = by_block[:, :, :channels]
-        folded = noisy / c.unsqueeze(1)
-        if channels < all_channels:
-            folded = torch.cat([folded, by_block[:, :, channels:]], dim=2)
-        output = self._network(call, patch_size, folded.flatten(1, 2), timestep)
-        coarse, beside, residual = output.tensor_split([channels, mode.out_channels], dim=1)
-        x_0_coarse = diffusion.x0(noisy.mean(1) / c, coarse, coarse_level)
-        if beside.shape[1]:
-            x_0_coarse = torch.cat([x_0_coarse, beside], 1)
-        x_0 = folding.upsample(x_0_coarse) + folding.unfold(residual)
+        folding, latents = self.folding, call.latents
+        averaged = Averaged.of(call, self.mode, folding, diffusion, level)
+        output = self._network(call, patch_size, averaged.folded, averaged.timestep)
+        x_0, residual = averaged.x0(output, diffusion)
+        x_0, channels = folding.upsample(x_0) + folding.unfold(residual), averaged.mean.shape[1]
         prediction = diffusion.output(latents[:, :channels].float(), x_0[:, :channels], level)
-        if beside.shape[1]:
+        if x_0.shape[1] > channels:
             prediction = torch.cat([prediction, x_0[:, channels:]], 1)
         return prediction.to(latents.dtype)
 

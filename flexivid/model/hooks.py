@@ -144,22 +144,29 @@ class _SubmoduleHook(ModelHook):
 
 class _EmbedderHook(_SubmoduleHook):
     def weak(self, module, folded):
-        return self.flex.mode.embed(folded)
+        mixed = self.flex.mixed
+        return self.flex.mode.embed(folded) if mixed is None else mixed.embed()
 
 
 class _HeadHook(_SubmoduleHook):
     def weak(self, module, tokens):
-        return self.flex.mode.predict(tokens)
+        mixed = self.flex.mixed
+        return self.flex.mode.predict(tokens) if mixed is None else mixed.predict(tokens)
 
 
 class _PositionsHook(_SubmoduleHook):
     def weak(self, module, *args, **kwargs):
+        if self.flex.mixed is None:
+            return self._centred(module, self.flex.folding, args, kwargs)
+        return self.flex.mixed.positions(lambda folding: self._centred(module, folding, args, kwargs))
+
+    def _centred(self, module, folding, args: tuple, kwargs: dict):
         flex, stock = self.flex, self.fn_ref.original_forward
         if not flex.family.positions_of_sizes:
-            return flex.family.centred(module, stock, flex.folding, *args, **kwargs)
-        key = (flex.mode.multiple, flex.folding.size, args[0].device, args[0].dtype)
+            return flex.family.centred(module, stock, folding, *args, **kwargs)
+        key = (folding.multiple, folding.size, args[0].device, args[0].dtype)
         if key not in flex.memo:
-            flex.memo[key] = flex.family.centred(module, stock, flex.folding, *args, **kwargs)
+            flex.memo[key] = flex.family.centred(module, stock, folding, *args, **kwargs)
         return flex.memo[key]
 
 

@@ -96,10 +96,12 @@ class LoraSwitch:
                 merged = stock + layer.get_delta_weight(self.name_of(patch_size)).to(stock.device)
                 self._merged[patch_size].append(nn.Parameter(merged, requires_grad=False))
 
-    def switch(self, patch_size: str | None, anew: bool = True) -> None:
+    def switch(self, patch_size: str | None, anew: bool = True, tokens: tuple[int, int] | None = None) -> None:
         """Makes one of ours active, that of a weak mode, or none for None; whatever else is active stays so.
 
-        anew: look at what surrounds the model, too; that is enough once a call of a pipeline.
+        anew: look at what surrounds the model, too; that is enough once a call of a pipeline. tokens: of a mixed
+        sequence, how many coarse ones come first, which take it, and how many fine ones follow, which do not. Raises
+        ValueError for merged weights there, which all tokens would take.
         """
         # Attributes are set where they lie: through a module that takes longer than the layer itself, for small ones.
         for attributes, name, value in reversed(self._put_back):
@@ -111,12 +113,18 @@ class LoraSwitch:
         for layer in self.layers:
             if vars(layer)["_active_adapter"] and any(map(is_ours, layer.active_adapters)):
                 layer._active_adapter = _of_the_user(layer.active_adapters)
-        if patch_size is None or not self.layers:
+        if patch_size is None or not self.layers or (tokens is not None and not tokens[0]):
             return
         if self.name_of(patch_size) not in getattr(self.transformer, "peft_config", {}):
             raise RuntimeError("flexivid's LoRA was unloaded with the others; call flexivid.enable again")
         self._part_projections()
-        if self.is_merged:
+        if tokens is not None:
+            if self.is_merged:
+                raise ValueError("merge_lora gives all tokens one set of weights, and mixed steps need two: leave it")
+            self._activate(self.name_of(patch_size))
+            for layer in self.layers if tokens[1] else ():
+                self._limit(layer, self.name_of(patch_size), *tokens)
+        elif self.is_merged:
             if anew:
                 check_merging(self.transformer)
                 # A compiled block sees through peft's wrappers, and would be compiled once more without them.
@@ -148,6 +156,12 @@ class LoraSwitch:
             self._set(vars(layer), "_active_adapter", [*users, ours])
             if layer.scaling[ours] != 1:  # a weight that `set_adapters` gave to all
                 layer.scaling[ours] = 1.0
+
+    def _limit(self, layer: BaseTunerLayer, ours: str, coarse: int, fine: int) -> None:
+        """Gives the coarse tokens, which come first, what our LoRA adds in a layer, and the fine ones nothing."""
+        down, up = layer.lora_A[ours], layer.lora_B[ours]
+        self._set(vars(down), "forward", lambda x: type(down).forward(down, x[:, :coarse]))
+        self._set(vars(up), "forward", lambda x: nn.functional.pad(type(up).forward(up, x), (0, 0, 0, fine)))
 
     def _part_projections(self) -> None:
         """Queries, keys and values that `fuse_qkv_projections` has joined run apart, where our LoRA is."""

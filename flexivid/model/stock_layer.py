@@ -91,6 +91,17 @@ class StockLayer:
         self._seen: list = []
         self._settings: list = []
         self._adapters: list[Tensor] = []
+        self._set_aside: list[tuple[BaseTunerLayer, str | list[str]]] = []
+
+    def run(self, x: Tensor) -> Tensor:
+        """What the layer gives with all that peft has wrapped around it, also where that is bypassed."""
+        for wrapper, active in self._set_aside:
+            wrapper._active_adapter = active
+        try:
+            return self.outer(x)
+        finally:
+            for wrapper, _ in self._set_aside:
+                wrapper._active_adapter = []
 
     @property
     def outer(self) -> nn.Module:
@@ -168,14 +179,18 @@ class StockLayer:
 @contextmanager
 def bypassed(layers: Iterable[StockLayer]) -> Iterator[None]:
     """Within, what peft has wrapped around the layers gives what these give, and adds nothing of its own."""
-    before = [(wrapper, wrapper._active_adapter) for stock in layers for wrapper in _wrappers(stock.outer)]
-    for wrapper, _ in before:
-        wrapper._active_adapter = []
+    layers = list(layers)
+    for stock in layers:
+        stock._set_aside = [(wrapper, wrapper._active_adapter) for wrapper in _wrappers(stock.outer)]
+        for wrapper, _ in stock._set_aside:
+            wrapper._active_adapter = []
     try:
         yield
     finally:
-        for wrapper, active in before:
-            wrapper._active_adapter = active
+        for stock in layers:
+            for wrapper, active in stock._set_aside:
+                wrapper._active_adapter = active
+            stock._set_aside = []
 
 
 def _wrappers(layer: nn.Module) -> Iterator[BaseTunerLayer]:

@@ -9,7 +9,7 @@ Clips that lie behind one another in time, such as key frames beside the clip th
 
 import math
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import accumulate
 
 import torch
@@ -102,11 +102,43 @@ class Folding:
         """Tokens of the base grid per axis."""
         return token_grid(self.size, self.patch_size)
 
+    @property
+    def coarse_grid(self) -> Size3:
+        """Tokens of the coarse grid per axis."""
+        return tuple(len(centres) for centres in self.centres)
+
+    @cached_property
+    @torch.inference_mode(False)
+    def owners(self) -> torch.Tensor:
+        """Which coarse token each base token lies in, (base tokens,) int64, both in the order of their grids.
+
+        Raises ValueError where a coarse token holds a part of a base token only: base patches of several frames, of a
+        clip whose first frame is a block of its own.
+        """
+        by_axis = []
+        for sources, patch, length in zip(self.sources, self.patch_size, self.grid, strict=True):
+            covered = sources.reshape(len(sources) // patch, -1) // patch
+            coarse = torch.arange(len(covered))[:, None].expand_as(covered)
+            owner = torch.zeros(length, dtype=torch.long).index_put((covered,), coarse)
+            if not torch.equal(owner[covered], coarse):
+                raise ValueError("coarse patches of this model end within its own ones, so that the two do not mix")
+            by_axis.append(owner)
+        (t, h, w), (_, rows, columns) = by_axis, self.coarse_grid
+        return ((t[:, None, None] * rows + h[:, None]) * columns + w).flatten()
+
+    @cached_property
+    @torch.inference_mode(False)
+    def kinds(self) -> dict[int, torch.Tensor]:
+        """Coarse tokens by how many base tokens they hold, (n,) int64 each: fewer at the edges of odd grids, and where
+        a first frame is a block of its own."""
+        held = torch.bincount(self.owners)
+        return {int(count): (held == count).nonzero().flatten() for count in held.unique()}
+
     def pad(self, x: torch.Tensor) -> torch.Tensor:
         """(B, C, T, H, W) -> (B, C, T' m_t, H' m_h, W' m_w) by replicating edges."""
         for axis, sources in enumerate(self.sources):
             if sources.numel() != self.size[axis]:
-                x = x.index_select(axis + 2, self._on(sources, x.device).flatten())
+                x = x.index_select(axis + 2, self.on(sources, x.device).flatten())
         return x
 
     def fold(self, x: torch.Tensor) -> torch.Tensor:
@@ -134,7 +166,7 @@ class Folding:
         with torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False):
             for axis, matrix in enumerate(self.upsampling):
                 if self.multiple[axis] > 1 or matrix.shape[0] != matrix.shape[1]:  # else every block is a position
-                    matrix = self._on(matrix, x.device, x.dtype)
+                    matrix = self.on(matrix, x.device, x.dtype)
                     x = torch.tensordot(x, matrix, dims=([axis + 2], [1])).movedim(-1, axis + 2)
         return x
 
@@ -148,7 +180,7 @@ class Folding:
                 found = self._placed["kappa", device] = kappa, kappa if kappa.numel() == 1 else kappa.median()
         return found
 
-    def _on(self, tensor: torch.Tensor, device: torch.device, dtype: torch.dtype | None = None) -> torch.Tensor:
+    def on(self, tensor: torch.Tensor, device: torch.device, dtype: torch.dtype | None = None) -> torch.Tensor:
         """One of this folding's tensors on a device, copied there once."""
         key = id(tensor), device, dtype
         if key not in self._placed:

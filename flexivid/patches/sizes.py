@@ -1,10 +1,12 @@
 """Patch sizes and their notation: frames x height x width in latent pixels, as in `1x4x4`.
 
 A mode of a model is a patch size, or one that is guidance-distilled: `1x4x4-guided`, whose one forward gives what both
-guidance branches give together.
+guidance branches give together. A mixed patch size, `1x2x2+1x4x4@0.35`, is two in one forward: the fine one in a share
+of the coarse one's blocks.
 """
 
 import re
+from dataclasses import dataclass
 
 PatchSize = tuple[int, int, int]
 
@@ -58,3 +60,53 @@ def multiple_of(patch_size: PatchSize, base: PatchSize) -> PatchSize:
         )
     t, h, w = (p // b for p, b in zip(patch_size, base, strict=True))
     return t, h, w
+
+
+@dataclass(frozen=True)
+class MixedSize:
+    """Two patch sizes of one forward. share: of the blocks, each as large as a coarse patch, that are cut finely."""
+
+    fine: str
+    coarse: str
+    share: float
+
+    def __str__(self) -> str:
+        return f"{self.fine}+{self.coarse}@{self.share:g}"
+
+
+def is_mixed_size(name: str) -> bool:
+    """Whether a name means to be a mixed patch size; `parse_mixed_size` tells whether it is one."""
+    return "+" in name or "@" in name
+
+
+def parse_mixed_size(text: str) -> MixedSize:
+    """`"1x2x2+1x4x4@0.35"` -> its parts. Raises ValueError that names what is wrong."""
+    match = re.fullmatch(r"([^+@]*)\+([^+@]*)@([^+@]*)", text.replace(" ", ""))
+    if match is None:
+        raise ValueError(f"{text!r} is not fine+coarse@share of blocks that are fine, such as 1x2x2+1x4x4@0.35")
+    fine, coarse = (parse_patch_size(part) for part in match.groups()[:2])
+    if not re.fullmatch(r"[0-9]*\.?[0-9]+", match[3]) or not 0 < (share := float(match[3])) < 1:
+        raise ValueError(
+            f"{text!r}: the share of blocks that are fine is a number between 0 and 1, not {match[3]!r}; where all are "
+            f"alike write {format_patch_size(coarse)} or {format_patch_size(fine)} alone"
+        )
+    multiple_of(coarse, fine)
+    if coarse == fine:
+        raise ValueError(f"{text!r} mixes a patch size with itself: write {format_patch_size(fine)}")
+    return MixedSize(format_patch_size(fine), format_patch_size(coarse), share)
+
+
+def format_mode(name: str) -> str:
+    """A mode, or a mixed patch size, as it is written everywhere. Raises ValueError for what is neither."""
+    if is_mixed_size(name):
+        return str(parse_mixed_size(name))
+    patch_size, guided = parse_mode(name)
+    return format_patch_size(patch_size) + GUIDED * guided
+
+
+def sizes_in(name: str) -> tuple[str, ...]:
+    """The patch sizes of a mixed one, or the mode itself."""
+    if not is_mixed_size(name):
+        return (name,)
+    mixed = parse_mixed_size(name)
+    return mixed.fine, mixed.coarse

@@ -13,6 +13,7 @@ from flexivid.model.flexible import FlexTransformer
 from flexivid.model.recipe import Recipe
 from flexivid.sampling.clock import Position
 from flexivid.sampling.forwards import Forwards
+from flexivid.sampling.mixing import Mixing
 from flexivid.sampling.observe import Observer
 from flexivid.sampling.run import Run
 from flexivid.sampling.runner import PipelineRunner
@@ -82,7 +83,7 @@ class FewStepRun(Run):
     def __init__(
         self, schedule: Schedule, powerful: str, diffusion: Diffusion, forwards: Forwards, cost_of_powerful: int
     ):
-        super().__init__(schedule, powerful, diffusion, forwards)
+        super().__init__(schedule, powerful, diffusion, forwards, Mixing(1.0, is_batched=False))
         self.cost_of_powerful = cost_of_powerful
 
     def forward(

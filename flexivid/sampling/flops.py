@@ -1,17 +1,24 @@
 """FLOPs of one forward, counted on the meta device: no weights, no arithmetic, about a second for a large model."""
 
 import copy
+import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 
 import torch
 from diffusers.models.attention_dispatch import attention_backend
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
+from flexivid.model.call import Call
 from flexivid.model.flexible import FlexTransformer
 from flexivid.model.lora import HOOK_NAME
+from flexivid.model.mixed import predict_mixed
+from flexivid.patches.choose import largest
+from flexivid.patches.sizes import is_mixed_size, parse_mixed_size
+from flexivid.sampling.schedule import WITH_RESIDUAL
 
 
 def flop_counter_mode() -> FlopCounterMode:
@@ -59,6 +66,37 @@ def _shapes(value, batch: int):
     return str(value)
 
 
+class _Costs(dict):
+    """FLOPs by patch size, and of mixed ones too, which are counted when they are asked for."""
+
+    def __init__(self, modes: Iterable[str], count: Callable[[str], int]):
+        super().__init__((mode, count(mode)) for mode in modes)
+        self._count, self._mixed = count, {}
+
+    def __missing__(self, name: str) -> int:
+        if not is_mixed_size(name):
+            raise KeyError(name)
+        if name not in self._mixed:
+            self._mixed[name] = self._count(name)
+        return self._mixed[name]
+
+
+class _MixedPatchSize:
+    """The runner of a forward at a mixed patch size, without values. name: also `with residual`, see `Schedule`."""
+
+    def __init__(self, name: str):
+        self.size, self.has_residual = parse_mixed_size(name.removesuffix(WITH_RESIDUAL)), name.endswith(WITH_RESIDUAL)
+
+    def run(self, flex: FlexTransformer, call: Call):
+        mode, latents, residual = flex.weak_modes[self.size.coarse], call.latents, None
+        folding = flex.family.folding(call.arguments, mode.multiple, flex.base_patch)
+        selection = largest(latents.new_empty(len(latents), math.prod(folding.coarse_grid)), folding, self.size.share)
+        if self.has_residual:
+            residual = latents.new_empty(len(latents), math.prod(folding.grid), len(mode.patch_size_embedding))
+        level = call.level(flex.diffusion)
+        return predict_mixed(flex, call, self.size.coarse, selection, flex.diffusion, level, residual)
+
+
 class FlopCounter:
     """Counts forwards of a flexible transformer at any of its patch sizes.
 
@@ -80,20 +118,23 @@ class FlopCounter:
         self.twin.diffusion = replace(self.twin.diffusion, alphas_cumprod=table)
         if self.twin.lora.layers:
             twin.set_adapter([])
-        self._costs: dict[tuple, dict[str, int]] = {}
+        self._costs: dict[tuple, Mapping[str, int]] = {}
 
     def costs(self, arguments: dict) -> Mapping[str, int]:
-        """FLOPs (2 per multiply-add) of one forward of one clip by patch size, with arguments shaped as these."""
+        """FLOPs (2 per multiply-add) of one forward of one clip by patch size, with arguments shaped as these.
+
+        Those of mixed patch sizes are found there too, though it does not list them.
+        """
         key = self._key(arguments)
         if key not in self._costs:
-            self._costs[key] = {patch_size: self._count(arguments, patch_size) for patch_size in self.twin.patch_sizes}
+            self._costs[key] = _Costs(self.twin.patch_sizes, partial(self._count, self._inputs(arguments)))
         return self._costs[key]
 
     def cost_of_adapted(self, arguments: dict, lora: str) -> int:
         """FLOPs of the powerful patch size with a LoRA, such as the one that it has in few-step runs."""
         key, powerful = (lora, *self._key(arguments)), self.twin.powerful
         if key not in self._costs:
-            self._costs[key] = {powerful: self._count(arguments, powerful, lora)}
+            self._costs[key] = {powerful: self._count(self._inputs(arguments), powerful, lora)}
         return self._costs[key][powerful]
 
     def _key(self, arguments: dict) -> tuple:
@@ -105,9 +146,15 @@ class FlopCounter:
         batch, shared = len(arguments["hidden_states"]), self.twin.family.for_all_clips
         return {name: 1 if name in shared else batch for name in arguments if name not in NOT_COUNTED}
 
-    def _count(self, arguments: dict, patch_size: str, lora: str | None = None) -> int:
-        inputs = {name: _of_one_clip(arguments[name], clips) for name, clips in self._clips(arguments).items()}
-        self.twin.fix(patch_size, lora)
+    def _inputs(self, arguments: dict) -> dict:
+        """Arguments without values, of one clip."""
+        return {name: _of_one_clip(arguments[name], clips) for name, clips in self._clips(arguments).items()}
+
+    def _count(self, inputs: dict, patch_size: str, lora: str | None = None) -> int:
+        if is_mixed_size(patch_size):
+            self.twin.runner = _MixedPatchSize(patch_size)
+        else:
+            self.twin.fix(patch_size, lora)
         # The user's attention backend may not run on meta tensors, or not be known to the counter; and a counter
         # around the user's call is to count what runs, not what is planned.
         with (

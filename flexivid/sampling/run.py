@@ -1,49 +1,23 @@
 """One call of a pipeline: what is planned for it, what its powerful steps leave for the weak ones, what it has cost."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from itertools import groupby
+from dataclasses import replace
 
 import torch
 
 from flexivid.diffusion import Diffusion, Level
 from flexivid.model.call import Call, parts_of
 from flexivid.model.flexible import FlexTransformer
+from flexivid.patches.sizes import is_mixed_size
 from flexivid.sampling.clock import Position
 from flexivid.sampling.forwards import Forwards
+from flexivid.sampling.mixing import Mixing
 from flexivid.sampling.observe import Observer
 from flexivid.sampling.schedule import KEPT, REUSED, Schedule, is_guided, is_mixed
 from flexivid.sampling.streams import clean_streams, predicted_streams
+from flexivid.sampling.summary import Summary
 
 Tensors = tuple[torch.Tensor, ...]
-
-
-@dataclass
-class Summary:
-    """What ran in a call of a pipeline.
-
-    schedule: what was planned. steps: per step, the patch size that each guidance branch ran at. flops_full: of the
-    stock call, as far as this one has come; flops_used: of this one. Both count the transformer's forwards only, over
-    the whole batch, and all of each: what a cache of diffusers skips is not subtracted.
-    """
-
-    schedule: Schedule
-    flops_full: int = 0
-    flops_used: int = 0
-    steps: list[list[str]] = field(default_factory=list)
-
-    @property
-    def ratio(self) -> float:
-        """Share of the stock FLOPs that was used."""
-        return self.flops_used / self.flops_full
-
-    def __str__(self) -> str:
-        saved = 1 - self.ratio
-        runs = ((step, len(list(run))) for step, run in groupby(self.steps))
-        return (
-            ", ".join(f"{count} x {'/'.join(dict.fromkeys(step))}" for step, count in runs) + "\n"
-            f"{self.flops_used / 1e12:.4g} of {self.flops_full / 1e12:.4g} TFLOP ({self.ratio:.1%}), {saved:.1%} saved"
-        )
 
 
 class Run:
@@ -55,10 +29,12 @@ class Run:
 
     corrections: by forward of a step and weak patch size, x0_powerful - x0_weak.
     guidance: by forward of a step, x0 of the first - its own, of the video and of what is made beside it.
-    held: by forward of a step, the last x0 itself, for steps that reuse it, also of what is made beside.
+    held: by forward of a step, the last x0 itself, for steps that reuse it or choose their fine blocks by it, also of
+        what is made beside.
+    mixing: what mixed patch sizes need.
     """
 
-    def __init__(self, schedule: Schedule, powerful: str, diffusion: Diffusion, forwards: Forwards):
+    def __init__(self, schedule: Schedule, powerful: str, diffusion: Diffusion, forwards: Forwards, mixing: Mixing):
         self.summary = Summary(schedule)
         self.powerful = powerful
         self.diffusion = diffusion
@@ -68,6 +44,7 @@ class Run:
         self.corrections: dict[tuple[int, str], torch.Tensor] = {}
         self.guidance: dict[int, Tensors] = {}
         self.held: dict[int, Tensors] = {}
+        self.mixing = mixing
         self._schedule, self._first, self._replanned = schedule, 0, False
         self._conditional: tuple[Call, Tensors] | None = None  # of this step, where another branch needs it
         self._with_guidance: tuple[torch.Tensor, Tensors] | None = None  # of a guided step, for its other branch
@@ -148,11 +125,13 @@ class Run:
         self._calls[asked] = max(self.calls(asked), call.branch + 1)
         self.costs[call.branch] = costs
         self._clips[call.branch] = batch = len(call.arguments["hidden_states"])
-        self.summary.flops_used += sum(costs[each] for each in self._computed(index, call.branch)) * batch
+        computed = (self.mixing.counted(flex, call.branch, each) for each in self._computed(index, call.branch))
+        self.summary.flops_used += sum(costs[each] for each in computed) * batch
         self.summary.flops_full += costs[flex.powerful] * batch
 
         if name == flex.powerful:
-            output = flex.stock(call)
+            leaves = self._schedule.leaves_residual(index, flex.powerful, branch)
+            output = self.mixing.stock(flex, call) if leaves else flex.stock(call)
             self._learn(flex, call, parts_of(output), at, compared, observer)
         else:
             level = call.level(self.diffusion, at.sigma)
@@ -162,6 +141,8 @@ class Run:
                 prediction = self._with_kept_guidance(call, level, at)
             elif is_guided(planned):
                 prediction = self._guided(flex, call, level, name)
+            elif is_mixed_size(name):
+                prediction = self.mixing.predict(flex, call, level, self.diffusion, name, self.held)
             elif not is_mixed(planned):
                 prediction = self._corrected(flex, call, level, name)
             else:
@@ -184,6 +165,7 @@ class Run:
         """Lets go of every tensor; what is left is the summary."""
         self.corrections, self.held, self.guidance, self._memo = {}, {}, {}, {}
         self._conditional, self._with_guidance = None, None
+        self.mixing.drop()
 
     def _learn(self, flex, call: Call, output: Tensors, at: Position, compared, observer: Observer | None) -> None:
         """What a powerful prediction knows better than the weak ones, and what guidance adds, both in x0."""

@@ -11,8 +11,9 @@ from diffusers import DiffusionPipeline, ModularPipeline
 from flexivid.diffusion import Diffusion
 from flexivid.model.call import Call
 from flexivid.model.flexible import FlexTransformer
+from flexivid.model.mixed import check_mixing
 from flexivid.model.surroundings import check_caches, check_call, drop_cached
-from flexivid.patches.sizes import GUIDED, parse_mode
+from flexivid.patches.sizes import GUIDED, is_mixed_size, parse_mixed_size, parse_mode
 from flexivid.sampling.budget import BudgetError, schedule_for_budget
 from flexivid.sampling.clock import Clock, Position
 from flexivid.sampling.flops import FlopCounter
@@ -23,9 +24,11 @@ from flexivid.sampling.forwards import (
     forwards_of,
     usual_forwards,
 )
+from flexivid.sampling.mixing import Mixing
 from flexivid.sampling.observe import Forward, Observer
-from flexivid.sampling.run import Run, Summary
+from flexivid.sampling.run import Run
 from flexivid.sampling.schedule import KEPT, Schedule, explicit_schedule, is_guided, is_reused
+from flexivid.sampling.summary import Summary
 
 SAME_SCALE = 0.01  # guidance scales that differ by less are one
 
@@ -111,10 +114,16 @@ class PipelineRunner:
             raise ValueError(
                 f"guided patch sizes need a pipeline that calls its guidance branches apart, as {text} asks"
             )
+        for name in schedule.mixed_sizes:
+            for flex in self.flexes.values():
+                check_mixing(flex, parse_mixed_size(name))
+            costs[name]  # what cannot be mixed on these sizes does not come to be counted
         return schedule
 
     def _begun(self, arguments: dict, schedule: Schedule, diffusion: Diffusion, forwards: Forwards) -> Run:
-        return Run(schedule, self.powerful, diffusion, forwards)
+        apart = calls_branches_apart(self.pipe, self.family)
+        batched = not apart and getattr(self.pipe, "do_classifier_free_guidance", False)
+        return Run(schedule, self.powerful, diffusion, forwards, Mixing(self._scale or 1.0, batched))
 
     def _bought(self, counts: Sequence[int], of_step: Callable[[int], list], budget: float) -> Schedule:
         """The schedule of so many forwards in each step, within a budget.
@@ -253,6 +262,8 @@ def check_guidance(schedule: Schedule, powerful: str, forwards: Forwards) -> Non
             raise ValueError(
                 f"step {index}: {step[0]} gives two guidance branches, and this pipeline makes {count} calls"
             )
+        if is_mixed_size(step[0]):
+            continue
         conditional, unconditional = parse_mode(step[0])[0], parse_mode(step[-1])[0]
         if any(coarse > fine for coarse, fine in zip(conditional, unconditional, strict=True)):
             raise ValueError(

@@ -2,7 +2,7 @@
 
 Nothing here knows a model, a scheduler or torch. A patch size is written frames x height x width in latent pixels, as
 in `1x4x4`; the cheap ones are "weak", the model's own, most expensive one is "powerful". One forward of
-`1x4x4-guided` gives what both guidance branches give together.
+`1x4x4-guided` gives what both guidance branches give together, one of `1x2x2+1x4x4@0.35` has patches of both sizes.
 """
 
 import json
@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from itertools import groupby, islice, takewhile
 from pathlib import Path
 
-from flexivid.patches.sizes import GUIDED, format_patch_size, parse_mode
+from flexivid.patches.sizes import GUIDED, format_mode, is_mixed_size, parse_mixed_size, parse_mode, sizes_in
 from flexivid.text import read_text
 
 KEPT = "kept"  # stands for the patch size of an unconditional branch that does not run
 REUSED = "reused"  # stands for that of a step that runs nothing: every branch holds its last x0
+WITH_RESIDUAL = " with residual"  # behind a mixed patch size, where a powerful step before has left one
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,8 @@ class Schedule:
         computes nothing. A guided patch size stands in both branches, and runs once.
 
     Raises ValueError for no steps, for steps that differ in their number of branches, for a first step that is reused,
-    for a guided patch size in one of the branches only, and for what is no patch size.
+    for a guided patch size in one of the branches only, for a mixed one at the first step, whose fine blocks nothing
+    could choose, or beside another, and for what is no patch size.
     """
 
     steps: tuple[tuple[str, ...], ...]
@@ -49,7 +51,9 @@ class Schedule:
                     raise ValueError("the first step has nothing to reuse")
                 continue
             for name in step[:1] if step[-1] == KEPT else step:
-                if parse_mode(name)[1] and step != (name,) * 2:
+                if is_mixed_size(name):
+                    _check_mixed(index, step, name)
+                elif parse_mode(name)[1] and step != (name,) * 2:
                     raise ValueError(f"step {index}: {name} gives both guidance branches at once; it stands for two")
 
     def _until_powerful(self, index: int, powerful: str, branch: int) -> list[tuple[str, ...]]:
@@ -71,12 +75,29 @@ class Schedule:
         What the powerful prediction knew better is added to theirs. Mixed steps have a correction of their own.
         """
         following = [step for step in self._until_powerful(index, powerful, branch) if not is_mixed(step)]
-        names = [step[branch] for step in following if not is_guided(step)]
+        names = [step[branch] for step in following if not is_guided(step) and not is_mixed_size(step[branch])]
         return tuple(dict.fromkeys(name for name in names if name not in (KEPT, REUSED)))
 
     def is_held(self, index: int) -> bool:
-        """Whether the next step reuses what this one predicts."""
-        return is_reused(self.steps[index + 1]) if index + 1 < len(self.steps) else False
+        """Whether the next step reuses what this one predicts, or chooses its fine blocks by that."""
+        following = self.steps[index + 1 : index + 2]
+        return any(is_reused(step) or is_mixed_size(step[0]) for step in following)
+
+    def leaves_residual(self, index: int, powerful: str, branch: int) -> bool:
+        """Whether a branch of later steps is mixed, before it is powerful again: that keeps residuals of this one."""
+        return any(is_mixed_size(step[branch]) for step in self._until_powerful(index, powerful, branch))
+
+    def counted_name(self, index: int, powerful: str, branch: int) -> str:
+        """The patch size of a branch of a step, as its FLOPs are counted: a mixed one after a powerful step has what
+        that left, and for all tokens the embedder and the head of the model."""
+        name = self.steps[index][branch]
+        before = (step[branch] == powerful and not is_mixed(step) for step in self.steps[:index])
+        return name + WITH_RESIDUAL if is_mixed_size(name) and any(before) else name
+
+    @property
+    def mixed_sizes(self) -> list[str]:
+        """The mixed patch sizes that there are."""
+        return list(dict.fromkeys(step[0] for step in self.steps if is_mixed_size(step[0])))
 
     def gives_guidance(self, index: int, powerful: str) -> bool:
         """Whether later steps keep the guidance of this one."""
@@ -89,7 +110,12 @@ class Schedule:
             if is_guided(step):
                 names.append(step[0])
                 continue
-            names += (*step, step[1]) if is_mixed(step) else [name for name in step if name not in (KEPT, REUSED)]
+            own = [
+                self.counted_name(index, powerful, branch)
+                for branch, name in enumerate(step)
+                if name not in (KEPT, REUSED)
+            ]
+            names += (*step, step[1]) if is_mixed(step) else own
             for branch in range(len(step)):
                 names += self.compared(index, powerful, branch)
         return names
@@ -99,9 +125,16 @@ class Schedule:
 
         The most expensive patch size is the powerful one. Raises ValueError where the cost of a patch size is missing.
         """
-        names = self.forwards(max(costs, key=costs.get))
-        if missing := sorted(set(names) - set(costs)):
-            raise ValueError(f"no cost is given for {', '.join(missing)}; there are costs for {', '.join(costs)}")
+        names, missing = self.forwards(max(costs, key=costs.get)), set()
+        for name in set(names):
+            try:
+                costs[name]  # a mixed patch size is counted when it is asked for
+            except KeyError:
+                missing.add(name)
+        if missing:
+            raise ValueError(
+                f"no cost is given for {', '.join(sorted(missing))}; there are costs for {', '.join(costs)}"
+            )
         prices = [costs[name] for name in names]
         return sum(prices) if all(isinstance(cost, int) for cost in prices) else math.fsum(prices)
 
@@ -128,6 +161,14 @@ class Schedule:
         return ", ".join(f"{count} x {step[0] if len(set(step)) == 1 else '/'.join(step)}" for step, count in runs)
 
 
+def _check_mixed(index: int, step: tuple[str, ...], name: str) -> None:
+    parse_mixed_size(name)
+    if index == 0:
+        raise ValueError(f"the first step has no x0 yet to choose the fine blocks of {name} by; give it a patch size")
+    if set(step) - {KEPT} != {name}:
+        raise ValueError(f"step {index}: {name} runs in both guidance branches, or in the first one beside {KEPT}")
+
+
 def is_reused(step: tuple[str, ...]) -> bool:
     """Whether a step runs nothing."""
     return set(step) == {REUSED}
@@ -149,7 +190,8 @@ def explicit_schedule(text: str, steps: int, branches: int, patch_sizes: Collect
     Args:
         text: the runs, in any order; `1x2x2/2x4x4:5` gives the conditional and the unconditional branch their own,
             `2x4x4/kept:5` keeps the guidance of the last powerful step, `reused:5` the last x0, `1x4x4-guided:5` gives
-            both branches in one forward.
+            both branches in one forward, `1x2x2+1x4x4@0.35:5` runs both patch sizes in one, the fine one in .35 of the
+            blocks.
         steps: number of denoising steps, which the runs must add up to.
         branches: forwards a step makes: 2 with classifier-free guidance, else 1.
         patch_sizes: what the model has, written as in `1x4x4`.
@@ -165,9 +207,8 @@ def explicit_schedule(text: str, steps: int, branches: int, patch_sizes: Collect
         step = tuple(name.strip() for name in match[1].split("/"))
         if not is_reused(step):
             named = step[:1] if step[1:] == (KEPT,) else step
-            modes = [parse_mode(name) for name in named]
-            step = (*(format_patch_size(size) + GUIDED * guided for size, guided in modes), *step[len(named) :])
-        for name in step:
+            step = (*map(format_mode, named), *step[len(named) :])
+        for name in (size for mode in step for size in sizes_in(mode)):
             if name not in (*patch_sizes, KEPT, REUSED):
                 raise ValueError(f"{name} in the schedule is not a patch size of this model: {', '.join(patch_sizes)}")
         if len(step) > branches:

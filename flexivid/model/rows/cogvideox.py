@@ -5,7 +5,7 @@ import math
 import torch
 
 from flexivid.model.family import Family, patch_size_of
-from flexivid.model.rows.common import ATTENTION_AND_FEED_FORWARD, example_tensors
+from flexivid.model.rows.common import ATTENTION_AND_FEED_FORWARD, ONE_TIMESTEP, example_tensors
 from flexivid.patches import positions
 from flexivid.patches.folding import Folding, token_grid
 
@@ -57,4 +57,5 @@ COGVIDEOX = Family(
     fps=8,
     layout="b t c h w",
     rope_argument="image_rotary_emb",
+    loose=ONE_TIMESTEP,
 )

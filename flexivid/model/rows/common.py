@@ -11,6 +11,9 @@ from flexivid.patches.folding import Folding, Size3
 # What most classes call the modules that LoRA adapts.
 ATTENTION_AND_FEED_FORWARD = r"transformer_blocks\.\d+\.(attn1\.(to_q|to_k|to_v|to_out\.0)|ff\.net\.(0\.proj|2))"
 
+# Why tokens of two patch sizes, at two noise levels, do not mix.
+ONE_TIMESTEP = "it takes one timestep a clip, and coarse tokens are at another noise level than fine ones"
+
 
 def of_latents(token_axis: int) -> Callable:
     """For a rotary module that looks at the latents' shape."""

@@ -6,7 +6,7 @@ import torch
 from diffusers.models.embeddings import PatchEmbed, get_2d_sincos_pos_embed
 
 from flexivid.model.family import Family
-from flexivid.model.rows.common import example_tensors
+from flexivid.model.rows.common import ONE_TIMESTEP, example_tensors
 from flexivid.patches import positions
 from flexivid.patches.folding import Folding
 
@@ -44,6 +44,7 @@ LATTE = Family(
     causal=False,
     temporal=False,  # its learned table of frames has one length
     fixed_out_channels=True,
+    loose="its blocks look along frames and along time in turn, on a grid that mixed tokens do not form",
 )
 
 
@@ -65,6 +66,7 @@ DIT = replace(
     example=_dit_example,
     layout="b c (t h) w",
     sizes=(("t", 1),),
+    loose=ONE_TIMESTEP,
 )
 
 

@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import torch
 
-from flexivid.model.family import Family, Tables
+from flexivid.model.family import Family, Loose, Tables
 from flexivid.model.rows.common import ATTENTION_AND_FEED_FORWARD, example_tensors
 from flexivid.patches import positions
 from flexivid.patches.folding import Folding
@@ -13,6 +13,8 @@ from flexivid.patches.folding import Folding
 
 def _ltx_rope(module, stock, folding: Folding, packed, frames, height, width, scale, coordinates) -> Tables:
     """Half of the frequencies turn by more than half a circle a token: positions are averaged, not angles."""
+    if math.prod(folding.multiple) == 1:
+        return stock(packed, *folding.grid, scale, coordinates)
     bases = torch.tensor([module.base_num_frames, module.base_height, module.base_width], device=packed.device)
     if coordinates is None:
         grid = module._prepare_video_coords(len(packed), *folding.grid, scale, packed.device)
@@ -106,4 +108,5 @@ LTX = Family(
     completed=_completed,
     image_by_timestep=True,
     without_last_step=("LTXI2VLongMultiPromptPipeline",),
+    loose=Loose("transformer_blocks"),
 )

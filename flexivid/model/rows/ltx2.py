@@ -75,5 +75,6 @@ LTX2 = replace(
     levels=_ltx2_levels,
     streams=("audio_hidden_states",),
     output_class=AudioVisualModelOutput,
+    loose="sound stands beside the video in its blocks, which take both and more",
     more_forwards=("do_spatio_temporal_guidance", "do_modality_isolation_guidance"),
 )

@@ -7,7 +7,7 @@ import torch
 from diffusers.models.transformers.transformer_mochi import MochiRoPE
 
 from flexivid.model.family import Family
-from flexivid.model.rows.common import ATTENTION_AND_FEED_FORWARD, example_tensors
+from flexivid.model.rows.common import ATTENTION_AND_FEED_FORWARD, ONE_TIMESTEP, example_tensors
 from flexivid.patches import positions
 from flexivid.patches.folding import Folding
 
@@ -48,4 +48,5 @@ MOCHI = Family(
     example=lambda config, size, length: example_tensors(config, size, length, "text_embed_dim", mask=True),
     fps=30,
     counting=_mochi_on_meta,
+    loose=ONE_TIMESTEP,
 )

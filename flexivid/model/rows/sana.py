@@ -14,6 +14,7 @@ SANA_VIDEO = Family(
     positions_of_sizes=True,
     prediction="flow",
     guidance="batched",
+    loose="its feed-forward is a convolution over the grid, which mixed tokens do not form",
     lora_targets=r"transformer_blocks\.\d+\.attn1\.(to_q|to_k|to_v|to_out\.0)",  # the feed-forward is a convolution
     example=lambda config, size, length: example_tensors(config, size, length, "caption_channels", mask=True),
 )

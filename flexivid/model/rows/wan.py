@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import torch
 
-from flexivid.model.family import Family
+from flexivid.model.family import Family, Loose
 from flexivid.model.rows.common import example_tensors, of_latents
 
 
@@ -31,9 +31,14 @@ WAN = Family(
     guidance="separate",
     lora_targets=r"blocks\.\d+\.(attn1\.(to_q|to_k|to_v|to_out\.0)|ffn\.net\.(0\.proj|2))",
     example=_wan_example,
+    loose=Loose("blocks"),
 )
 SKYREELS_V2 = replace(  # arXiv 2504.13074
-    WAN, name="skyreels-v2", transformer_class="SkyReelsV2Transformer3DModel", fps=24
+    WAN,
+    name="skyreels-v2",
+    transformer_class="SkyReelsV2Transformer3DModel",
+    fps=24,
+    loose=Loose("blocks", {"enable_diffusion_forcing": True}),  # a timestep a frame, and so a token
 )
 
 
@@ -49,6 +54,7 @@ WAN_VACE = replace(  # arXiv 2503.07598
     lora_targets=r"(vace_)?" + WAN.lora_targets,
     example=_wan_vace_example,
     conditions=("control_hidden_states",),
+    loose="blocks for its control video go beside its own, over the tokens of one patch size",
     for_all_clips=("control_hidden_states_scale",),
 )
 
@@ -69,6 +75,7 @@ WAN_ANIMATE = replace(  # arXiv 2509.14055
     transformer_class="WanAnimateTransformer3DModel",
     example=_wan_animate_example,
     conditions=("pose_hidden_states",),
+    loose="its tokens look at the face of their own frame, and are counted by frames",
     reference_frames=1,
     temporal=False,  # a face for each latent frame
 )
