@@ -1,6 +1,6 @@
 """Seconds, achieved FLOP/s and peak memory of every patch size and budget, on a real architecture with random weights.
 
-An arm `1x4x4` runs that patch size on every step; a budget mixes the powerful patch size and the cheapest one.
+An arm `1x4x4` runs that patch size on every step; a budget runs powerful steps and reuses their x0 between.
 
     python eval/latency.py                                                   # the embedded model, which has weights
     python eval/latency.py --architecture wan2.1-1.3b --dtype bfloat16 --compile --output docs/measurements/latency-h100
@@ -114,7 +114,7 @@ def measure(
     settings = {"modes": list(architecture.modes), "adapter": architecture.adapter}
     settings["merge_lora"] = architecture.adapter is not None
     enabled = {"stock": None, "idle": {"budget": 1.0}}
-    enabled |= {f"budget-{budget:g}": {"budget": budget} for budget in arguments.budgets}
+    enabled |= {f"budget-{budget:g}": {"budget": budget, "order": "reuse"} for budget in arguments.budgets}
     enabled |= {patch_size: {"schedule": patch_size} for patch_size in architecture.modes}
     rows = {name: {"compiled": compiled, "batch": batch, "arm": name, "all_seconds": []} for name in enabled}
     # The first of the repeats warms up: it compiles, and asks for memory.

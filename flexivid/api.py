@@ -17,6 +17,7 @@ from flexivid.model.family import patch_size_of
 from flexivid.model.flexible import FlexTransformer
 from flexivid.model.hooks import HOOK_NAME, attached, hook_of, register
 from flexivid.model.lora import add_lora, remove_lora
+from flexivid.model.recipe import Recipe
 from flexivid.model.surroundings import (
     check_caches,
     check_merging,
@@ -27,10 +28,11 @@ from flexivid.model.surroundings import (
 )
 from flexivid.patches.sizes import format_patch_size, multiple_of, parse_mode, spatially_doubled
 from flexivid.sampling.budget import check_budget, check_order
+from flexivid.sampling.few_steps import FewStepRunner
 from flexivid.sampling.forwards import calls_branches_apart, can_keep_guidance
 from flexivid.sampling.runner import PipelineRunner
 from flexivid.sampling.schedule import Schedule
-from flexivid.targets import Pipeline, check_not_shared, components_of, transformers_of
+from flexivid.targets import Pipeline, check_not_shared, components_of, runner_of, transformers_of
 
 
 def enable(
@@ -46,8 +48,7 @@ def enable(
 ) -> None:
     """Makes a diffusers pipeline, or a bare transformer, run at several patch sizes.
 
-    Nothing of the pipeline is copied or edited: call it as before, and `disable` gives it back. Enabling twice
-    replaces the first.
+    Nothing of the pipeline is copied or edited: `disable` gives it back. Enabling twice replaces the first.
 
     Args:
         target: a pipeline, or a bare transformer that then runs at one fixed patch size.
@@ -55,18 +56,18 @@ def enable(
         modes: weak patch sizes as `1x4x4`, t x h x w in latent pixels; the adapter's, or one twice as large in space.
         budget: share of the stock call's FLOPs that the transformer may spend, in (0, 1].
         schedule: instead of a budget: a `Schedule`, `2x4x4:35,1x2x2:5`, or one patch size for every step.
+            With neither, an adapter's few-step recipe runs: call the pipeline with its steps, guidance off. Until
+            `disable` it has a scheduler with the recipe's noise levels.
         guidance: `kept` (weak steps run the conditional branch only, and keep what guidance added at the last
             powerful step), `same` (both guidance branches at one patch size) or `weak-uncond` (as many steps as the
             budget allows run the powerful patch size on the conditional branch, and the cheapest one for their
-            guidance). By default kept where the pipeline calls its branches apart and the order is interleaved, else
-            same.
+            guidance). By default kept where branches are called apart and the order is interleaved, else same.
         order: `reuse` (between powerful steps others hold the last x0 and compute nothing; the first ones of small
             budgets are guided, if the adapter can), `interleaved` (powerful steps are spread over all, and what the
-            last one knew better is added to the weak ones after it) or `weak-first` (FlexiDiT). By default reuse, with
-            a `guidance` interleaved, with `weak-uncond` weak-first. Weak steps of a schedule are corrected, too.
+            last one knew better is added to the weak ones after it) or `weak-first` (FlexiDiT). By default reuse; with
+            `modes` or a `guidance` interleaved, with `weak-uncond` weak-first. Weak steps of a schedule are corrected.
         parametrisation: `snr` or `direct`; the adapter's, or `snr` without one.
-        merge_lora: keep a copy of the adapted weights with the adapter's LoRA added, one for every mode: weak steps
-            then cost no LoRA, and memory grows by as much.
+        merge_lora: keep a copy of the adapted weights with LoRA added, one a mode: weak steps then cost no LoRA.
 
     Raises:
         ValueError: an argument is out of range, the model is unknown, the transformer is enabled through another
@@ -74,25 +75,32 @@ def enable(
             adapter does not fit. The pipeline is then as it was. An unreachable budget is raised by the first call,
             when sizes and steps are known, and so is a cache that is switched on later.
     """
-    _check_arguments(target, budget, schedule, guidance, order)
+    recipe = _recipe_to_run(target, adapter, budget, schedule, modes, guidance, order)
     if merge_lora and adapter is None:
         raise ValueError("merge_lora merges the LoRA of an adapter; give one")
-    check_not_shared(target)
     _check_surroundings(target, merge_lora)
+    if None not in (budget, modes) and (order, guidance) == (None, None):
+        order = "interleaved"  # who names weak patch sizes wants them
     folder, config = _read_adapter(adapter, parametrisation, modes)
     kind, modes = _kind_and_modes(target, config, parametrisation, modes, schedule)
 
     def start(flexes: dict[str, FlexTransformer]) -> None:
         if config is not None:
-            load_adapter(folder, config, flexes)
-        for flex in flexes.values() if merge_lora else ():
-            flex.lora.merge(flex.weak_modes)
-        if isinstance(target, Pipeline):
+            _load(folder, config, flexes, recipe, merge_lora)
+        if recipe is not None:
+            FewStepRunner(target, flexes, recipe)
+        elif isinstance(target, Pipeline):
             PipelineRunner(target, flexes, budget, schedule, guidance, order)
         else:
             flexes["transformer"].fix(schedule)
 
     _replace(target, modes, kind, start)
+
+
+def _load(folder: Path, config: AdapterConfig, flexes: dict[str, FlexTransformer], recipe, merge_lora: bool) -> None:
+    load_adapter(folder, config, flexes)
+    for flex in flexes.values() if merge_lora else ():
+        flex.lora.merge(flex.weak_modes if recipe is None else config.loras(flex))
 
 
 def _replace(target, modes: list[str], kind: str, start: Callable[[dict[str, FlexTransformer]], None]) -> None:
@@ -128,6 +136,20 @@ def _kind_and_modes(target, config: AdapterConfig | None, parametrisation, modes
     return kind, modes
 
 
+def _recipe_to_run(target, adapter, budget, schedule, modes, guidance, order) -> Recipe | None:
+    """That of the adapter, if it has one and nothing else is asked for. Raises ValueError for unfit arguments."""
+    recipe = None
+    if adapter is not None and budget is None and schedule is None and isinstance(target, Pipeline):
+        recipe = read_config(locate_adapter(adapter)).recipe
+    if recipe is None:
+        _check_arguments(target, budget, schedule, guidance, order)
+        return None
+    arguments = {"modes": modes, "guidance": guidance, "order": order}
+    if given := [name for name, value in arguments.items() if value is not None]:
+        raise ValueError(f"{given[0]} would do nothing: without a budget or a schedule the adapter's recipe runs")
+    return recipe
+
+
 def _check_arguments(target, budget, schedule, guidance, order) -> None:
     is_pipeline = isinstance(target, Pipeline)
     if budget is not None and schedule is not None:
@@ -151,6 +173,7 @@ def _check_arguments(target, budget, schedule, guidance, order) -> None:
 
 def _check_surroundings(target: Pipeline | nn.Module, merge_lora: bool) -> None:
     """Raises ValueError for what cannot go on around a transformer once it is enabled, before anything is touched."""
+    check_not_shared(target)
     transformers = transformers_of(target)
     for transformer in transformers.values():
         check_caches(transformer)
@@ -179,7 +202,7 @@ def _read_adapter(
 
 def _take_off(transformer: nn.Module) -> Callable[[], None]:
     """Gives back the stock transformer; what is returned undoes that."""
-    flex = attached(transformer)
+    flex, runner = attached(transformer), runner_of(transformer)
     if flex is None:
         return lambda: None
     ranks, states = {}, {}
@@ -188,15 +211,20 @@ def _take_off(transformer: nn.Module) -> Callable[[], None]:
         states[name] = get_peft_model_state_dict(transformer, adapter_name=name)
     hooks = flex.remove()
     remove_lora(flex)
+    if runner is not None:
+        runner.detach()
 
     def put_back() -> None:
         for module, hook in hooks:
             register(module, hook)
         transformer._diffusers_hook.invalidate_child_registries_cache()
         if states:
-            add_lora(flex, next(iter(ranks.values())))
+            names = [name.removeprefix(f"{HOOK_NAME}-") for name in states]
+            add_lora(flex, next(iter(ranks.values())), [name for name in names if name not in flex.weak_modes])
         for name, state in states.items():
             set_peft_model_state_dict(transformer, state, adapter_name=name)
+        if runner is not None:
+            runner.attach()
 
     return put_back
 

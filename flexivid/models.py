@@ -17,37 +17,7 @@ from flexivid.patches.sizes import format_patch_size
 from flexivid.published import ARCHITECTURES
 from flexivid.sampling.budget import least_budget
 from flexivid.sampling.flops import FlopCounter
-
-FEATURES = ("text-to-video", "image-to-video", "cache", "compile", "offload", "user LoRA", "train")
-# By family, in the order of FEATURES. `yes` is what a test does on a small random pipeline of the real classes, `-`
-# what diffusers 0.42 does not do itself. cache: FirstBlockCache; compile: compile_repeated_blocks(fullgraph=True);
-# offload: enable_model_cpu_offload and enable_group_offload.
-SUPPORT = {
-    "wan": ("yes", "yes", "yes", "yes", "yes", "yes", "yes"),
-    "skyreels-v2": ("yes", "untested", "-", "yes", "yes", "yes", "yes"),
-    "ltx": ("yes", "yes", "yes", "yes", "yes", "yes", "yes"),
-    "ltx-2": ("yes", "yes", "-", "yes", "yes", "yes", "untested"),
-    "cogvideox": ("yes", "yes", "yes", "-", "yes", "yes", "yes"),
-    "hunyuan-video": ("yes", "untested", "yes", "yes", "yes", "yes", "yes"),
-    "hunyuan-video-1.5": ("yes", "yes", "-", "yes", "yes", "yes", "untested"),
-    "motif-video": ("yes", "untested", "yes", "yes", "yes", "yes", "untested"),
-    "mochi": ("yes", "-", "yes", "-", "yes", "yes", "yes"),
-    "sana-video": ("yes", "untested", "-", "-", "yes", "yes", "untested"),
-    "latte": ("yes", "-", "-", "-", "yes", "-", "-"),
-    "dit": ("images", "-", "-", "-", "yes", "-", "-"),
-    "pixart": ("images", "-", "-", "-", "yes", "-", "-"),
-}
-LEFT_OUT = {
-    "HunyuanVideo image-to-video with replaced tokens": "the first frame is clean, and its timestep does not say so",
-    "SkyReels-V2 by diffusion forcing": "its pipelines give a timestep to each frame",
-    "Wan-VACE": "embeds its control video by a second embedder, which would have to be folded too",
-    "HunyuanVideo-1.5 with use_meanflow": "it is told the timestep of the next step too, which a coarse grid changes",
-    "Allegro": "its pipeline passes tables and grids of one size in one argument",
-    "Cosmos": "its forward adds the padding mask as one more channel, behind the folding",
-    "EasyAnimate": "un-patchifies to as many channels as came in, which a residual head has not",
-    "Kandinsky5": "its positions come from the pipeline as lists, and its output layer reshapes by itself",
-    "FLUX, SD3": "images; FLUX packs patches in its pipeline, and does not tell its transformer their grid",
-}
+from flexivid.support import FEATURES, LEFT_OUT, SUPPORT
 
 
 @dataclass(frozen=True)
@@ -94,6 +64,31 @@ PUBLISHED = (
         _transformer("Wan-AI/Wan2.2-TI2V-5B-Diffusers"),
     ),
     Published(
+        "Wan2.1-VACE-1.3B",
+        "WanVACETransformer3DModel",
+        (81, 480, 832),
+        (21, 60, 104),
+        512,
+        _transformer("Wan-AI/Wan2.1-T2V-1.3B-Diffusers") | {"vace_layers": list(range(0, 30, 2))},
+    ),
+    Published("Wan2.1-VACE-14B", "WanVACETransformer3DModel", (81, 480, 832), (21, 60, 104), 512),
+    Published(
+        "Wan2.2-Animate-14B",
+        "WanAnimateTransformer3DModel",
+        (77, 720, 1280),
+        (21, 90, 160),
+        512,
+        {"added_kv_proj_dim": 5120},
+    ),
+    Published(
+        "ChronoEdit-14B",
+        "ChronoEditTransformer3DModel",
+        (5, 720, 1280),
+        (2, 90, 160),
+        512,
+        {"in_channels": 36, "image_dim": 1280, "added_kv_proj_dim": 5120},
+    ),
+    Published(
         "SkyReels-V2-14B",
         "SkyReelsV2Transformer3DModel",
         (97, 544, 960),
@@ -128,6 +123,20 @@ PUBLISHED = (
     ),
     Published("HunyuanVideo", "HunyuanVideoTransformer3DModel", (129, 720, 1280), (33, 90, 160), 256),
     Published("HunyuanVideo-1.5", "HunyuanVideo15Transformer3DModel", (121, 720, 1280), (31, 45, 80), 1000),
+    Published(
+        "Kandinsky 5.0 Lite",
+        "Kandinsky5Transformer3DModel",
+        (121, 512, 768),
+        (31, 64, 96),
+        512,
+        {
+            "in_visual_dim": 16,
+            "out_visual_dim": 16,
+            "model_dim": 1792,
+            "ff_dim": 7168,
+            "visual_cond": True,
+        },
+    ),
     Published("Mochi 1", "MochiTransformer3DModel", (163, 480, 848), (28, 60, 106), 256),
     Published("Sana-Video 2B", "SanaVideoTransformer3DModel", (81, 480, 832), (21, 60, 104), 300),
     Published(
@@ -234,7 +243,10 @@ transformers, [test_family_pipelines](../tests/test_family_pipelines.py) and
 [test_family_features](../tests/test_family_features.py) on pipelines,
 [test_training_families](../tests/test_training_families.py) on training. Of LTX-Video the pipelines with conditions and
 long clips work too ([test_family_ltx](../tests/test_family_ltx.py)), of Wan2.1 first and last frame, of Wan2.2 one
-transformer alone ([test_family_wan](../tests/test_family_wan.py)).
+transformer alone ([test_family_wan](../tests/test_family_wan.py)), and Lucy Edit, which is Wan2.2's transformer with a
+video beside the noise. `control` is a pipeline that follows a video: Wan-VACE one to keep, fill or follow, Wan-Animate
+a pose and a face, plans and summaries being those of one segment. Reference images of Wan-VACE are frames before the
+clip, and count as four of a plan's frames each; patches larger in time join the last of them with the first frame.
 
 LTX-2's sound stays as it is, a stream of few tokens beside the video; of the three forwards of its default step (both
 branches of guidance, a perturbed one, one without sound) weak steps run the first, and keep what the others add

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 import torch
 
 from flexivid.patches.folding import token_grid
-from flexivid.sampling.forwards import usual_forwards
 from flexivid.sampling.observe import Observer
 from flexivid.sampling.runner import PipelineRunner
 from flexivid.sampling.schedule import Schedule
@@ -25,7 +24,7 @@ def plan(
     """
     runner = _enabled(pipe)
     call = _call_of(pipe, runner, frames, height, width, text_length)
-    return runner.plan(call, usual_forwards(pipe, runner.family, steps, guided))
+    return runner.plan(call, runner.usual_forwards(steps, guided))
 
 
 def costs(pipe: Pipeline, frames: int, height: int, width: int, text_length: int) -> Mapping[str, int]:

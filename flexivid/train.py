@@ -35,6 +35,8 @@ from flexivid.training.batches import clips_per_part  # noqa: E402
 from flexivid.training.checkpoints import check_checkpoint  # noqa: E402
 from flexivid.training.config import Config, load_config  # noqa: E402
 from flexivid.training.distill import DistillObjective, build_student  # noqa: E402
+from flexivid.training.few import FewObjective, build_few_student  # noqa: E402
+from flexivid.training.few_forecast import few_forecast  # noqa: E402
 from flexivid.training.finite import TrainingFailed  # noqa: E402
 from flexivid.training.forecast import check_model, forecast  # noqa: E402
 from flexivid.training.loop import train  # noqa: E402
@@ -47,7 +49,11 @@ OBJECTIVES = {
     "pretrain": PretrainObjective,
     "distill": partial(DistillObjective, world=ShapesWorld()),
     "shared": partial(SharedObjective, world=ShapesWorld()),
+    "few": partial(FewObjective, world=ShapesWorld()),
 }
+FORECASTS = {"distill": forecast, "few": few_forecast}
+# Those that give a pipeline more patch sizes.
+WITH_MODES = ("distill", "shared", "few")
 
 
 def check_login(repository: str) -> None:
@@ -62,7 +68,10 @@ def check_student(config) -> None:
     """Raises ValueError for modes, an adapter and an attention backend that the base cannot be trained with."""
     transformer = getattr(inputs.empty_pipeline(config.base), config.component)
     with warnings.catch_warnings(action="ignore"), torch.device("meta"):
-        build_student(transformer, config.distill, config.component)
+        if config.objective == "few":
+            build_few_student(transformer, config.few)
+        else:
+            build_student(transformer, config.distill, config.component)
     try:
         if config.attention_backend is not None:
             transformer.set_attention_backend(config.attention_backend)
@@ -77,9 +86,10 @@ def missing_clips(config: Config) -> Path | None:
 
 
 def dry_run(config: Config, accelerator: Accelerator) -> None:
-    if config.objective != "distill":
-        raise ValueError(f"--dry-run is for distill, not for {config.objective}")
-    accelerator.print(forecast(config, accelerator.num_processes, accelerator.mixed_precision == "bf16"))
+    if config.objective not in FORECASTS:
+        raise ValueError(f"--dry-run is for {' and '.join(FORECASTS)}, not for {config.objective}")
+    forecast_of = FORECASTS[config.objective]
+    accelerator.print(forecast_of(config, accelerator.num_processes, accelerator.mixed_precision == "bf16"))
     if (missing := missing_clips(config)) is not None:
         accelerator.print(f"{missing} is not there yet: training needs it")
 
@@ -87,7 +97,7 @@ def dry_run(config: Config, accelerator: Accelerator) -> None:
 def launched(config: Config) -> Accelerator:
     """The processes of this launch. Raises ValueError for what they cannot do together, or with this config."""
     # Weak modes are drawn per step, so that the parameters of the others get no gradient in it.
-    unused = DistributedDataParallelKwargs(find_unused_parameters=config.objective in ("distill", "shared"))
+    unused = DistributedDataParallelKwargs(find_unused_parameters=config.objective in WITH_MODES)
     # The others wait while the main one samples or encodes.
     patience = InitProcessGroupKwargs(timeout=timedelta(days=1))
     accelerator = Accelerator(kwargs_handlers=[unused, patience], log_with=config.trackers, project_dir=config.output)
@@ -102,7 +112,7 @@ def launched(config: Config) -> Accelerator:
 
 def check_config(config: Config) -> None:
     """Raises ValueError for what can be seen before anything is started."""
-    if config.objective in ("distill", "shared") and config.base is None:
+    if config.objective in WITH_MODES and config.base is None:
         raise ValueError("base must be the pipeline that is trained, a folder or a hub id")
     check_words(config.data)
     check_checkpoint(config)
@@ -118,7 +128,7 @@ def main(argv: list[str] | None = None) -> int:
         arguments, overrides = parser.parse_known_args(argv)
         config = load_config(arguments.config, overrides)
         check_config(config)
-        has_modes = config.objective in ("distill", "shared")
+        has_modes = config.objective in WITH_MODES
         inputs.check_output_folder(config.output)
         if has_modes and not arguments.dry_run:  # which needs configs alone
             inputs.check_model(config.base)

@@ -14,6 +14,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator
+from fractions import Fraction
 from importlib.metadata import version
 from pathlib import Path
 
@@ -40,6 +41,7 @@ from flexivid.inputs import check_model, check_output_file, check_sizes, read_pr
 from flexivid.model.adapter import locate_adapter, read_config
 from flexivid.model.families import family_of
 from flexivid.model.family import transformer_of
+from flexivid.sampling.few_steps import call_of, share_of_full
 from flexivid.sampling.schedule import read_schedule
 from flexivid.shapes.embedded import ADAPTER, MODEL, USUAL
 from flexivid.stock_pipelines import (
@@ -70,7 +72,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add(
         "--budget",
         type=budget_share,
-        help="share of the full FLOPs, above 0 and up to 1; 0.25 unless there is a --schedule",
+        help="share of the full FLOPs, above 0 and up to 1; 0.25 unless there is a --schedule, or a few-step --adapter",
     )
     add("--schedule", help="instead of a budget, for example 2x4x4:35,1x2x2:5, or a .json file of eval/calibrate.py")
     add("--guidance", choices=["same", "kept", "weak-uncond"], help="of weak steps in a budget; see enable()")
@@ -93,7 +95,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--compare", action="store_true", help="full and fewer steps of the same cost and seed beside it")
     add("--output", type=Path, default=Path("outputs/clip.mp4"))
     arguments = parser.parse_args(argv)
-    arguments.text_length = None
+    arguments.text_length = arguments.recipe = None
+    # What the full run has else than a few-step one, and the share of its FLOPs that these steps would cost at full.
+    arguments.full, arguments.share = {}, Fraction(1)
     return arguments
 
 
@@ -121,8 +125,6 @@ def check_arguments(arguments: argparse.Namespace) -> None:
         arguments.budget = None
         if arguments.schedule.endswith(".json"):
             arguments.schedule = read_schedule(Path(arguments.schedule))
-    elif arguments.budget is None:
-        arguments.budget = 0.25
     check_output_file(arguments.output, ".mp4")
     if arguments.image and not arguments.model:
         raise ValueError("the embedded model takes no --image; give the --model of a pipeline that does")
@@ -133,21 +135,18 @@ def check_arguments(arguments: argparse.Namespace) -> None:
     elif arguments.adapter == "none":
         arguments.adapter = None
     if arguments.adapter:
-        fill(arguments, {"text_length": read_config(locate_adapter(arguments.adapter)).max_sequence_length})
+        config = read_config(locate_adapter(arguments.adapter))
+        fill(arguments, {"text_length": config.max_sequence_length})
+        if arguments.budget is None and arguments.schedule is None:
+            arguments.recipe = config.recipe
+    if arguments.schedule is None and arguments.recipe is None:
+        fill(arguments, {"budget": 0.25})
 
 
 def enable(pipe: DiffusionPipeline, arguments: argparse.Namespace) -> None:
-    flexivid.enable(
-        pipe,
-        adapter=arguments.adapter,
-        modes=arguments.modes,
-        budget=arguments.budget,
-        schedule=arguments.schedule,
-        guidance=arguments.guidance,
-        order=arguments.order,
-        parametrisation=arguments.parametrisation,
-        merge_lora=arguments.merge_lora and arguments.adapter is not None,
-    )
+    names = ("adapter", "modes", "budget", "schedule", "guidance", "order", "parametrisation")
+    merge_lora = arguments.merge_lora and arguments.adapter is not None
+    flexivid.enable(pipe, **{name: getattr(arguments, name) for name in names}, merge_lora=merge_lora)
 
 
 def plan(pipe: DiffusionPipeline, arguments: argparse.Namespace) -> None:
@@ -174,9 +173,13 @@ def check_with_model(arguments: argparse.Namespace) -> type[DiffusionPipeline]:
     pipeline = pipeline_class(model, arguments.image is not None)
     with warnings.catch_warnings(action="ignore"):  # of copies between tensors that have no data
         empty = without_weights(model, pipeline)
-        if not arguments.model:
-            fill(arguments, USUAL | {"merge_lora": True})
-        fill(arguments, usual_arguments(empty) | {"merge_lora": False})
+        usual = usual_arguments(empty) | ({} if arguments.model else USUAL) | {"merge_lora": not arguments.model}
+        if arguments.recipe is not None:
+            family = family_of(transformer_of(empty))
+            fill(arguments, call_of(arguments.recipe, family))
+            arguments.full = {name: usual[name] for name in ("steps", "guidance_scale")}
+            arguments.share = share_of_full(arguments.recipe, family, **arguments.full)
+        fill(arguments, usual)
         plan(empty, arguments)
     if arguments.image:
         arguments.image = load_image(arguments.image)
@@ -188,7 +191,6 @@ def load_pipeline(arguments: argparse.Namespace, pipeline: type[DiffusionPipelin
     began = time.perf_counter()
     dtype = getattr(torch, arguments.dtype or ("float32" if arguments.device.type == "cpu" else "bfloat16"))
     pipe = load(arguments.model or MODEL, pipeline, dtype)
-    set_guidance_scale(pipe, arguments.guidance_scale)
     pipe.to(arguments.device)
     return pipe, round(time.perf_counter() - began, 3)
 
@@ -198,7 +200,9 @@ def generate(pipe: DiffusionPipeline, arguments: argparse.Namespace, prompt: str
 
     changed: other values of arguments, by name.
     """
-    call = call_arguments(pipe, **{name: getattr(arguments, name) for name in ARGUMENTS} | changed)
+    values = {name: getattr(arguments, name) for name in ARGUMENTS} | changed
+    set_guidance_scale(pipe, values["guidance_scale"])
+    call = call_arguments(pipe, **values)
     if arguments.image:
         call["image"] = arguments.image
     if arguments.negative_prompt:
@@ -221,16 +225,14 @@ def paths_of(output: Path, prompts: list[str]) -> Iterator[tuple[Path, str]]:
 
 def record_of(arguments: argparse.Namespace, prompt: str, frames: np.ndarray, summary, seconds: dict) -> dict:
     """What is written beside a clip."""
+    full = round(summary.flops_full / arguments.share)
     return {
         "prompt": prompt,
         "model": arguments.model or "embedded",
-        "adapter": arguments.adapter,
-        "seed": arguments.seed,
-        "steps": arguments.steps,
-        "guidance_scale": arguments.guidance_scale,
+        **{name: getattr(arguments, name) for name in ("adapter", "seed", "steps", "guidance_scale")},
         "size": list(frames.shape[:3]),
         "budget": arguments.budget,
-        "flops": {"full": summary.flops_full, "used": summary.flops_used, "ratio": summary.ratio},
+        "flops": {"full": full, "used": summary.flops_used, "ratio": summary.flops_used / full},
         "schedule": summary.steps,
         "seconds": seconds,
         "peak_memory_bytes": peak_memory_bytes(arguments.device),
@@ -238,20 +240,19 @@ def record_of(arguments: argparse.Namespace, prompt: str, frames: np.ndarray, su
     }
 
 
-def compare(
-    pipe: DiffusionPipeline, arguments: argparse.Namespace, prompt: str, path: Path, ours: dict, ratio
-) -> float:
+def compare(pipe, arguments: argparse.Namespace, prompt: str, path: Path, ours: dict, ratio: float) -> float:
     """Shows full and fewer steps of the same seed beside our clip. Returns the full run's seconds of denoising.
 
-    ours: its label and frames. ratio: of its FLOPs, which the fewer steps do not exceed.
+    ours: its label and frames. ratio: of its FLOPs to those of its own steps at full; the fewer ones do not exceed it.
     """
     flexivid.disable(pipe)
-    frames, seconds = generate(pipe, arguments, prompt)
     fewer = max(1, int(ratio * arguments.steps + 1e-9))
     fewer_frames, fewer_seconds = generate(pipe, arguments, prompt, steps=fewer)
+    frames, seconds = generate(pipe, arguments, prompt, **arguments.full)
+    share = float(arguments.share * fewer / arguments.steps)
     arms = {
         f"100% FLOPs, {seconds['denoise']:.1f} s": frames,
-        f"{fewer / arguments.steps:.0%} FLOPs, {fewer} steps, {fewer_seconds['denoise']:.1f} s": fewer_frames,
+        f"{share:.0%} FLOPs, {fewer} steps, {fewer_seconds['denoise']:.1f} s": fewer_frames,
     } | ours
     write_side_by_side(arms, path.with_name(f"{path.stem}-compare.mp4"), arguments.fps)
     write_picture(arms, path.with_name(f"{path.stem}-compare.png"))
@@ -271,14 +272,13 @@ def make_clip(
     write_json(path.with_suffix(".json"), record)
 
     print(f"\n{prompt} -> {path}\nschedule: {str(summary).splitlines()[0]}")
-    full_seconds = "-"
+    flops, full_seconds = record["flops"], "-"
     if arguments.compare:
-        ours = {f"{summary.ratio:.0%} FLOPs, flexivid, {seconds['denoise']:.1f} s": frames}
+        ours = {f"{flops['ratio']:.0%} FLOPs, flexivid, {seconds['denoise']:.1f} s": frames}
         full_seconds = f"{compare(pipe, arguments, prompt, path, ours, summary.ratio):.2f}"
     print(f"{'':6}{'TFLOP':>12}{'share':>9}{'denoise s':>12}")
-    used_seconds = f"{seconds['denoise']:.2f}"
-    for name, flops, spent in (("full", summary.flops_full, full_seconds), ("used", summary.flops_used, used_seconds)):
-        print(f"{name:6}{flops / 1e12:12.4g}{flops / summary.flops_full:9.1%}{spent:>12}")
+    for name, spent in (("full", full_seconds), ("used", f"{seconds['denoise']:.2f}")):
+        print(f"{name:6}{flops[name] / 1e12:12.4g}{flops[name] / flops['full']:9.1%}{spent:>12}")
 
 
 @command

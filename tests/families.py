@@ -30,6 +30,8 @@ from diffusers import (
     HunyuanVideo15Transformer3DModel,
     HunyuanVideoPipeline,
     HunyuanVideoTransformer3DModel,
+    Kandinsky5T2VPipeline,
+    Kandinsky5Transformer3DModel,
     LattePipeline,
     LatteTransformer3DModel,
     LTX2ImageToVideoPipeline,
@@ -242,6 +244,22 @@ TINY = {
             "rope_axes_dim": (4, 6, 6),
         },
     ),
+    "kandinsky5": (
+        Kandinsky5Transformer3DModel,
+        {
+            "in_visual_dim": CHANNELS,
+            "out_visual_dim": CHANNELS,
+            "in_text_dim": TEXT,
+            "in_text_dim2": 8,
+            "time_dim": 16,
+            "model_dim": 32,
+            "ff_dim": 64,
+            "num_text_blocks": 1,
+            "num_visual_blocks": 2,
+            "axes_dims": (4, 6, 6),
+            "visual_cond": True,
+        },
+    ),
     "mochi": (
         MochiTransformer3DModel,
         {
@@ -310,7 +328,7 @@ def inputs(transformer, size: tuple[int, int, int], batch: int = 2, length: int 
         if isinstance(value, tuple):  # rotary tables, as CogVideoX's pipeline makes them
             frames, *space = (n // p for n, p in zip(size, patch_size_of(transformer.config), strict=True))
             return get_3d_rotary_pos_embed(value[0].shape[1], ((0, 0), space), space, frames)
-        if not isinstance(value, torch.Tensor):
+        if not isinstance(value, torch.Tensor) or name in family.for_all_clips:
             return value
         if name == "class_labels":
             return torch.arange(batch)
@@ -396,7 +414,7 @@ def tiny_pipeline(name: str, scheduler=None):
         if name == "wan-animate":
             call["segment_frame_length"] = common.pop("num_frames")
         elif name == "chronoedit":
-            common["num_frames"] = 5
+            common |= {"num_frames": 5, "height": 64, "width": 96}
     elif name == "sana-video":
         flow = DPMSolverMultistepScheduler(**UNIPC)
         pipe = SanaVideoPipeline(**without, transformer=transformer, scheduler=scheduler or flow)
@@ -437,6 +455,11 @@ def tiny_pipeline(name: str, scheduler=None):
             **without, text_encoder_2=None, tokenizer_2=None, transformer=transformer, scheduler=scheduler or euler
         )
         call = _embeds(mask=True, negative=False, pooled=8) | {"guidance_scale": 6.0}
+    elif name == "kandinsky5":
+        pipe = Kandinsky5T2VPipeline(
+            **without, text_encoder_2=None, tokenizer_2=None, transformer=transformer, scheduler=scheduler or euler
+        )
+        call = kandinsky_embeds() | {"guidance_scale": 3.0}
     elif name == "hunyuan-video-1.5":
         pipe, call = _hunyuan_15_pipeline(HunyuanVideo15Pipeline, transformer, scheduler or euler)
         call |= {"height": 96, "width": 144}
@@ -486,6 +509,15 @@ def ltx2_parts() -> dict:
     }
     connectors = LTX2TextConnectors(caption_channels=TEXT, text_proj_in_factor=1, **heads)
     return {"vae": video.eval(), "audio_vae": sound.eval(), "connectors": connectors.eval()}
+
+
+def kandinsky_embeds() -> dict:
+    generator, call = torch.Generator().manual_seed(1), {}
+    for side in ("", "negative_"):
+        call[f"{side}prompt_embeds_qwen"] = torch.randn(1, 7, TEXT, generator=generator)
+        call[f"{side}prompt_embeds_clip"] = torch.randn(1, 8, generator=generator)
+        call[f"{side}prompt_cu_seqlens"] = torch.tensor([0, 7])
+    return call
 
 
 # Whose pipelines encode videos or images, in which FLOPs are spent too.

@@ -53,7 +53,7 @@ TABLE = {
         ("--budget nan", "not nan"),
         ("--budget inf", "not inf"),
         ("--budget half", "not 'half'"),
-        ("--budget 0.05", "the least is"),
+        ("--budget 0.01", "the least is"),
         ("--steps 0", "--steps must be at least 1"),
         ("--steps 2.5", "not 2.5"),
         ("--steps 99999999999", "below 10**9"),

@@ -37,7 +37,7 @@ def clips():
     """What the stock pipeline makes, and what flexivid does."""
     pipe, call = small()
     stock = sample(pipe, call)
-    flexivid.enable(pipe, budget=0.6)
+    flexivid.enable(pipe, budget=0.6, order="interleaved")
     return stock, sample(pipe, call)
 
 
@@ -46,17 +46,17 @@ def test_a_refused_cache_is_refused_at_once(name, clips):
     pipe, call = small()
     pipe.transformer.enable_cache(CONFIGS[name]())
     with pytest.raises(ValueError, match=f"{name} does not work with several patch sizes; FirstBlock.*disable_cache"):
-        flexivid.enable(pipe, budget=0.6)
+        flexivid.enable(pipe, budget=0.6, order="interleaved")
     pipe.transformer.disable_cache()
     assert torch.equal(sample(pipe, call), clips[0])
-    flexivid.enable(pipe, budget=0.6)
+    flexivid.enable(pipe, budget=0.6, order="interleaved")
     assert torch.equal(sample(pipe, call), clips[1])
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_refused_cache_that_comes_later_goes_again(name, clips):
     pipe, call = small()
-    flexivid.enable(pipe, budget=0.6)
+    flexivid.enable(pipe, budget=0.6, order="interleaved")
     pipe.transformer.enable_cache(CONFIGS[name]())
     with pytest.raises(ValueError, match=f"{name} does not work with several patch sizes"):
         sample(pipe, call)
@@ -81,9 +81,9 @@ def test_caches_that_were_not_put_on_by_enable_cache(apply, name, came):
     if came == "before":
         apply(pipe.transformer)
         with pytest.raises(ValueError, match=f"{name} does not work with several"):
-            flexivid.enable(pipe, budget=0.6)
+            flexivid.enable(pipe, budget=0.6, order="interleaved")
         return
-    flexivid.enable(pipe, budget=0.6)
+    flexivid.enable(pipe, budget=0.6, order="interleaved")
     if came == "after":
         sample(pipe, call)
         apply(pipe.transformer)
@@ -137,15 +137,15 @@ class TestCacheDit:
         pipe, call = small()
         cache = CacheDit(pipe.transformer)
         with pytest.raises(ValueError, match="another library, such as cache-dit, .*switch the cache off: cache_dit"):
-            flexivid.enable(pipe, budget=0.6)
+            flexivid.enable(pipe, budget=0.6, order="interleaved")
         cache.release()
-        flexivid.enable(pipe, budget=0.6)
+        flexivid.enable(pipe, budget=0.6, order="interleaved")
         assert torch.equal(sample(pipe, call), clips[1])
 
     @pytest.mark.parametrize("marked", [True, False])
     def test_after_it_is_noticed(self, marked, clips):
         pipe, call = small()
-        flexivid.enable(pipe, budget=0.6)
+        flexivid.enable(pipe, budget=0.6, order="interleaved")
         cache = CacheDit(pipe.transformer, marked)
         with pytest.raises(ValueError, match="cache-dit"):
             sample(pipe, call)
@@ -155,7 +155,7 @@ class TestCacheDit:
     def test_an_unmarked_one_of_before_is_noticed_by_the_call(self):
         pipe, call = small()
         CacheDit(pipe.transformer, marked=False)
-        flexivid.enable(pipe, budget=0.6)
+        flexivid.enable(pipe, budget=0.6, order="interleaved")
         with pytest.raises(ValueError, match="blocks of this transformer is another list than when it was enabled"):
             CacheDit(pipe.transformer, marked=False)
             sample(pipe, call)
@@ -165,23 +165,23 @@ class TestCacheDit:
         CacheDit(pipe.transformer)
         cached = sample(pipe, call)
         pipe, call = small()
-        flexivid.enable(pipe, budget=0.6)
+        flexivid.enable(pipe, budget=0.6, order="interleaved")
         cache = CacheDit(pipe.transformer)
         flexivid.disable(pipe)
         assert torch.equal(sample(pipe, call), cached) and not torch.equal(cached, clips[0])
         cache.release()
         assert torch.equal(sample(pipe, call), clips[0])
-        flexivid.enable(pipe, budget=0.6)
+        flexivid.enable(pipe, budget=0.6, order="interleaved")
         assert torch.equal(sample(pipe, call), clips[1])
 
     def test_blocks_that_were_replaced_for_good(self, clips):
         """Such as by another implementation: enabled again, they are known."""
         pipe, call = small()
-        flexivid.enable(pipe, budget=0.6)
+        flexivid.enable(pipe, budget=0.6, order="interleaved")
         pipe.transformer.blocks = nn.ModuleList(list(pipe.transformer.blocks))
         with pytest.raises(ValueError, match="or enable again"):
             sample(pipe, call)
-        flexivid.enable(pipe, budget=0.6)
+        flexivid.enable(pipe, budget=0.6, order="interleaved")
         assert torch.equal(sample(pipe, call), clips[1])
 
 
@@ -218,7 +218,7 @@ def test_an_aborted_call_leaves_nothing_behind(cached, at):
         pipe, call = small()
         if cached:
             pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=1e9))
-        flexivid.enable(pipe, budget=0.6)
+        flexivid.enable(pipe, budget=0.6, order="interleaved")
         return pipe, call
 
     pipe, call = pipeline()
@@ -246,7 +246,7 @@ def test_an_aborted_call_of_two_transformers():
         pipe, call = two_transformers()
         for transformer in (pipe.transformer, pipe.transformer_2):
             transformer.enable_cache(FirstBlockCacheConfig(threshold=1e9))
-        flexivid.enable(pipe, budget=0.6)
+        flexivid.enable(pipe, budget=0.6, order="interleaved")
         return pipe, call
 
     pipe, call = pipeline()

@@ -41,14 +41,14 @@ def of_cogvideox(zero_snr: bool) -> CogVideoXDDIMScheduler:
 @pytest.mark.parametrize("change", ["replaced", "table"])
 def test_a_scheduler_that_changes_after_enable_says_how_noisy_latents_are(change):
     pipe, call = tiny_pipeline("cogvideox-5b", of_cogvideox(False))
-    flexivid.enable(pipe, budget=0.5)
+    flexivid.enable(pipe, budget=0.5, order="interleaved")
     before = sample(pipe, call)
     if change == "replaced":
         pipe.scheduler = of_cogvideox(True)
     else:
         pipe.scheduler.alphas_cumprod = of_cogvideox(True).alphas_cumprod
     changed = sample(pipe, call)
-    flexivid.enable(pipe, budget=0.5)
+    flexivid.enable(pipe, budget=0.5, order="interleaved")
     assert torch.equal(sample(pipe, call), changed) and not torch.equal(changed, before)
 
 
@@ -77,7 +77,7 @@ def test_two_calls_a_step_without_a_cache_context():
     pipe, call = skyreels_image_pipeline()
     with flop_counter_mode() as full:
         sample(pipe, call)
-    flexivid.enable(pipe, budget=0.5)
+    flexivid.enable(pipe, budget=0.5, order="interleaved")
     with flop_counter_mode() as used:
         sample(pipe, call)
     summary = flexivid.summary(pipe)
@@ -90,7 +90,7 @@ def test_two_calls_a_step_are_the_same_clip_with_and_without_contexts(monkeypatc
     pipe, call = tiny_pipeline("hunyuan-video")
     call |= {f"negative_{key}": value.flip(0) * 0.5 for key, value in call.items() if "embeds" in key}
     call |= {"negative_prompt_attention_mask": call["prompt_attention_mask"], "true_cfg_scale": 3.0}
-    flexivid.enable(pipe, budget=0.6)
+    flexivid.enable(pipe, budget=0.6, order="interleaved")
     with_contexts, ratio = sample(pipe, call), flexivid.summary(pipe).ratio
     monkeypatch.setattr(type(pipe.transformer), "cache_context", lambda self, name, **more: nullcontext())
     assert torch.equal(sample(pipe, call), with_contexts) and flexivid.summary(pipe).ratio == ratio <= 0.6
@@ -141,7 +141,7 @@ def test_embeddings_of_two_lengths(lengths, settings):
 
 def test_a_call_of_another_size_after_one_that_failed_is_right():
     pipe, call = tiny_pipeline("wan")
-    flexivid.enable(pipe, budget=0.5)
+    flexivid.enable(pipe, budget=0.5, order="interleaved")
     smaller = call | {"height": 32, "num_frames": 9}
     right = sample(pipe, smaller)
 

@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 from families import (
+    CHANNELS,
     TINY,
     add_lora_if_possible,
     attach,
@@ -25,6 +26,7 @@ from flexivid.model.families import FAMILIES, family_of
 from flexivid.model.family import centred_tables, patch_size_of
 from flexivid.model.flexible import FlexTransformer
 from flexivid.model.lora import add_lora, remove_lora
+from flexivid.model.rows.kandinsky import KANDINSKY5
 from flexivid.model.weak_mode import WeakMode
 from flexivid.patches import folding as folding_module
 from flexivid.patches import positions
@@ -40,7 +42,7 @@ SPACE, TIME, COARSEST = 0, 1, -1
 
 def run(transformer, call: dict) -> torch.Tensor:
     with torch.no_grad():
-        return transformer(**call, return_dict=False)[0]
+        return transformer(**call)[0]
 
 
 def odd_size(transformer) -> tuple[int, int, int]:
@@ -112,7 +114,7 @@ def check_scaling(name: str, kind: int) -> None:
     family = family_of(transformer)
     latents = family.latents(small)
     changed = {"hidden_states", "video_coords", family.rope_argument, *(argument for _, argument in family.sizes)}
-    changed |= {*family.conditions}
+    changed |= {*family.conditions, "visual_rope_pos"}
     large = {key: value if key in changed else small[key] for key, value in large.items()}
     large |= family.arguments_for(upsampled(latents, base_patch, coarse_patch))
 
@@ -124,11 +126,15 @@ def check_scaling(name: str, kind: int) -> None:
     folding = folding_for(large_size, multiple, base_patch, False)
     flex.remove()
     small = at_coarse_positions(transformer, flex, folding, small, large)
+    if "visual_rope_pos" in large:
+        small["visual_rope_pos"] = large["visual_rope_pos"]
     for condition in family.conditions:
         of_it = folding_for(tuple(large[condition].shape[2:]), multiple, base_patch, False)
         small[condition] = of_it.block_mean(large[condition])
     base = family.latents(small | {"hidden_states": run(transformer, small)})
-    torch.testing.assert_close(coarse, upsampled(base, base_patch, coarse_patch), atol=1e-4, rtol=0)
+    # Kandinsky5 rounds what attends to bfloat16, whatever it runs in.
+    tolerance = 2e-2 if name == "kandinsky5" else 1e-4
+    torch.testing.assert_close(coarse, upsampled(base, base_patch, coarse_patch), atol=tolerance, rtol=0)
 
 
 @every_family
@@ -144,6 +150,8 @@ def positions_of(transformer, call: dict) -> list[torch.Tensor]:
     length = call["encoder_hidden_states"].shape[1] if family.name == "cogvideox" else 0
 
     def of_module(module, args, output):
+        if family.name == "kandinsky5":  # rotation matrices
+            output = output[0, ..., 0, :, :, 0].flatten(0, 2).unbind(-1)
         found.append(torch.complex(*output) if isinstance(output, tuple) else output[:, length:])
 
     def of_block(block, args, kwargs):
@@ -249,6 +257,8 @@ def test_a_timestep_per_token(name, parametrisation):
     flex.fix(patch_size)
     size = odd_size(transformer)
     call, frames = inputs(transformer, size), size[0]
+    if flex.family.streams:  # sound has one timestep
+        call["audio_timestep"] = call["timestep"]
     of_all = run(transformer, call)
     tokens = math.prod(n // p for n, p in zip(size, flex.base_patch, strict=True))
     call["timestep"] = torch.full((2, tokens), 800.0)
@@ -398,23 +408,30 @@ def test_what_a_class_does_not_take_is_refused():
         attach(tiny("hunyuan-video", image_condition_type="token_replace"), ["1x4x4"])
     with pytest.raises(ValueError, match="HunyuanVideo15Transformer3DModel with use_meanflow True is not supported"):
         attach(tiny("hunyuan-video-1.5", use_meanflow=True), ["1x2x2"])
+    with pytest.raises(ValueError, match="Kandinsky5Transformer3DModel with attention_type nabla is not supported"):
+        attach(tiny("kandinsky5", attention_type="nabla"), ["1x4x4"])
+    latents = torch.ones(1, 5, 4, 4, 2 * CHANNELS + 1)  # whose mask says that frames are given
+    with pytest.raises(ValueError, match="Kandinsky5 image-to-video is not supported: the first frame is clean"):
+        KANDINSKY5.check({"hidden_states": latents})
 
 
 class TestPlantedFaults:
     """What the suite is for: each of these must fail it."""
 
-    @pytest.mark.parametrize("name", ["wan", "hunyuan-video", "mochi", "cogvideox-1.5"])
+    @pytest.mark.parametrize("name", ["wan", "hunyuan-video", "kandinsky5", "mochi", "cogvideox-1.5"])
     def test_a_head_in_the_wrong_channel_order(self, name, monkeypatch):
         stock = WeakMode.__init__
 
-        def turned(self, patch_size, embedder, head, base_patch, channels_last, parametrisation):
-            stock(self, patch_size, embedder, head, base_patch, not channels_last, parametrisation)
+        def turned(self, patch_size, embedder, head, base_patch, channels_last, *more):
+            stock(self, patch_size, embedder, head, base_patch, not channels_last, *more)
 
         monkeypatch.setattr(WeakMode, "__init__", turned)
         with pytest.raises(AssertionError):
             check_scaling(name, SPACE)
 
-    @pytest.mark.parametrize("name", ["wan", "ltx", "ltx-2", "cogvideox-2b", "cogvideox-5b", "hunyuan-video"])
+    @pytest.mark.parametrize(
+        "name", ["wan", "ltx", "ltx-2", "cogvideox-2b", "cogvideox-5b", "hunyuan-video", "kandinsky5"]
+    )
     def test_positions_that_are_not_strided(self, name, monkeypatch):
         def first_ones(table, centres):
             t, h, w = map(len, centres)

@@ -17,6 +17,7 @@ from flexivid.model.lora import add_lora
 PIPELINES = [name for name in TINY if name != "wan-i2v"]
 every_pipeline = pytest.mark.parametrize("name", PIPELINES)
 TRAINED = [name for name in PIPELINES if family_of(tiny(name)).lora_targets is not None]
+QUERIES = (".to_q", ".to_query")
 # Whose pipelines call the transformer once a branch; that of Motif-Video, which does too, asks its guider.
 SEPARATE = ["wan", "skyreels-v2"]
 BATCHED = ["ltx"]  # the stock pipelines of the others cannot end it
@@ -44,7 +45,11 @@ def test_powerful_steps_are_stock_after_adapters_are_deleted_and_made_active(nam
     stock = sample(pipe, call)
     flexivid.enable(pipe, adapter=tmp_path, budget=1.0)
     transformer = pipe.transformer
-    targets = [part for part, _ in transformer.named_modules() if part.endswith((".to_q", ".to_q.base_layer"))]
+    targets = [
+        part
+        for part, _ in transformer.named_modules()
+        if part.endswith((*QUERIES, *(f"{query}.base_layer" for query in QUERIES)))
+    ]
     style = LoraConfig(r=2, target_modules=[part.removesuffix(".base_layer") for part in targets])
     transformer.add_adapter(style, "style")
     transformer.delete_adapters("style")
@@ -64,11 +69,11 @@ def test_another_scheduler_after_enable(name):
         return type(pipe.scheduler).from_config(config, **change)
 
     pipe, call = tiny_pipeline(name)
-    flexivid.enable(pipe, budget=0.6)
+    flexivid.enable(pipe, budget=0.6, order="interleaved")
     before = sample(pipe, call)
     pipe.scheduler = other(pipe)
     changed = sample(pipe, call)
-    flexivid.enable(pipe, budget=0.6)
+    flexivid.enable(pipe, budget=0.6, order="interleaved")
     assert torch.equal(sample(pipe, call), changed) and not torch.equal(changed, before)
 
 
@@ -77,11 +82,11 @@ def test_a_pipeline_that_shares_the_transformer_is_refused(name):
     pipe, call = tiny_pipeline(name)
     other, _ = tiny_pipeline(name)
     other.register_modules(transformer=pipe.transformer)
-    flexivid.enable(pipe, budget=0.6)
+    flexivid.enable(pipe, budget=0.6, order="interleaved")
     expected = sample(pipe, call)
     for action in (
         lambda: sample(other, call),
-        lambda: flexivid.enable(other, budget=0.6),
+        lambda: flexivid.enable(other, budget=0.6, order="interleaved"),
         lambda: flexivid.disable(other),
         lambda: flexivid.summary(other),
     ):
@@ -93,7 +98,7 @@ def test_a_pipeline_that_shares_the_transformer_is_refused(name):
 @every_pipeline
 def test_no_cache_context_is_needed(name, monkeypatch):
     pipe, call = tiny_pipeline(name)
-    flexivid.enable(pipe, budget=0.6)
+    flexivid.enable(pipe, budget=0.6, order="interleaved")
     expected, steps = sample(pipe, call), flexivid.summary(pipe).steps
     monkeypatch.setattr(type(pipe.transformer), "cache_context", lambda *_, **more: nullcontext(), raising=False)
     assert torch.equal(sample(pipe, call), expected) and flexivid.summary(pipe).steps == steps

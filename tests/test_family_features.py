@@ -20,7 +20,8 @@ import flexivid
 from flexivid.model.adapter import save_adapter
 from flexivid.model.families import FAMILIES, family_of
 from flexivid.model.lora import add_lora
-from flexivid.models import FEATURES, PUBLISHED, SUPPORT, cost_line, family_lines
+from flexivid.models import PUBLISHED, cost_line, family_lines
+from flexivid.support import FEATURES, SUPPORT
 
 TESTS = Path(__file__).parent
 PAGE = (TESTS.parent / "docs/models.md").read_text().splitlines()
@@ -51,13 +52,13 @@ def test_first_block_cache(name):
     pipe, call = tiny_pipeline(name)
     pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=1e9))  # every step is skipped but the first of a kind
     cached = sample(pipe, call)
-    flexivid.enable(pipe, budget=0.6)
+    flexivid.enable(pipe, budget=0.6, order="interleaved")
     both = sample(pipe, call)
     assert both.isfinite().all() and not torch.equal(both, cached)
     assert torch.equal(sample(pipe, call), both)
     flexivid.disable(pipe)
     assert torch.equal(sample(pipe, call), cached)
-    flexivid.enable(pipe, budget=0.6)
+    flexivid.enable(pipe, budget=0.6, order="interleaved")
     pipe.transformer.disable_cache()
     assert not torch.equal(sample(pipe, call), both)
 
@@ -66,7 +67,7 @@ def test_first_block_cache(name):
 def test_compiled_blocks_are_not_compiled_again(name):
     torch._dynamo.reset()
     pipe, call = tiny_pipeline(name)
-    flexivid.enable(pipe, budget=0.6)
+    flexivid.enable(pipe, budget=0.6, order="interleaved")
     eager = sample(pipe, call)
     pipe.transformer.compile_repeated_blocks(fullgraph=True, backend="eager", dynamic=False)
     sample(pipe, call)
@@ -79,9 +80,10 @@ def test_compiled_blocks_are_not_compiled_again(name):
 def test_a_users_lora(name):
     pipe, call = tiny_pipeline(name)
     stock = sample(pipe, call)
-    pipe.transformer.add_adapter(LoraConfig(r=2, target_modules=["to_q"], init_lora_weights=False), "style")
+    targets = r".*\.(to_q|to_query)"
+    pipe.transformer.add_adapter(LoraConfig(r=2, target_modules=targets, init_lora_weights=False), "style")
     styled = sample(pipe, call)
-    flexivid.enable(pipe, budget=0.6)
+    flexivid.enable(pipe, budget=0.6, order="interleaved")
     weak = sample(pipe, call)
     pipe.transformer.set_adapters(["style"], [0.0])
     assert not torch.equal(sample(pipe, call), weak)
@@ -98,11 +100,11 @@ def test_group_offload(name, offload_type):
     settings = {"onload_device": here, "offload_device": here, "offload_type": offload_type}
     if offload_type == "block_level":
         settings["num_blocks_per_group"] = 1
-    flexivid.enable(pipe, budget=0.6)
+    flexivid.enable(pipe, budget=0.6, order="interleaved")
     expected = sample(pipe, call)
     pipe.transformer.enable_group_offload(**settings)
     assert torch.equal(sample(pipe, call), expected)
-    flexivid.enable(pipe, budget=0.6)
+    flexivid.enable(pipe, budget=0.6, order="interleaved")
     assert torch.equal(sample(pipe, call), expected)
     flexivid.disable(pipe)
     stock, call = tiny_pipeline(name)
@@ -131,7 +133,7 @@ def test_context_parallel_that_splits_latents_is_refused():
 @pytest.mark.parametrize("name", PIPELINES)
 def test_an_attention_backend(name):
     pipe, call = tiny_pipeline(name)
-    flexivid.enable(pipe, budget=0.6)
+    flexivid.enable(pipe, budget=0.6, order="interleaved")
     expected = sample(pipe, call)
     if not hasattr(pipe.transformer, "set_attention_backend"):
         pytest.skip("its class has no attention backends")
@@ -152,7 +154,7 @@ def test_a_model_is_saved_as_if_it_were_not_enabled(users_lora, tmp_path):
         pipe.transformer.add_adapter(LoraConfig(r=2, target_modules=["to_q"], init_lora_weights=False), "style")
         stock = sample(pipe, call)
     pipe.transformer.save_pretrained(tmp_path / "stock")
-    flexivid.enable(pipe, adapter=adapter, budget=0.6)
+    flexivid.enable(pipe, adapter=adapter, budget=0.6, order="interleaved")
     weak = sample(pipe, call)
     pipe.transformer.save_pretrained(tmp_path / "enabled")
     assert torch.equal(sample(pipe, call), weak)
@@ -171,11 +173,11 @@ def test_a_model_is_saved_as_if_it_were_not_enabled(users_lora, tmp_path):
 @pytest.mark.parametrize("name", supported("offload"))
 def test_offload(name):
     pipe, call = tiny_pipeline(name)
-    flexivid.enable(pipe, budget=0.6)
+    flexivid.enable(pipe, budget=0.6, order="interleaved")
     expected = sample(pipe, call)
     pipe.enable_model_cpu_offload(device="cpu")
     assert torch.equal(sample(pipe, call), expected)
-    flexivid.enable(pipe, budget=0.7)
+    flexivid.enable(pipe, budget=0.7, order="interleaved")
     assert not torch.equal(sample(pipe, call), expected)
     flexivid.disable(pipe)
     stock, call = tiny_pipeline(name)

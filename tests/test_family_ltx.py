@@ -58,7 +58,7 @@ def check_budgets(pipe, call: dict) -> None:
     flexivid.enable(pipe, budget=1.0)
     assert torch.equal(sample(pipe, call), stock)
     beside = full.get_total_flops() - flexivid.summary(pipe).flops_full  # the VAE encodes conditions
-    flexivid.enable(pipe, budget=0.6)
+    flexivid.enable(pipe, budget=0.6, order="interleaved")
     sample(pipe, call)
     with flop_counter_mode() as used:
         weak = sample(pipe, call)
@@ -80,7 +80,7 @@ def test_ltx_with_conditions(what):
 
 def test_a_plan_is_what_a_text_call_runs():
     pipe, call = condition_pipeline()
-    flexivid.enable(pipe, budget=0.6)
+    flexivid.enable(pipe, budget=0.6, order="interleaved")
     planned = flexivid.plan(pipe, FRAMES, HEIGHT, WIDTH, STEPS, text_length=7)
     sample(pipe, call)
     assert flexivid.summary(pipe).schedule == planned
@@ -106,7 +106,7 @@ def test_ltx_long_with_several_prompts(guidance_scale):
     stock = sample(pipe, call)
     flexivid.enable(pipe, budget=1.0)
     assert torch.equal(sample(pipe, call), stock)
-    flexivid.enable(pipe, budget=0.6)
+    flexivid.enable(pipe, budget=0.6, order="interleaved")
     weak, summary = sample(pipe, call), flexivid.summary(pipe)
     assert weak.isfinite().all() and not torch.equal(weak, stock)
     assert len(summary.steps) == len(summary.schedule.steps) == 5 and 0.3 < summary.ratio <= 0.6
@@ -115,7 +115,7 @@ def test_ltx_long_with_several_prompts(guidance_scale):
 def test_a_pipeline_without_a_transformer_is_refused():
     pipe = LTXLatentUpsamplePipeline(vae=tiny_image_pipeline("ltx-i2v")[0].vae, latent_upsampler=None)
     with pytest.raises(ValueError, match="LTXLatentUpsamplePipeline has no transformer"):
-        flexivid.enable(pipe, budget=0.5)
+        flexivid.enable(pipe, budget=0.5, order="interleaved")
 
 
 @pytest.mark.parametrize(

@@ -80,7 +80,7 @@ def test_errors_are_those_of_the_predictions():
 
 def test_costs_are_those_of_the_plan():
     pipe, call = tiny_pipeline("wan")
-    flexivid.enable(pipe, budget=0.5)
+    flexivid.enable(pipe, budget=0.5, order="interleaved")
     costs = flexivid.costs(pipe, 17, 64, 96, 7)
     sample(pipe, call)
     assert flexivid.summary(pipe).flops_full == 2 * STEPS * costs["1x2x2"] and costs["1x4x4"] < costs["1x2x2"]
@@ -91,7 +91,7 @@ def test_costs_are_those_of_the_plan():
 def test_no_latents_stay_after_a_call(name, ending):
     """Of what a pipeline and what flexivid hooked to it can reach, nothing has the size of latents."""
     pipe, call = tiny_pipeline(name)
-    flexivid.enable(pipe, budget=0.5)
+    flexivid.enable(pipe, budget=0.5, order="interleaved")
     shape = sample(pipe, call).shape
 
     def tensors() -> int:

@@ -52,10 +52,10 @@ def test_only_the_pipeline_that_was_enabled(how, called_before):
     pipe, call = small()
     other = SHARING[how](pipe)
     stock = sample(pipe, call)
-    flexivid.enable(pipe, budget=0.5)
+    flexivid.enable(pipe, budget=0.5, order="interleaved")
     expected = sample(pipe, call) if called_before else None
     refused(lambda: sample(other, call_of(other, call)))
-    refused(lambda: flexivid.enable(other, budget=0.7))
+    refused(lambda: flexivid.enable(other, budget=0.7, order="interleaved"))
     refused(lambda: flexivid.disable(other))
     refused(lambda: flexivid.plan(other, 9, 32, 48, 4, 7))
     refused(lambda: flexivid.summary(other))
@@ -64,7 +64,7 @@ def test_only_the_pipeline_that_was_enabled(how, called_before):
     assert flexivid.summary(pipe).ratio <= 0.5
     flexivid.disable(pipe)
     flexivid.disable(other)
-    flexivid.enable(other, budget=0.5)
+    flexivid.enable(other, budget=0.5, order="interleaved")
     refused(lambda: sample(pipe, call))
     if isinstance(other, WanPipeline):
         assert torch.equal(sample(other, call), clip)
@@ -74,7 +74,7 @@ def test_calls_of_both_in_turn():
     """The other one is refused at its first forward; half of a call of ours goes on after it."""
     pipe, call = small()
     other = SHARING["a scheduler of its own"](pipe)
-    flexivid.enable(pipe, budget=0.5)
+    flexivid.enable(pipe, budget=0.5, order="interleaved")
     expected = sample(pipe, call)
 
     def call_the_other(pipe, i, t, tensors):
@@ -93,7 +93,7 @@ class Wrapping(WanPipeline):
 
 def test_a_pipeline_that_calls_the_enabled_one():
     pipe, call = small()
-    flexivid.enable(pipe, budget=0.5)
+    flexivid.enable(pipe, budget=0.5, order="interleaved")
     expected = sample(pipe, call)
     outer = Wrapping(**pipe.components)
     outer.inner = pipe
@@ -102,7 +102,7 @@ def test_a_pipeline_that_calls_the_enabled_one():
 
 def test_a_loop_of_the_users_own():
     pipe, call = small()
-    flexivid.enable(pipe, budget=0.5)
+    flexivid.enable(pipe, budget=0.5, order="interleaved")
     pipe.scheduler.set_timesteps(4)
     pipe._guidance_scale = 1.0
     latents = torch.randn(1, 4, 3, 4, 6)
@@ -126,7 +126,7 @@ class Modular(WanModularPipeline):
 
 def test_a_modular_pipeline_that_shares_it():
     pipe, _ = small()
-    flexivid.enable(pipe, budget=0.5)
+    flexivid.enable(pipe, budget=0.5, order="interleaved")
     inputs = {"hidden_states": torch.randn(1, 4, 3, 4, 6), "timestep": torch.tensor([800.0])}
     refused(lambda: Modular(pipe.transformer)(**inputs, encoder_hidden_states=torch.randn(1, 7, 16)))
 
@@ -136,7 +136,7 @@ class TestTwoTransformers:
         pipe, call = two_transformers()
         other = quiet(WanPipeline(**{**pipe.components, "boundary_ratio": 0.9}))
         other.transformer, other.transformer_2 = pipe.transformer_2, pipe.transformer
-        flexivid.enable(pipe, budget=0.5)
+        flexivid.enable(pipe, budget=0.5, order="interleaved")
         expected = sample(pipe, call)
         refused(lambda: sample(other, call))
         refused(lambda: flexivid.disable(other))
@@ -145,9 +145,9 @@ class TestTwoTransformers:
     def test_one_of_them_shared(self):
         pipe, call = two_transformers()
         only_low = quiet(WanPipeline(**{**small()[0].components, "transformer": pipe.transformer_2}))
-        flexivid.enable(only_low, budget=0.5)
+        flexivid.enable(only_low, budget=0.5, order="interleaved")
         expected = sample(only_low, call)
-        refused(lambda: flexivid.enable(pipe, budget=0.5))
+        refused(lambda: flexivid.enable(pipe, budget=0.5, order="interleaved"))
         assert attached(pipe.transformer) is None
         refused(lambda: sample(pipe, call))
         assert torch.equal(sample(only_low, call), expected)
@@ -161,7 +161,7 @@ class TestTheOtherPipelineIsGone:
         other = WanPipeline.from_pipe(pipe)
         other.set_progress_bar_config(disable=True)
         stock = sample(pipe, call)
-        flexivid.enable(pipe, budget=0.5)
+        flexivid.enable(pipe, budget=0.5, order="interleaved")
         expected = sample(pipe, call)
         del pipe
         gc.collect()
@@ -171,7 +171,7 @@ class TestTheOtherPipelineIsGone:
             flexivid.summary(other)
         with pytest.raises(ValueError, match="enable the pipeline"):
             flexivid.plan(other, 9, 32, 48, 4, 7)
-        flexivid.enable(other, budget=0.5)
+        flexivid.enable(other, budget=0.5, order="interleaved")
         assert torch.equal(sample(other, call), expected)
         flexivid.disable(other)
         assert torch.equal(sample(other, call), stock)
@@ -182,7 +182,7 @@ class TestTheOtherPipelineIsGone:
         other = WanPipeline.from_pipe(pipe)
         other.set_progress_bar_config(disable=True)
         stock = sample(pipe, call)
-        flexivid.enable(pipe, budget=0.5)
+        flexivid.enable(pipe, budget=0.5, order="interleaved")
         pipe.transformer = instead()
         flexivid.disable(other)
         assert torch.equal(sample(other, call), stock)
@@ -204,7 +204,7 @@ class TestABareTransformer:
 
     def test_of_an_enabled_pipeline(self):
         pipe, call = small()
-        flexivid.enable(pipe, budget=0.5)
+        flexivid.enable(pipe, budget=0.5, order="interleaved")
         expected = sample(pipe, call)
         refused(lambda: flexivid.enable(pipe.transformer, schedule="1x4x4"))
         refused(lambda: flexivid.disable(pipe.transformer))
@@ -215,7 +215,7 @@ class TestABareTransformer:
 def test_other_families(name):
     pipe, call = tiny_pipeline(name)
     other = quiet(type(pipe)(**pipe.components))
-    flexivid.enable(pipe, budget=0.6)
+    flexivid.enable(pipe, budget=0.6, order="interleaved")
     refused(lambda: sample(other, call | {"num_inference_steps": 2}))
 
 
@@ -225,7 +225,7 @@ def test_offloaded_by_the_other_pipeline():
     stock = sample(pipe, call)
     pipe.enable_model_cpu_offload(device="cpu")
     other = quiet(WanPipeline(**pipe.components))
-    flexivid.enable(other, budget=0.5)
+    flexivid.enable(other, budget=0.5, order="interleaved")
     assert not torch.equal(sample(other, call), stock)
     flexivid.disable(other)
     assert torch.equal(sample(other, call), stock)

@@ -118,13 +118,13 @@ class TestGroupOffloadToDisk:
     def test_weak_modes_are_built_from_the_weights(self, name, offload_type, settings, tmp_path):
         pipe, call = small(name)
         stock = sample(pipe, call)
-        flexivid.enable(pipe, budget=0.6)
+        flexivid.enable(pipe, budget=0.6, order="interleaved")
         expected = sample(pipe, call)
         pipe, call = small(name)
         to_disk(pipe, tmp_path, offload_type, **settings)
         files = {file: file.read_bytes() for file in tmp_path.iterdir()}
         for _ in range(2):
-            flexivid.enable(pipe, budget=0.6)
+            flexivid.enable(pipe, budget=0.6, order="interleaved")
             same(sample(pipe, call), expected)
         flexivid.disable(pipe)
         same(sample(pipe, call), stock)
@@ -142,15 +142,15 @@ class TestGroupOffloadToDisk:
 
         pipe, call = pipeline()
         stock = sample(pipe, call)
-        flexivid.enable(pipe, adapter=adapter, budget=0.6)
+        flexivid.enable(pipe, adapter=adapter, budget=0.6, order="interleaved")
         expected = sample(pipe, call)
         pipe, call = pipeline()
         to_disk(pipe, tmp_path, offload_type, **settings)
         for _ in range(2):
-            flexivid.enable(pipe, adapter=adapter, budget=0.6)
+            flexivid.enable(pipe, adapter=adapter, budget=0.6, order="interleaved")
             same(sample(pipe, call), expected)
         with pytest.raises(ValueError, match="group offload to disk does not know the weights that merge_lora puts in"):
-            flexivid.enable(pipe, adapter=adapter, budget=0.6, merge_lora=True)
+            flexivid.enable(pipe, adapter=adapter, budget=0.6, order="interleaved", merge_lora=True)
         same(sample(pipe, call), expected)
         flexivid.disable(pipe)
         same(sample(pipe, call), stock)
@@ -158,11 +158,11 @@ class TestGroupOffloadToDisk:
     def test_offloaded_after_enable(self, adapter, tmp_path):
         pipe, call = small()
         stock = sample(pipe, call)
-        flexivid.enable(pipe, adapter=adapter, budget=0.6)
+        flexivid.enable(pipe, adapter=adapter, budget=0.6, order="interleaved")
         expected = sample(pipe, call)
         to_disk(pipe, tmp_path, "leaf_level")
         same(sample(pipe, call), expected)
-        flexivid.enable(pipe, adapter=adapter, budget=0.6)
+        flexivid.enable(pipe, adapter=adapter, budget=0.6, order="interleaved")
         same(sample(pipe, call), expected)
         flexivid.disable(pipe)
         same(sample(pipe, call), stock)
@@ -174,14 +174,14 @@ class TestGroupOffloadToDisk:
     def test_with_streams(self, streams, adapter, offload_type, called_before, low_cpu_mem_usage, tmp_path):
         pipe, call = small()
         stock = sample(pipe, call)
-        flexivid.enable(pipe, adapter=adapter, budget=0.6)
+        flexivid.enable(pipe, adapter=adapter, budget=0.6, order="interleaved")
         expected = sample(pipe, call)
         pipe, call = small()
         streamed(pipe.transformer, offload_type, tmp_path, low_cpu_mem_usage)
         if called_before:  # prefetching begins once the order of the layers was seen
             same(sample(pipe, call), stock)
         for _ in range(2):
-            flexivid.enable(pipe, adapter=adapter, budget=0.6)
+            flexivid.enable(pipe, adapter=adapter, budget=0.6, order="interleaved")
             same(sample(pipe, call), expected)
         flexivid.disable(pipe)
         same(sample(pipe, call), stock)
@@ -190,12 +190,12 @@ class TestGroupOffloadToDisk:
     def test_two_transformers_need_two_folders(self, tmp_path):
         pipe, call = two_transformers()
         stock = sample(pipe, call)
-        flexivid.enable(pipe, budget=0.6)
+        flexivid.enable(pipe, budget=0.6, order="interleaved")
         expected = sample(pipe, call)
         pipe, call = two_transformers()
         for component in ("transformer", "transformer_2"):
             to_disk(pipe, tmp_path / component, component=component)
-        flexivid.enable(pipe, budget=0.6)
+        flexivid.enable(pipe, budget=0.6, order="interleaved")
         same(sample(pipe, call), expected)
         flexivid.disable(pipe)
         same(sample(pipe, call), stock)
@@ -205,7 +205,7 @@ class TestGroupOffloadToDisk:
         with pytest.raises(
             ValueError, match="transformer and transformer_2 are offloaded to one folder, .*both, where"
         ):
-            flexivid.enable(pipe, budget=0.6)
+            flexivid.enable(pipe, budget=0.6, order="interleaved")
 
     def test_files_of_another_model_are_refused(self, tmp_path):
         pipe, _ = small()
@@ -214,7 +214,7 @@ class TestGroupOffloadToDisk:
         pipe, _ = small()
         to_disk(pipe, tmp_path)
         with pytest.raises(ValueError, match="does not hold the weights of transformer that group offload would read"):
-            flexivid.enable(pipe, budget=0.6)
+            flexivid.enable(pipe, budget=0.6, order="interleaved")
 
 
 class TestAFailedEnable:
@@ -239,7 +239,7 @@ class TestAFailedEnable:
 
         def fail():
             with pytest.raises(flexivid.AdapterError, match="not a whole safetensors file"):
-                flexivid.enable(pipe, adapter=bad, budget=0.6)
+                flexivid.enable(pipe, adapter=bad, budget=0.6, order="interleaved")
 
         self.check(pipe, call, fail)
         flexivid.disable(pipe)
@@ -259,16 +259,16 @@ class TestAFailedEnable:
             return hasattr(pipe.transformer, "_hf_hook") or bool(_get_top_level_group_offload_hook(pipe.transformer))
 
         bad = corrupt(adapter, tmp_path / "bad")
-        flexivid.enable(pipe, adapter=adapter, budget=0.6)
+        flexivid.enable(pipe, adapter=adapter, budget=0.6, order="interleaved")
 
         def fail():
             with pytest.raises(flexivid.AdapterError):
-                flexivid.enable(pipe, adapter=bad, budget=0.6)
+                flexivid.enable(pipe, adapter=bad, budget=0.6, order="interleaved")
             assert offloaded()
             parallel = SimpleNamespace(context_parallel_config="any")
             pipe.transformer._parallel_config, pipe.transformer._cp_plan = parallel, {"": {"hidden_states": None}}
             with pytest.raises(ValueError, match="splits its latents before they are folded"):
-                flexivid.enable(pipe, budget=0.6)
+                flexivid.enable(pipe, budget=0.6, order="interleaved")
             del pipe.transformer._parallel_config, pipe.transformer._cp_plan
             assert offloaded()
 
@@ -284,7 +284,7 @@ class TestAFailedEnable:
         def fail():
             with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
                 patch.setattr("flexivid.api.PipelineRunner", interrupt)
-                flexivid.enable(pipe, budget=0.6)
+                flexivid.enable(pipe, budget=0.6, order="interleaved")
 
         self.check(pipe, call, fail)
 
@@ -293,19 +293,19 @@ class TestStreamedGroupOffload:
     def test_merged_lora_is_refused_before_and_after(self, streams, adapter):
         pipe, call = small()
         stock = sample(pipe, call)
-        flexivid.enable(pipe, adapter=adapter, budget=0.6)
+        flexivid.enable(pipe, adapter=adapter, budget=0.6, order="interleaved")
         expected = sample(pipe, call)
         flexivid.disable(pipe)
         streamed(pipe.transformer)
-        flexivid.enable(pipe, adapter=adapter, budget=0.6)
+        flexivid.enable(pipe, adapter=adapter, budget=0.6, order="interleaved")
         assert torch.equal(sample(pipe, call), expected) and torch.equal(sample(pipe, call), expected)
         with pytest.raises(ValueError, match="group offload with use_stream does not know the weights that merge_lora"):
-            flexivid.enable(pipe, adapter=adapter, budget=0.6, merge_lora=True)
+            flexivid.enable(pipe, adapter=adapter, budget=0.6, order="interleaved", merge_lora=True)
         assert torch.equal(sample(pipe, call), expected)
         flexivid.disable(pipe)
         assert torch.equal(sample(pipe, call), stock)
         pipe, call = small()
-        flexivid.enable(pipe, adapter=adapter, budget=0.6, merge_lora=True)
+        flexivid.enable(pipe, adapter=adapter, budget=0.6, order="interleaved", merge_lora=True)
         merged = sample(pipe, call)
         streamed(pipe.transformer)
         with pytest.raises(ValueError, match="group offload with use_stream does not know the weights that merge_lora"):
@@ -361,18 +361,18 @@ def test_hooks_that_go_before_or_after_ours(order):
     """diffusers re-links past a hook with a forward of its own when the one inside it goes."""
     pipe, call = small()
     stock = sample(pipe, call)
-    flexivid.enable(pipe, budget=0.6)
+    flexivid.enable(pipe, budget=0.6, order="interleaved")
     weak = sample(pipe, call)
     flexivid.disable(pipe)
     registry = HookRegistry.check_if_exists_or_initialize(pipe.transformer)
     if order == "inside":
         registry.register_hook(Doubling(), "theirs")
-        flexivid.enable(pipe, budget=0.6)
+        flexivid.enable(pipe, budget=0.6, order="interleaved")
         registry.remove_hook("theirs")
         assert torch.equal(sample(pipe, call), weak)
         flexivid.disable(pipe)
     else:
-        flexivid.enable(pipe, budget=0.6)
+        flexivid.enable(pipe, budget=0.6, order="interleaved")
         registry.register_hook(Doubling(), "theirs")
         flexivid.disable(pipe)
         assert not torch.equal(sample(pipe, call), stock)
@@ -402,7 +402,7 @@ class TestTorchCompile:
         pipe.transformer = tiny("wan", num_layers=1)
         call["num_inference_steps"] = 3
         stock = sample(pipe, call)
-        flexivid.enable(pipe, budget=0.6)
+        flexivid.enable(pipe, budget=0.6, order="interleaved")
         weak = sample(pipe, call)
         flexivid.disable(pipe)
         graphs = []
@@ -410,7 +410,7 @@ class TestTorchCompile:
             pipe.transformer = torch.compile(pipe.transformer, backend=self.backend(graphs))
         elif how == "in place":
             pipe.transformer.compile(backend=self.backend(graphs), fullgraph=True)
-        flexivid.enable(pipe, budget=0.6)
+        flexivid.enable(pipe, budget=0.6, order="interleaved")
         if how == "in place, after":
             pipe.transformer.compile(backend=self.backend(graphs))
         flex = getattr(pipe.transformer, "_orig_mod", pipe.transformer)._diffusers_hook.get_hook("flexivid").flex
@@ -434,7 +434,7 @@ class TestTorchCompile:
 
     def test_with_fullgraph_after_enable_the_reason_is_given(self):
         pipe, call = small()
-        flexivid.enable(pipe, budget=0.6)
+        flexivid.enable(pipe, budget=0.6, order="interleaved")
         pipe.transformer.compile(backend="eager", fullgraph=True)
         with pytest.raises(Exception, match="flexivid plans in Python"):
             sample(pipe, call)
@@ -443,7 +443,7 @@ class TestTorchCompile:
         pipe, call = small()
         graphs = []
         pipe.transformer.compile_repeated_blocks(backend=self.backend(graphs), fullgraph=True, dynamic=False)
-        flexivid.enable(pipe, budget=0.6)
+        flexivid.enable(pipe, budget=0.6, order="interleaved")
         sample(pipe, call)
         assert len(graphs) == 2, "one a patch size"
         sample(pipe, call)

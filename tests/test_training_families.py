@@ -77,7 +77,7 @@ def test_an_adapter_for_another_family(tmp_path, folder, accelerator, name, sour
     assert list((tmp_path / "out/samples").glob("*.png"))
     pipe = DiffusionPipeline.from_pretrained(tmp_path / "base")
     pipe.set_progress_bar_config(disable=True)
-    flexivid.enable(pipe, adapter=tmp_path / "out/result", budget=0.9)
+    flexivid.enable(pipe, adapter=tmp_path / "out/result", budget=0.9, order="interleaved")
     frames, height, width = map(int, bucket.split("x"))
     call = call_arguments(pipe, frames=frames, height=height, width=width, steps=6, text_length=16)
     latents = pipe(

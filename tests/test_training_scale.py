@@ -204,9 +204,9 @@ def test_two_transformers_are_trained_one_at_a_time(tmp_path, settings, folder):
         adapters.append(str(output / "result"))
     pipe.set_progress_bar_config(disable=True)
     with pytest.raises(ValueError, match="none for transformer_2"):
-        flexivid.enable(pipe, adapter=adapters[0], budget=0.6)
+        flexivid.enable(pipe, adapter=adapters[0], budget=0.6, order="interleaved")
     assert flexivid_command(["merge", *adapters, "--output", str(tmp_path / "both")]) == 0
-    flexivid.enable(pipe, adapter=tmp_path / "both", budget=0.6)
+    flexivid.enable(pipe, adapter=tmp_path / "both", budget=0.6, order="interleaved")
     assert sample(pipe).isfinite().all() and flexivid.summary(pipe).ratio <= 0.6
     with pytest.raises(ValueError, match="that there can be no clips.prompts"):
         more = {"clips": {**clips, "prompts": str(tmp_path / "p.txt"), "folder": None}}
@@ -318,7 +318,7 @@ def test_an_adapter_from_a_folder_of_clips(tmp_path, settings, folder):
     run(ONE, path)
     pipe = WanPipeline.from_pretrained(tmp_path / "base")
     pipe.set_progress_bar_config(disable=True)
-    flexivid.enable(pipe, adapter=output / "result", budget=0.5)
+    flexivid.enable(pipe, adapter=output / "result", budget=0.5, order="interleaved")
     pipe("a red circle", num_frames=5, height=32, width=32, num_inference_steps=4, max_sequence_length=16)
     assert flexivid.summary(pipe).ratio <= 0.5
     # Of other data it is another run.
@@ -344,7 +344,7 @@ def test_shared_trains_every_weight_and_saves_a_model_of_its_own(tmp_path, setti
     stock = sample(pipe)
     flexivid.enable(pipe, adapter=output / "result/adapter", budget=1.0)
     assert torch.equal(sample(pipe), stock)
-    flexivid.enable(pipe, adapter=output / "result/adapter", budget=0.5)
+    flexivid.enable(pipe, adapter=output / "result/adapter", budget=0.5, order="interleaved")
     assert sample(pipe).isfinite().all() and flexivid.summary(pipe).ratio <= 0.5
     card = (output / "result/adapter/README.md").read_text()
     assert "LoRA rank: 0" in card and "| 2x4x4 | " in card and "base_model: base\n" in card

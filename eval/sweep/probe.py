@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from diffusers import DiffusionPipeline
 
-from sweep.metrics import fidelity
+from sweep.metrics import psnr
 from sweep.sampling import Clip, Run, sample, stock_run
 
 
@@ -36,8 +36,8 @@ class Probe:
         """steps: of the call, the full run's by default."""
         call = {**self.call, "steps": steps or self.steps}
         frames, meter = sample(self.pipe, self.clips, call, count_flops=True, run=run)
-        psnr = [fidelity(ours, theirs)["psnr"] for ours, theirs in zip(frames, self.frames, strict=True)]
-        return Trial(meter.flops / self.full_flops, sum(psnr) / len(psnr))
+        quality = [psnr(ours, theirs) for ours, theirs in zip(frames, self.frames, strict=True)]
+        return Trial(meter.flops / self.full_flops, sum(quality) / len(quality))
 
     @cached_property
     def low_share(self) -> float:

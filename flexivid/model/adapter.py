@@ -1,5 +1,7 @@
 """Adapter folders: `flexivid_config.json`, `flexivid.safetensors`, `pytorch_lora_weights.safetensors`.
 
+A few-step recipe, `recipe` in the config, has a LoRA for the powerful patch size too, active in its runs only.
+
 Beside the weak modes `flexivid.safetensors` holds the stock embedder and head that they were trained beside, as
 `<component>.stock.embedder.weight` and so on, so that a LoRA that is fused into these reaches the weak modes. A folder
 from before takes those of the model that it is enabled on: there, fuse a LoRA that touches them after `enable`.
@@ -10,17 +12,19 @@ The LoRA file carries diffusers' key names and metadata under the prefix `<compo
 
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 from peft import get_peft_model_state_dict, set_peft_model_state_dict
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from flexivid.files import replacing
 from flexivid.model.flexible import FlexTransformer
 from flexivid.model.lora import add_lora
+from flexivid.model.recipe import Recipe
 from flexivid.patches.sizes import GUIDED
 from flexivid.tensors import whole
 
@@ -39,7 +43,9 @@ class AdapterConfig(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     format: int = Field(1, ge=1, le=1)
-    patch_sizes: list[str] = Field(min_length=1, description="weak patch sizes, as 1x4x4, or guided, as 1x4x4-guided")
+    patch_sizes: list[str] = Field(
+        description="weak patch sizes, as 1x4x4, or guided, as 1x4x4-guided; none only with a recipe"
+    )
     guidance_scale: float | None = Field(None, gt=1, description="of classifier-free guidance, that guided ones give")
     parametrisation: str
     lora_rank: int = Field(ge=0, description="0: no LoRA, all weights of the model were trained with the modes")
@@ -48,7 +54,26 @@ class AdapterConfig(BaseModel):
     transformer_class: str
     transformer_shape: dict[str, int | list[int]] = Field(description="config values that must agree with the model")
     max_sequence_length: int | None = Field(None, description="padded text length that the adapter was trained for")
+    recipe: Recipe | None = Field(None, description="few steps without guidance that the adapter was trained for")
     training: dict = Field(default_factory=dict, description="facts about the training run")
+
+    @model_validator(mode="after")
+    def _something_is_adapted(self):
+        if not self.patch_sizes and self.recipe is None:
+            raise ValueError("patch_sizes is empty, and there is no recipe")
+        if self.recipe is not None and not self.lora_rank:
+            raise ValueError("a recipe needs LoRA, and lora_rank is 0")
+        return self
+
+    def loras(self, flex: FlexTransformer) -> list[str]:
+        """The names of its LoRAs: the weak patch sizes, and the powerful one where the recipe runs it.
+
+        Raises AdapterError if the recipe runs another one.
+        """
+        steps = self.recipe.patch_sizes if self.recipe is not None else []
+        if unknown := [name for name in steps if name not in (*self.patch_sizes, flex.powerful)]:
+            raise AdapterError(f"the adapter's recipe runs {unknown[0]}, which it has no weights for")
+        return [*flex.weak_modes, *([flex.powerful] if flex.powerful in steps else [])]
 
 
 def transformer_shape(flex: FlexTransformer) -> dict[str, int | list[int]]:
@@ -120,9 +145,12 @@ def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
         raise AdapterError(f"{path} is not a whole safetensors file: {error}") from None
 
 
-def load_adapter(folder: Path, config: AdapterConfig, flexes: dict[str, FlexTransformer]) -> None:
+def load_adapter(
+    folder: Path, config: AdapterConfig, flexes: dict[str, FlexTransformer], more: Iterable[str] = ()
+) -> None:
     """Fills the weak modes and LoRA of `flexes`, by pipeline component, from an adapter folder.
 
+    more: names of LoRAs that are added beside, and start at nothing unless the adapter has them.
     Raises AdapterError for missing, corrupt or foreign files; the caller then takes the hooks off again.
     """
     for component, flex in flexes.items():
@@ -156,8 +184,9 @@ def load_adapter(folder: Path, config: AdapterConfig, flexes: dict[str, FlexTran
                 raise AdapterError(f"{folder / WEIGHTS_NAME} does not fit the model: {error}") from None
         if not config.lora_rank:
             continue
-        loras = {patch_size: under(lora, f"{component}.{stored(patch_size)}.") for patch_size in flex.weak_modes}
-        add_lora(flex, config.lora_rank)
+        loras = {name: under(lora, f"{component}.{stored(name)}.") for name in config.loras(flex)}
+        names = loras | dict.fromkeys(more)
+        add_lora(flex, config.lora_rank, [name for name in names if name not in flex.weak_modes])
         for patch_size, state in loras.items():
             name = flex.lora.name_of(patch_size)
             own = get_peft_model_state_dict(flex.transformer, adapter_name=name)
@@ -191,9 +220,8 @@ def save_adapter(folder: Path, config: AdapterConfig, flexes: dict[str, FlexTran
         for patch_size, mode in flex.weak_modes.items():
             prefix = f"{component}.{patch_size}."
             weights |= {prefix + name: tensor for name, tensor in mode.state_dict().items()}
-            if not config.lora_rank:
-                continue
-            name = flex.lora.name_of(patch_size)
+        for lora_name in config.loras(flex) if config.lora_rank else ():
+            prefix, name = f"{component}.{lora_name}.", flex.lora.name_of(lora_name)
             state = get_peft_model_state_dict(flex.transformer, adapter_name=name)
             lora |= {prefix + key: tensor for key, tensor in state.items()}
             facts = flex.transformer.peft_config[name].to_dict()
@@ -215,7 +243,8 @@ def _write(folder: Path, config: AdapterConfig, weights: dict, lora: dict | None
     if lora is not None:
         facts = {"format": "pt", "lora_adapter_metadata": json.dumps(metadata, sort_keys=True)}
         files[LORA_NAME] = lambda path: save_file(halved(lora), path, facts)
-    files[CONFIG_NAME] = lambda path: path.write_text(config.model_dump_json(indent=2) + "\n")
+    # What it does not have, versions before do not have to know.
+    files[CONFIG_NAME] = lambda path: path.write_text(config.model_dump_json(indent=2, exclude_none=True) + "\n")
     for name, write in files.items():
         with replacing(folder / name) as partial:
             write(partial)
@@ -228,7 +257,7 @@ def merge_adapters(sources: list[Path], output: Path) -> None:
     """
     configs = [read_config(source) for source in sources]
     shared = ("patch_sizes", "parametrisation", "lora_rank", "transformer_class", "transformer_shape")
-    shared += ("base_model", "max_sequence_length", "guidance_scale")
+    shared += ("base_model", "max_sequence_length", "guidance_scale", "recipe")
     first = configs[0]
     for source, config in zip(sources[1:], configs[1:], strict=True):
         if differing := [name for name in shared if getattr(config, name) != getattr(first, name)]:

@@ -16,6 +16,11 @@ from flexivid.patches.folding import Size3, token_grid
 ROUNDED = 2e-3
 
 
+def parts_of(output) -> tuple[torch.Tensor, ...]:
+    """What a transformer predicts, and for its streams, of whatever its forward gives."""
+    return (output,) if isinstance(output, torch.Tensor) else tuple(output[:])
+
+
 @dataclass
 class Call:
     """What a pipeline asks of the transformer.
@@ -53,7 +58,9 @@ class Call:
     def output_of(self, prediction: torch.Tensor):
         """A prediction (B, C, T, H, W), and `beside` it those of streams, as the transformer would give them."""
         packed = (self.family.packed(prediction), *self.beside)
-        return self.family.output_class(*packed) if self.arguments.get("return_dict", True) else packed
+        if self.arguments.get("return_dict", True):
+            return self.family.output_class(*packed)
+        return packed[0] if self.family.bare_output else packed
 
     def level(self, diffusion: Diffusion, sigma: float | None = None) -> Level:
         """The noise level of the latents: (B, 1, 1, 1, 1), or (B, 1, T, H, W) if each token has a timestep.

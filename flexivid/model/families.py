@@ -5,6 +5,7 @@ import torch
 from flexivid.model.family import Family
 from flexivid.model.rows.cogvideox import COGVIDEOX
 from flexivid.model.rows.hunyuan import HUNYUAN_VIDEO, HUNYUAN_VIDEO_15, MOTIF_VIDEO
+from flexivid.model.rows.kandinsky import KANDINSKY5
 from flexivid.model.rows.latte import DIT, LATTE, PIXART
 from flexivid.model.rows.ltx import LTX
 from flexivid.model.rows.ltx2 import LTX2
@@ -24,6 +25,7 @@ FAMILIES = (
     HUNYUAN_VIDEO,
     HUNYUAN_VIDEO_15,
     MOTIF_VIDEO,
+    KANDINSKY5,
     MOCHI,
     SANA_VIDEO,
     LATTE,

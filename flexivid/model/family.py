@@ -38,6 +38,7 @@ class Family:
     transformer_class: name of the diffusers class that the row describes.
     embedder: attribute path of the layer that embeds patches, a Conv3d, Conv2d or Linear. head: that of the output
         projection, a Linear. channels_last: its rows are ordered p_t, p_h, p_w, channel, else channel, p_t, p_h, p_w.
+    embedder_channels_last: the same of the columns of a Linear embedder.
     layout: how `hidden_states` hold latents, an einops pattern of b, c, t, h, w. sizes: the arguments of `forward`
         that name the axes of the token grid, where the layout alone does not tell them apart, or a number. A tuple of
         frames is several clips behind one another.
@@ -71,6 +72,7 @@ class Family:
     conditions: arguments with a video (B, C, T, H, W) that modules of their own embed: weak passes get its block means.
     reference_frames: latent frames that a pipeline puts before those of the clip.
     for_all_clips: tensors that have no row for each clip.
+    bare_output: without `return_dict` the forward gives its tensor, and no tuple.
     unsupported: settings of a model's configuration, and the value with which it is refused.
     check: raises ValueError for the arguments of a call that a pipeline makes, and that cannot be planned.
     loose: how its forward takes a sequence of fine and coarse tokens, with a timestep and a place each; or why not.
@@ -109,6 +111,8 @@ class Family:
     conditions: tuple[str, ...] = ()
     reference_frames: int = 0
     for_all_clips: tuple[str, ...] = ()
+    embedder_channels_last: bool = False
+    bare_output: bool = False
     unsupported: tuple[tuple[str, object], ...] = ()
     check: Callable[[dict], None] = lambda call: None
     loose: Loose | str = "its row does not say how its forward would take mixed tokens"

@@ -20,7 +20,7 @@ from torch import nn
 from flexivid.diffusion import Diffusion, Level
 from flexivid.model import hooks
 from flexivid.model.averaged import Averaged
-from flexivid.model.call import Call
+from flexivid.model.call import Call, parts_of
 from flexivid.model.families import family_of
 from flexivid.model.family import centred_tables, patch_size_of
 from flexivid.model.lora import LoraSwitch
@@ -38,14 +38,17 @@ class Runner(Protocol):
 
 
 class FixedPatchSize:
-    """The runner of a bare transformer: one patch size, the noise level read from the timestep."""
+    """The runner of a bare transformer: one patch size, the noise level read from the timestep.
 
-    def __init__(self, patch_size: str):
-        self.patch_size = patch_size
+    lora: of the powerful patch size, None for the stock model.
+    """
+
+    def __init__(self, patch_size: str, lora: str | None = None):
+        self.patch_size, self.lora = patch_size, lora
 
     def run(self, flex: "FlexTransformer", call: Call):
         if self.patch_size == flex.powerful:
-            return flex.stock(call)
+            return flex.stock(call) if self.lora is None else flex.adapted(call, self.lora)
         return call.output_of(flex.predict(call, self.patch_size, flex.diffusion, call.level(flex.diffusion)))
 
 
@@ -75,10 +78,17 @@ class FlexTransformer:
         if not self.family.temporal and any(parse_mode(name)[0][0] > self.base_patch[0] for name in patch_sizes):
             example = spatially_doubled(self.base_patch)
             raise ValueError(f"patches of {self.family.name} may be larger in space only, such as {example}")
-        channels_last = self.family.channels_last
         self.weak_modes = nn.ModuleDict(
             {
-                name: WeakMode(name, self.embedder, self.head, self.base_patch, channels_last, parametrisation)
+                name: WeakMode(
+                    name,
+                    self.embedder,
+                    self.head,
+                    self.base_patch,
+                    self.family.channels_last,
+                    parametrisation,
+                    self.family.embedder_channels_last,
+                )
                 for name in patch_sizes
             }
         ).requires_grad_(False)
@@ -97,11 +107,14 @@ class FlexTransformer:
     def patch_sizes(self) -> list[str]:
         return [*self.weak_modes, self.powerful]
 
-    def fix(self, patch_size: str) -> None:
-        """Every forward from now on runs at one patch size. Raises ValueError if it is none of this model's."""
+    def fix(self, patch_size: str, lora: str | None = None) -> None:
+        """Every forward from now on runs at one patch size. Raises ValueError if it is none of this model's.
+
+        lora: the name of one that is active at the powerful patch size, see `adapted`.
+        """
         if patch_size not in self.patch_sizes:
             raise ValueError(f"{patch_size} is not a patch size of this model: {', '.join(self.patch_sizes)}")
-        self.runner = FixedPatchSize(patch_size)
+        self.runner = FixedPatchSize(patch_size, lora)
 
     def remove(self) -> list[tuple[nn.Module, ModelHook]]:
         """Takes every hook off, and gives them with their modules; LoRA is taken off by `lora.remove_lora`."""
@@ -134,6 +147,27 @@ class FlexTransformer:
         self.lora.switch(None)
         return call.stock_forward(**call.given)
 
+    def adapted(self, call: Call, lora: str):
+        """What the stock transformer gives with a LoRA of ours, such as that of the powerful patch size in few steps.
+
+        Raises ValueError for a scale in attention_kwargs.
+        """
+        self.mode = None
+        self._switch(call, lora)
+        return call.stock_forward(**call.given)
+
+    def _switch(self, call: Call, lora: str, tokens: tuple[int, int] | None = None) -> bool:
+        """Makes a LoRA of ours active. Whether this is the first time in a call of a pipeline.
+
+        tokens: see `LoraSwitch.switch`.
+        """
+        if self.lora.layers and _scale(call) != 1.0:
+            raise ValueError("attention_kwargs scale would scale flexivid's LoRA too; use set_adapters for your own")
+        anew = self not in call.memo
+        self.lora.switch(lora, anew, tokens)
+        call.memo[self] = True
+        return anew
+
     def predict(self, call: Call, patch_size: str, diffusion: Diffusion, level: Level) -> torch.Tensor:
         """What a weak patch size predicts, in the network's own terms, (B, C_out, T, H, W) in the latents' precision.
 
@@ -149,11 +183,7 @@ class FlexTransformer:
 
         Raises ValueError for a scale in attention_kwargs.
         """
-        scale, latents = (call.arguments.get("attention_kwargs") or {}).get("scale", 1.0), call.latents
-        if self.lora.layers and scale != 1.0:
-            raise ValueError("attention_kwargs scale would scale flexivid's LoRA too; use set_adapters for your own")
-        anew = self not in call.memo
-        self.lora.switch(patch_size, anew, tokens)
+        latents, anew = call.latents, self._switch(call, patch_size, tokens)
         mode, dtype = self.weak_modes[patch_size], working_dtype(self.embedder)
         placed = mode.patch_size_embedding
         # In training its precision is that of the optimiser.
@@ -161,8 +191,7 @@ class FlexTransformer:
             mode.to(latents.device, dtype)
         if not placed.requires_grad:
             self.mode = None  # stock layers may be asked what they do
-            mode.follow(*(stock.change(scale, anew) for stock in self.stock_layers))
-        call.memo[self] = True
+            mode.follow(*(stock.change(_scale(call), anew) for stock in self.stock_layers))
         self.mode, self.memo = mode, call.memo
         self.folding = self.family.folding(call.arguments, mode.multiple, self.base_patch)
 
@@ -204,7 +233,7 @@ class FlexTransformer:
                 around.enter_context(self._cache_of(call, patch_size))
             if family.fixed_out_channels:
                 around.enter_context(self._out_channels_of(self.mode))
-            output, *beside = call.stock_forward(**{**call.arguments, **changed})
+            output, *beside = parts_of(call.stock_forward(**{**call.arguments, **changed}))
         call.beside = tuple(beside)
         return family.latents({**call.arguments, **changed, "hidden_states": output}).float()
 
@@ -227,6 +256,11 @@ class FlexTransformer:
             yield
         finally:
             self.transformer.out_channels = stock
+
+
+def _scale(call: Call) -> float:
+    """By which a call scales every LoRA."""
+    return (call.arguments.get("attention_kwargs") or {}).get("scale", 1.0)
 
 
 def compile_blocks(transformer: nn.Module) -> None:

@@ -1,4 +1,7 @@
-"""LoRA (Hu et al. 2021, arXiv 2106.09685) through peft: one adapter a weak mode, next to whatever the user has."""
+"""LoRA (Hu et al. 2021, arXiv 2106.09685) through peft: one adapter a weak mode, next to whatever the user has.
+
+In few-step runs the powerful patch size has one too, under its own name.
+"""
 
 import warnings
 from collections.abc import Iterable
@@ -41,7 +44,7 @@ class LoraSwitch:
 
     @staticmethod
     def name_of(patch_size: str) -> str:
-        """peft's name of the adapter of a weak mode."""
+        """peft's name of the adapter of a weak mode, or of whatever else has one."""
         return f"{HOOK_NAME}-{patch_size}"
 
     def find_layers(self) -> None:
@@ -94,7 +97,7 @@ class LoraSwitch:
                 self._merged[patch_size].append(nn.Parameter(merged, requires_grad=False))
 
     def switch(self, patch_size: str | None, anew: bool = True, tokens: tuple[int, int] | None = None) -> None:
-        """Makes ours active in a weak mode only, None for the powerful one; whatever else is active stays so.
+        """Makes one of ours active, that of a weak mode, or none for None; whatever else is active stays so.
 
         anew: look at what surrounds the model, too; that is enough once a call of a pipeline. tokens: of a mixed
         sequence, how many coarse ones come first, which take it, and how many fine ones follow, which do not. Raises
@@ -217,8 +220,8 @@ def _stock_names(transformer: nn.Module) -> dict[str, nn.Parameter]:
     return {name.replace(".base_layer.", "."): parameter for name, parameter in transformer.named_parameters()}
 
 
-def add_lora(flex: "FlexTransformer", rank: int) -> None:
-    """Adds one idle LoRA per weak mode, of `rank`, to self-attention and feed-forward layers.
+def add_lora(flex: "FlexTransformer", rank: int, more: Iterable[str] = ()) -> None:
+    """Adds one idle LoRA per weak mode, of `rank`, to self-attention and feed-forward layers. more: names of others.
 
     The user's active adapters stay active, fused ones in the weights. Raises ValueError if the class takes no adapters.
     """
@@ -232,7 +235,7 @@ def add_lora(flex: "FlexTransformer", rank: int) -> None:
     try:
         for layer in fused:
             layer.merged_adapters = []  # else peft takes them out of the weights
-        for patch_size in flex.weak_modes:
+        for patch_size in (*flex.weak_modes, *more):
             _add(transformer, flex.lora.name_of(patch_size), rank, flex.family.lora_targets)
     finally:
         for layer, adapters in zip(fused, before, strict=True):

@@ -24,6 +24,7 @@ class WeakMode(nn.Module):
         embedder: the stock Conv3d, Conv2d or Linear over patches (channel, p_t, p_h, p_w). head: the stock Linear.
         base_patch: (p_t, p_h, p_w).
         channels_last: the rows of the head are ordered (p_t, p_h, p_w, channel), else (channel, p_t, p_h, p_w).
+        embedder_channels_last: the same of the columns of a Linear embedder.
     """
 
     def __init__(
@@ -34,13 +35,14 @@ class WeakMode(nn.Module):
         base_patch: tuple[int, int, int],
         channels_last: bool,
         parametrisation: str,
+        embedder_channels_last: bool = False,
     ):
         super().__init__()
         if parametrisation not in PARAMETRISATIONS:
             raise ValueError(f"parametrisation must be one of {', '.join(PARAMETRISATIONS)}, not {parametrisation!r}")
         self.coarse_patch, self.base_patch = parse_mode(patch_size)[0], base_patch
         self.multiple = multiple_of(self.coarse_patch, base_patch)
-        self.channels_last = channels_last
+        self.channels_last, self.embedder_channels_last = channels_last, embedder_channels_last
         self.parametrisation = parametrisation
         embed_stock, head_stock = dense_weight(embedder), dense_weight(head)
         self.out_channels = len(head_stock) // math.prod(base_patch)
@@ -68,12 +70,17 @@ class WeakMode(nn.Module):
 
     def _coarse_embedder(self, stock: torch.Tensor) -> torch.Tensor:
         """The linear map from the weight of the stock embedder to that of a training-free weak one."""
-        patches = stock.reshape(len(stock), -1, *self.base_patch)
+        if self.embedder_channels_last:
+            patches = stock.reshape(len(stock), *self.base_patch, -1).movedim(-1, 1)
+        else:
+            patches = stock.reshape(len(stock), -1, *self.base_patch)
         if self.parametrisation == "direct":
             folded = embedder_to_folded(resize_embedder(patches, self.coarse_patch), self.base_patch)
         else:
             blocks = math.prod(self.multiple)
             folded = patches.repeat(1, blocks, 1, 1, 1) / blocks
+        if self.embedder_channels_last:
+            folded = folded.movedim(1, -1)
         # As the layer has it: a Conv2d knows no frames, a Linear takes whole patches.
         return folded.flatten(1) if stock.ndim == 2 else folded.reshape(len(stock), -1, *stock.shape[2:])
 

@@ -145,7 +145,8 @@ def _usual(purse: _Purse) -> list[tuple[str, ...]]:
         return _interleaved(purse)
     except BudgetError:
         if not purse.affordable:
-            raise
+            one, weak = purse.cost(purse.powerful), purse.steps * purse.cost(purse.coarsest)
+            raise purse.too_small(min(one, weak)) from None
         return _reusing(purse)
 
 

@@ -42,7 +42,7 @@ def _of_one_clip(value, batch: int):
     """
     if isinstance(value, dict):
         return {name: _of_one_clip(part, batch) for name, part in value.items()}
-    if isinstance(value, tuple):
+    if isinstance(value, (tuple, list)):
         return tuple(torch.empty_like(part, device="meta") if torch.is_tensor(part) else part for part in value)
     if not torch.is_tensor(value):
         return value
@@ -125,23 +125,36 @@ class FlopCounter:
 
         Those of mixed patch sizes are found there too, though it does not list them.
         """
-        clips = self._clips(arguments)
-        key = tuple((name, _shapes(arguments[name], clips[name])) for name in clips)
+        key = self._key(arguments)
         if key not in self._costs:
-            inputs = {name: _of_one_clip(arguments[name], count) for name, count in clips.items()}
-            self._costs[key] = _Costs(self.twin.patch_sizes, partial(self._count, inputs))
+            self._costs[key] = _Costs(self.twin.patch_sizes, partial(self._count, self._inputs(arguments)))
         return self._costs[key]
+
+    def cost_of_adapted(self, arguments: dict, lora: str) -> int:
+        """FLOPs of the powerful patch size with a LoRA, such as the one that it has in few-step runs."""
+        key, powerful = (lora, *self._key(arguments)), self.twin.powerful
+        if key not in self._costs:
+            self._costs[key] = {powerful: self._count(self._inputs(arguments), powerful, lora)}
+        return self._costs[key][powerful]
+
+    def _key(self, arguments: dict) -> tuple:
+        """What the FLOPs of a forward depend on."""
+        return tuple((name, _shapes(arguments[name], clips)) for name, clips in self._clips(arguments).items())
 
     def _clips(self, arguments: dict) -> dict[str, int]:
         """The arguments that count, and of how many clips each holds rows."""
         batch, shared = len(arguments["hidden_states"]), self.twin.family.for_all_clips
         return {name: 1 if name in shared else batch for name in arguments if name not in NOT_COUNTED}
 
-    def _count(self, inputs: dict, patch_size: str) -> int:
+    def _inputs(self, arguments: dict) -> dict:
+        """Arguments without values, of one clip."""
+        return {name: _of_one_clip(arguments[name], clips) for name, clips in self._clips(arguments).items()}
+
+    def _count(self, inputs: dict, patch_size: str, lora: str | None = None) -> int:
         if is_mixed_size(patch_size):
             self.twin.runner = _MixedPatchSize(patch_size)
         else:
-            self.twin.fix(patch_size)
+            self.twin.fix(patch_size, lora)
         # The user's attention backend may not run on meta tensors, or not be known to the counter; and a counter
         # around the user's call is to count what runs, not what is planned.
         with (

@@ -50,7 +50,8 @@ def forwards_of(pipe, family: Family, steps: int) -> Forwards:
     if getattr(pipe, "guider", None) is not None:
         return Forwards(_of_guiders(pipe, steps))
     if family.guidance == "separate":
-        return Forwards((2 if pipe.do_classifier_free_guidance else 1,) * steps)
+        guided = getattr(pipe, "do_classifier_free_guidance", None)  # Kandinsky5 has no such property
+        return Forwards((2 if (pipe.guidance_scale > 1 if guided is None else guided) else 1,) * steps)
     more = sum(bool(getattr(pipe, name, False)) for name in family.more_forwards)
     return Forwards((1 + more,) * steps, 2 if more and pipe.do_classifier_free_guidance else 1)
 

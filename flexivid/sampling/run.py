@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 
 from flexivid.diffusion import Diffusion, Level
-from flexivid.model.call import Call
+from flexivid.model.call import Call, parts_of
 from flexivid.model.flexible import FlexTransformer
 from flexivid.patches.sizes import is_mixed_size
 from flexivid.sampling.clock import Position
@@ -132,7 +132,7 @@ class Run:
         if name == flex.powerful:
             leaves = self._schedule.leaves_residual(index, flex.powerful, branch)
             output = self.mixing.stock(flex, call) if leaves else flex.stock(call)
-            self._learn(flex, call, output, at, compared, observer)
+            self._learn(flex, call, parts_of(output), at, compared, observer)
         else:
             level = call.level(self.diffusion, at.sigma)
             if name == REUSED:
@@ -150,11 +150,11 @@ class Run:
             output = call.output_of(prediction)
 
         if self._schedule.is_held(index):
-            self._hold(call, output, at)
+            self._hold(call, parts_of(output), at)
         guides = is_mixed(planned) or planned[-1] == KEPT or self._schedule.gives_guidance(index, flex.powerful)
         needed = call.branch == 0 and (guides or observer is not None)
         if needed:
-            self._conditional = (call, output[:])
+            self._conditional = (call, parts_of(output))
         elif call.branch + 1 >= self.calls(asked):
             self._conditional = None
         if at.step == at.steps - 1 and call.branch + 1 >= self.calls(asked):

@@ -8,6 +8,7 @@ from itertools import groupby
 
 from diffusers import DiffusionPipeline, ModularPipeline
 
+from flexivid.diffusion import Diffusion
 from flexivid.model.call import Call
 from flexivid.model.flexible import FlexTransformer
 from flexivid.model.mixed import check_mixing
@@ -16,7 +17,13 @@ from flexivid.patches.sizes import GUIDED, is_mixed_size, parse_mixed_size, pars
 from flexivid.sampling.budget import BudgetError, schedule_for_budget
 from flexivid.sampling.clock import Clock, Position
 from flexivid.sampling.flops import FlopCounter
-from flexivid.sampling.forwards import Forwards, calls_branches_apart, costs_of_branches, forwards_of
+from flexivid.sampling.forwards import (
+    Forwards,
+    calls_branches_apart,
+    costs_of_branches,
+    forwards_of,
+    usual_forwards,
+)
 from flexivid.sampling.mixing import Mixing
 from flexivid.sampling.observe import Forward, Observer
 from flexivid.sampling.run import Run
@@ -77,6 +84,20 @@ class PipelineRunner:
         """FLOPs of one forward of one clip by patch size, with arguments of `forward` shaped as these."""
         return self.counter.costs(arguments)
 
+    def attach(self) -> None:
+        """Whatever else than the transformers has to change in the pipeline: in most runs nothing."""
+
+    def detach(self) -> None:
+        """Undoes `attach`."""
+
+    def forwards(self, steps: int) -> Forwards:
+        """Of the call that runs. Raises ValueError for guidance that is not supported."""
+        return forwards_of(self.pipe, self.family, steps)
+
+    def usual_forwards(self, steps: int, guided: bool) -> Forwards:
+        """Of a call to come, with or without guidance. Raises ValueError likewise."""
+        return usual_forwards(self.pipe, self.family, steps, guided)
+
     def plan(self, arguments: dict, forwards: Forwards) -> Schedule:
         """The schedule of a call whose forwards are shaped as these. Raises ValueError if it cannot be met."""
         self.family.check(arguments)
@@ -98,6 +119,11 @@ class PipelineRunner:
                 check_mixing(flex, parse_mixed_size(name))
             costs[name]  # what cannot be mixed on these sizes does not come to be counted
         return schedule
+
+    def _begun(self, arguments: dict, schedule: Schedule, diffusion: Diffusion, forwards: Forwards) -> Run:
+        apart = calls_branches_apart(self.pipe, self.family)
+        batched = not apart and getattr(self.pipe, "do_classifier_free_guidance", False)
+        return Run(schedule, self.powerful, diffusion, forwards, Mixing(self._scale or 1.0, batched))
 
     def _bought(self, counts: Sequence[int], of_step: Callable[[int], list], budget: float) -> Schedule:
         """The schedule of so many forwards in each step, within a budget.
@@ -133,7 +159,7 @@ class PipelineRunner:
         """The run of this call: begun with its first forward, planned anew where guidance has ended or begun."""
         batch, forwards = len(call.arguments["hidden_states"]), self._run and self._run.forwards
         if at.branch == 0:
-            forwards = forwards_of(self.pipe, self.family, at.steps)
+            forwards = self.forwards(at.steps)
         if at.begins_a_call:
             if self._run is not None:
                 self._run.drop()
@@ -147,9 +173,7 @@ class PipelineRunner:
             # The scheduler may have been replaced or changed since the last call.
             table = getattr(self.pipe.scheduler, "alphas_cumprod", None)
             diffusion = replace(self.counter.twin.diffusion, alphas_cumprod=table)
-            apart = calls_branches_apart(self.pipe, self.family)
-            batched = not apart and getattr(self.pipe, "do_classifier_free_guidance", False)
-            self._run = Run(schedule, self.powerful, diffusion, forwards, Mixing(self._scale or 1.0, batched))
+            self._run = self._begun(call.arguments, schedule, diffusion, forwards)
         elif self._run is None or (
             calls_branches_apart(self.pipe, self.family) and at.branch >= forwards.counts[at.step]
         ):

@@ -34,6 +34,45 @@ def world_fingerprint() -> str:
     return hashlib.sha256(((clips + 1) * 127.5).byte().numpy().tobytes()).hexdigest()[:8]
 
 
+def scene_weights(config: DataConfig) -> torch.Tensor:
+    """How often each scene is drawn: the product of its words' weights."""
+    weights = [math.prod(config.word_weights.get(word, 1.0) for word in astuple(scene)) for scene in all_scenes()]
+    return torch.tensor(weights)
+
+
+@torch.no_grad()
+def embed_captions(config: DataConfig, tokenizer, text_encoder) -> torch.Tensor:
+    """Text embeddings of all scenes and then of the empty caption, a row each, of the shortest text length."""
+    texts = [scene.caption for scene in all_scenes()] + [""]
+    tokens = tokenizer(texts, padding="max_length", max_length=min(config.text_lengths), return_tensors="pt")
+    states = text_encoder(tokens.input_ids, attention_mask=tokens.attention_mask).last_hidden_state
+    # Pipelines zero what lies behind the end of the text.
+    return states * tokens.attention_mask.unsqueeze(-1)
+
+
+def draw_texts(config: DataConfig, embeddings: torch.Tensor, captions: torch.Tensor, generator) -> dict:
+    """Conditions of some captions, given as rows of `embeddings`: some dropped, all of one text length."""
+    dropped = torch.rand(len(captions), generator=generator) < config.drop_caption
+    lengths, shares = zip(*config.text_lengths.items(), strict=True)
+    length = lengths[torch.multinomial(torch.tensor(shares), 1, generator=generator).item()]
+    drawn = embeddings[torch.where(dropped, len(embeddings) - 1, captions)]
+    return {"encoder_hidden_states": torch.nn.functional.pad(drawn, (0, 0, 0, length - drawn.shape[1]))}
+
+
+class ShapesCaptions:
+    """Captions of the world, none of a held-out combination, and no clips: latents of `size` (T, H, W), no channels."""
+
+    def __init__(self, config: DataConfig, size: tuple[int, int, int], tokenizer, text_encoder):
+        self.config, self.size = config, size
+        self.weights = scene_weights(config) * torch.tensor([not scene.held_out for scene in all_scenes()])
+        self.text_embeddings = embed_captions(config, tokenizer, text_encoder)
+
+    def batch(self, count: int, generator: torch.Generator) -> tuple[torch.Tensor, dict]:
+        """Latents (count, 0, T, H, W) and {"encoder_hidden_states": (count, length, dim)}."""
+        captions = torch.multinomial(self.weights, count, replacement=True, generator=generator)
+        return torch.empty(count, 0, *self.size), draw_texts(self.config, self.text_embeddings, captions, generator)
+
+
 class ShapesData:
     """Random access to (latents, text embeddings) of `config.clips` clips, none of them a held-out combination.
 
@@ -52,15 +91,8 @@ class ShapesData:
         shards = [self._shard(vae, folder, index, count) for index, count in progress]
         self.latents = torch.cat([shard["latents"] for shard in shards])
         self.captions = torch.cat([shard["captions"] for shard in shards])
-        scenes = all_scenes()
-        word_weights = [math.prod(config.word_weights.get(word, 1.0) for word in astuple(scene)) for scene in scenes]
-        self.weights = torch.tensor(word_weights)[self.captions]
-        texts = [scene.caption for scene in scenes] + [""]
-        tokens = tokenizer(texts, padding="max_length", max_length=min(config.text_lengths), return_tensors="pt")
-        with torch.no_grad():
-            states = text_encoder(tokens.input_ids, attention_mask=tokens.attention_mask).last_hidden_state
-        # Pipelines zero what lies behind the end of the text.
-        self.text_embeddings = states * tokens.attention_mask.unsqueeze(-1)
+        self.weights = scene_weights(config)[self.captions]
+        self.text_embeddings = embed_captions(config, tokenizer, text_encoder)
 
     def _shard(self, vae, folder: Path, index: int, count: int) -> dict[str, torch.Tensor]:
         path = folder / f"{index:04d}-{count}.safetensors"
@@ -82,13 +114,7 @@ class ShapesData:
         """
         picks = torch.multinomial(self.weights, count, replacement=True, generator=generator)
         latents = self.latents[picks, :, :1] if images else self.latents[picks]
-        dropped = torch.rand(count, generator=generator) < self.config.drop_caption
-        captions = torch.where(dropped, len(self.text_embeddings) - 1, self.captions[picks])
-        lengths, shares = zip(*self.config.text_lengths.items(), strict=True)
-        length = lengths[torch.multinomial(torch.tensor(shares), 1, generator=generator).item()]
-        embeddings = self.text_embeddings[captions]
-        text = torch.nn.functional.pad(embeddings, (0, 0, 0, length - embeddings.shape[1]))
-        return latents.float(), {"encoder_hidden_states": text}
+        return latents.float(), draw_texts(self.config, self.text_embeddings, self.captions[picks], generator)
 
     def validation(self) -> list[tuple[torch.Tensor, dict]]:
         """Clips that are rendered for this alone."""

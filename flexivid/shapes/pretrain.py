@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from diffusers import AutoencoderKLWan, WanPipeline
 
+from flexivid.model.families import family_of
 from flexivid.shapes.build import (
     build_pipeline,
     build_text_encoder,
@@ -14,7 +15,7 @@ from flexivid.shapes.build import (
     build_transformer,
     tile_clips,
 )
-from flexivid.shapes.data import ShapesData
+from flexivid.shapes.data import ShapesCaptions, ShapesData
 from flexivid.shapes.embedded import SAMPLING
 from flexivid.shapes.oracle import adherence_shares
 from flexivid.shapes.prompts import load_prompts
@@ -25,16 +26,18 @@ from flexivid.training.objective import configure_speed
 
 
 @torch.no_grad()
-def sample_and_judge(pipeline: WanPipeline, path: Path | None, steps: int, count: int) -> dict[str, float]:
+def sample_and_judge(
+    pipeline: WanPipeline, path: Path | None, steps: int, count: int, **more: float
+) -> dict[str, float]:
     """Samples the first `count` seen prompts, tiles them into a picture, returns the oracle's adherence per factor.
 
-    path: of the picture, None for no picture.
+    path: of the picture, None for no picture. more: other arguments of the pipeline's call than SAMPLING has.
     """
     scenes = load_prompts()["seen"][:count]
     pipeline.set_progress_bar_config(disable=True)
     video = pipeline(
         [scene.caption for scene in scenes],
-        **{**SAMPLING, "num_inference_steps": steps},
+        **{**SAMPLING, "num_inference_steps": steps, **more},
         generator=torch.Generator().manual_seed(0),
         output_type="pt",
     ).frames
@@ -50,8 +53,12 @@ class ShapesWorld:
     def data(self, config: DataConfig, pipeline: WanPipeline) -> ShapesData:
         return ShapesData(config, pipeline.vae, pipeline.tokenizer, pipeline.text_encoder)
 
-    def judge(self, pipeline: WanPipeline, path: Path | None, steps: int) -> dict[str, float]:
-        return sample_and_judge(pipeline, path, steps, count=32)
+    def captions(self, config: DataConfig, pipeline: WanPipeline) -> ShapesCaptions:
+        size = family_of(pipeline.transformer).latent_size(pipeline, config.frames, config.size, config.size)
+        return ShapesCaptions(config, size, pipeline.tokenizer, pipeline.text_encoder)
+
+    def judge(self, pipeline: WanPipeline, path: Path | None, steps: int, **more: float) -> dict[str, float]:
+        return sample_and_judge(pipeline, path, steps, count=32, **more)
 
 
 class PretrainObjective:

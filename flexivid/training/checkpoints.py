@@ -25,14 +25,14 @@ def last_checkpoint(folder: Path) -> Path | None:
 def run_facts(config: Config) -> dict:
     """What a checkpoint is bound to: with other values it would be read into another run."""
     base = hashlib.sha256()
-    for folder in (config.base, config.distill.adapter):
+    for folder in (config.base, config.distill.adapter, config.few.adapter):
         if folder and not folder.is_dir():
             base.update(str(folder).encode())  # a hub id
         for path in sorted(folder.rglob("*.safetensors")) if folder else []:
             if path.parent.name != "text_encoder":  # which may be larger than all the rest, and is not trained
                 with path.open("rb") as file:
                     base.update(hashlib.file_digest(file, "sha256").digest())
-    section = {"vae": "vae", "pretrain": "transformer", "distill": "distill", "shared": "distill"}[config.objective]
+    section = {"vae": "vae", "pretrain": "transformer", "shared": "distill"}.get(config.objective, config.objective)
     bound = {"objective", "seed", "batch_size", "flow_shift", section}
     facts = config.model_dump(mode="json", include=bound)
     if config.clips is None:

@@ -4,19 +4,14 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError, model_validator
+from pydantic import Field, PositiveFloat, ValidationError, model_validator
 
 from flexivid.patches.sizes import parse_mode
 from flexivid.text import read_text
 from flexivid.training.data.buckets import Bucket
+from flexivid.training.few_config import FewConfig
+from flexivid.training.section import Fraction, Positive, Section
 from flexivid.training.unread import check_all_is_read
-
-Positive = Annotated[int, Field(gt=0)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
 class OptimConfig(Section):
@@ -162,9 +157,9 @@ class DistillConfig(Section):
 
 
 class Config(Section):
-    objective: Literal["vae", "pretrain", "distill", "shared"] = Field(
+    objective: Literal["vae", "pretrain", "distill", "shared", "few"] = Field(
         description="vae and pretrain make the embedded model; distill makes an adapter for any supported pipeline; "
-        "shared trains all weights of one for every patch size"
+        "shared trains all weights of one for every patch size; few makes an adapter for a few steps without guidance"
     )
     output: Path = Field(description="folder of checkpoints, log.jsonl, samples and the result")
     base: Path | None = Field(
@@ -182,7 +177,7 @@ class Config(Section):
     micro_batches: Positive = Field(
         1, description="parts of a process's share of a step, one after the other in memory"
     )
-    base_dtype: Literal["float32", "bfloat16"] = Field("float32", description="of the frozen weights of `distill`")
+    base_dtype: Literal["float32", "bfloat16"] = Field("float32", description="of weights that stay frozen")
     gradient_checkpointing: bool = Field(False, description="compute activations twice instead of keeping them")
     compile: bool = Field(False, description="torch.compile the transformer blocks")
     attention_backend: str | None = Field(
@@ -204,6 +199,7 @@ class Config(Section):
     vae: VaeConfig = Field(VaeConfig(), description="the autoencoder that objective `vae` trains")
     transformer: TransformerConfig = Field(TransformerConfig(), description="the model that `pretrain` starts with")
     distill: DistillConfig = Field(DistillConfig(), description="the adapter")
+    few: FewConfig = Field(FewConfig(), description="the adapter of a few steps without guidance")
 
     @model_validator(mode="after")
     def _settings_go_together(self):
@@ -216,6 +212,8 @@ class Config(Section):
             raise ValueError("shared trains all weights: base_dtype must be float32")
         if self.objective == "shared" and self.distill.guidance_scale is not None:
             raise ValueError("shared trains no guided modes: its teacher is what it learns to be")
+        if self.objective == "few" and self.optim.name == "muon":
+            raise ValueError("few has a learning rate of its own for the fake score: optim.name must be adamw")
         check_all_is_read(self)
         return self
 

@@ -2,7 +2,9 @@
 
 import math
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import torch
 from diffusers import DiffusionPipeline, UniPCMultistepScheduler
@@ -10,7 +12,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from flexivid.diffusion import FLOWS, Level
 from flexivid.model.families import family_of
-from flexivid.model.family import patch_size_of
+from flexivid.model.family import Family, patch_size_of
 from flexivid.patches.sizes import parse_mode
 from flexivid.published import load_index, load_part
 from flexivid.sampling.budget import least_budget, schedule_for_budget
@@ -27,7 +29,7 @@ from flexivid.training.student import Student, build_student, distillation_loss,
 GIB = 2**30
 
 
-def _base(config: Config) -> DiffusionPipeline:
+def meta_pipeline(config: Config) -> DiffusionPipeline:
     """The pipeline on the meta device, the transformer that is trained as its only one."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of copies between tensors that have no data
@@ -39,7 +41,7 @@ def _base(config: Config) -> DiffusionPipeline:
 def _student(config: Config, pipe: DiffusionPipeline) -> tuple[Student, int]:
     """The student on the meta device, and the number of its frozen parameters."""
     transformer = pipe.transformer
-    base_count = _count(transformer.parameters())
+    base_count = count_of(transformer.parameters())
     with torch.device("meta"):
         if config.objective == "shared":
             student = unfrozen_student(transformer, config.distill)
@@ -53,7 +55,7 @@ def _student(config: Config, pipe: DiffusionPipeline) -> tuple[Student, int]:
     return student, base_count
 
 
-def _call(config: Config, pipe: DiffusionPipeline, clips: int, dtype: torch.dtype) -> dict:
+def meta_call(config: Config, pipe: DiffusionPipeline, clips: int, dtype: torch.dtype) -> dict:
     """Arguments of a forward of `clips` clips of the largest bucket, on the meta device."""
     if config.clips is None:
         bucket, length = Bucket(config.data.frames, config.data.size, config.data.size), max(config.data.text_lengths)
@@ -70,7 +72,7 @@ def _call(config: Config, pipe: DiffusionPipeline, clips: int, dtype: torch.dtyp
     return on_rows(family.example(pipe.transformer.config, size, length), repeated)
 
 
-def _state(pipe: DiffusionPipeline, call: dict) -> State:
+def meta_state(pipe: DiffusionPipeline, call: dict) -> State:
     family = family_of(pipe.transformer)
     conditions = {name: value for name, value in call.items() if name not in ("hidden_states", "timestep")}
     level = torch.empty(len(call["timestep"]), device="meta")
@@ -88,7 +90,7 @@ def check_model(config: Config, with_clips: bool = True) -> None:
     That is a model that adapters cannot be used on, data that is not there or does not fit it, and budgets that the
     modes cannot reach. with_clips: look for the clips or prompts too.
     """
-    pipe = _base(config)
+    pipe = meta_pipeline(config)
     family, transformer = family_of(pipe.transformer), pipe.transformer.config
     if family.lora_targets is None:
         raise ValueError(f"{family.transformer_class} of diffusers takes no LoRA, and cannot be trained yet")
@@ -123,22 +125,33 @@ def check_model(config: Config, with_clips: bool = True) -> None:
         stride, shrink = family.compression(pipe)
         patch_frames, _, patch_width = patch_size_of(transformer)
         check_buckets(config.clips, stride, shrink * patch_width, patch_frames)
+    if config.objective == "few":
+        return _check_few(config, family, two)
     budgets = list(config.validation.budgets) if config.clips is not None and config.validation.prompts else []
     if config.distill.on_policy:
         budgets.append(config.distill.on_policy_budget)
     if budgets:
         student, _ = _student(config, pipe)
-        costs = _costs(student, _call(config, pipe, 1, torch.float32))
+        costs = _costs(student, meta_call(config, pipe, 1, torch.float32))
         for budget in budgets:
             schedule_for_budget(costs, config.validation.steps, budget, 2)
 
 
-def _count(parameters) -> int:
+def _check_few(config: Config, family: Family, two: bool) -> None:
+    """Raises ValueError for a base that cannot be trained to run in a few steps."""
+    if family.prediction not in FLOWS:
+        raise ValueError(f"few is for models of flow matching, and {config.base} predicts {family.prediction}")
+    if two:
+        raise ValueError(f"few trains one transformer for all noise levels, and {config.base} has two")
+    config.few.recipe(config.flow_shift)
+
+
+def count_of(parameters) -> int:
     return sum(parameter.numel() for parameter in parameters)
 
 
-def _saved_bytes(student: Student, patch_size: str, state: State) -> int:
-    """Bytes of the activations that one forward keeps for its backward."""
+def saved_bytes(student: Student, forward: Callable[[], object]) -> int:
+    """Bytes of the activations that one forward of a student keeps for its backward."""
     kept: dict[int, int] = {}
     weights = {parameter.untyped_storage()._cdata for parameter in student.parameters()}
 
@@ -153,7 +166,7 @@ def _saved_bytes(student: Student, patch_size: str, state: State) -> int:
         return tensor
 
     with student._flex[0].family.counting(), saved_tensors_hooks(keep, lambda tensor: tensor):
-        outputs = student([patch_size], state.x_t, state.timestep, state.conditions)
+        outputs = forward()
     del outputs
     return sum(kept.values())
 
@@ -161,14 +174,14 @@ def _saved_bytes(student: Student, patch_size: str, state: State) -> int:
 def _trained_counts(student: Student) -> dict[str, int]:
     modes = student._flex[0].weak_modes.values()
     return {
-        "LoRA": _count(p for name, p in student.named_parameters() if "lora_" in name),
-        "embedders": _count(p for mode in modes for p in mode.embedder.parameters()),
-        "heads": _count(p for mode in modes for p in mode.head.parameters()),
-        "patch-size embeddings": _count(mode.patch_size_embedding for mode in modes),
+        "LoRA": count_of(p for name, p in student.named_parameters() if "lora_" in name),
+        "embedders": count_of(p for mode in modes for p in mode.embedder.parameters()),
+        "heads": count_of(p for mode in modes for p in mode.head.parameters()),
+        "patch-size embeddings": count_of(mode.patch_size_embedding for mode in modes),
     }
 
 
-def _table(student: Student, state: State, costs: dict[str, int], saved: dict[str, int]) -> list[str]:
+def cost_table(student: Student, state: State, costs: dict[str, int], saved: dict[str, int]) -> list[str]:
     """A line for every patch size. saved: bytes that a forward keeps for its backward."""
     powerful = student._flex[0].powerful
     lines = [f"{'patch size':12}{'tokens':>9}{'TFLOP a forward':>18}{'of powerful':>13}{'kept for backward, GiB':>25}"]
@@ -203,13 +216,14 @@ def forecast(config: Config, processes: int, mixed_precision: bool) -> str:
     """
     clips = clips_per_part(config, config.batch_size, processes)
     settings, dtype = config.distill, torch.bfloat16 if mixed_precision else torch.float32
-    pipe = _base(config)
+    pipe = meta_pipeline(config)
     student, base_count = _student(config, pipe)
     flex, trained = student._flex[0], _trained_counts(student)
     student.to(dtype)  # activations of one precision; autocast does not reach the meta device
-    call = _call(config, pipe, clips, dtype)
-    state, costs = _state(pipe, call), _costs(student, call)
-    saved = {name: _saved_bytes(student, name, state) for name in costs if name != flex.powerful}
+    call = meta_call(config, pipe, clips, dtype)
+    state, costs = meta_state(pipe, call), _costs(student, call)
+    inputs = (state.x_t, state.timestep, state.conditions)
+    saved = {name: saved_bytes(student, partial(student, [name], *inputs)) for name in flex.weak_modes}
     lines = [
         f"{config.base}: {base_count / 1e9:.3f} B parameters, frozen, in {config.base_dtype}",
         f"trained: {sum(trained.values()) / 1e6:.2f} M ("
@@ -218,7 +232,7 @@ def forecast(config: Config, processes: int, mixed_precision: bool) -> str:
         f"a step: {config.batch_size} clips, {processes} processes x {config.micro_batches} micro-batches x {clips}, "
         f"latents {'x'.join(map(str, state.x_t.shape[1:]))}, text {call['encoder_hidden_states'].shape[1]}",
         "",
-        *_table(student, state, costs, saved),
+        *cost_table(student, state, costs, saved),
     ]
     part_flops = _part_flops(student, state, settings, costs[flex.powerful] * clips)
     step_flops = part_flops * config.micro_batches * processes

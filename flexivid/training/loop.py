@@ -122,6 +122,9 @@ class Log:
     def __init__(self, run: Run):
         self.run, self.path = run, run.config.output / "log.jsonl"
         self.began, self.losses, self.left_out = time.time(), [], 0
+        # Of an objective whose steps have several losses.
+        self.name_of = getattr(run.objective, "loss_name", None)
+        self.named: dict[str, list[float]] = {}
         run.accelerator.init_trackers("flexivid")
         if run.accelerator.is_main_process:
             # Lines past the checkpoint belong to steps that are about to be made again; a kill may have cut off one.
@@ -129,9 +132,11 @@ class Log:
             kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= run.start]
             write_text(self.path, "".join(kept))
 
-    def add(self, result: StepResult) -> None:
+    def add(self, result: StepResult, step: int) -> None:
         if result.finite:
             self.losses.append(result.loss)
+            if self.name_of is not None:
+                self.named.setdefault(self.name_of(step), []).append(result.loss)
         else:
             self.left_out += 1
 
@@ -143,6 +148,7 @@ class Log:
         line = {"step": step, "loss": mean if mean is None else round(mean, 6), "seconds_per_step": round(seconds, 3)}
         if self.left_out:
             line["left_out"] = self.left_out
+        line |= {f"loss/{name}": round(sum(values) / len(values), 6) for name, values in self.named.items()}
         rates = {"learning_rate": self.run.bare_optimizers[0].param_groups[0]["lr"], "gradient_norm": gradient_norm}
         rates["clips_per_second"] = self.run.config.batch_size / seconds
         figures = {name: value for name, value in (line | rates).items() if value is not None and math.isfinite(value)}
@@ -150,7 +156,7 @@ class Log:
         if accelerator.is_main_process:
             with self.path.open("a") as file:
                 file.write(json.dumps(line) + "\n")
-        self.began, self.losses, self.left_out = time.time(), [], 0
+        self.began, self.losses, self.left_out, self.named = time.time(), [], 0, {}
         return "none finite" if mean is None else f"{mean:.4f}"
 
 
@@ -179,7 +185,7 @@ def train(config: Config, objective: Objective, accelerator: Accelerator) -> Non
             if not run.scale_is_too_large(result):
                 accelerator.print(f"\n{watch.not_finite(done, result, run.bare_model)}")
             run.leave_out()
-        log.add(result)
+        log.add(result, done - 1)
         progress.update()
         if done % config.log_every == 0:
             progress.set_postfix(loss=log.write(done, result.gradient_norm))

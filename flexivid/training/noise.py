@@ -36,6 +36,10 @@ class State:
         """x0 that an output (B, C, T, H, W) stands for."""
         return diffusion.x0(self.x_t, output, self._over_latents())
 
+    def output_of(self, diffusion: Diffusion, x_0: torch.Tensor) -> torch.Tensor:
+        """The output that stands for an x0 (B, C, T, H, W): the inverse of `x0_of`."""
+        return diffusion.output(self.x_t, x_0, self._over_latents())
+
     def x0_difference(self, diffusion: Diffusion, difference: torch.Tensor) -> torch.Tensor:
         """By how much x0 differs where outputs differ by `difference`, (B, C, T, H, W)."""
         return diffusion.x0_difference(difference, self._over_latents())

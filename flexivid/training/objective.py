@@ -47,8 +47,14 @@ class World(Protocol):
 
     def data(self, config: DataConfig, pipeline: DiffusionPipeline) -> Data: ...
 
-    def judge(self, pipeline: DiffusionPipeline, path: Path | None, steps: int) -> dict[str, float]:
-        """Samples some prompts, draws them into a picture if there is a path, and returns how well they are met."""
+    def captions(self, config: DataConfig, pipeline: DiffusionPipeline) -> Data:
+        """Its captions alone: `batch` gives latents of no channels, and nothing is validated on."""
+
+    def judge(self, pipeline: DiffusionPipeline, path: Path | None, steps: int, **more: float) -> dict[str, float]:
+        """Samples some prompts, draws them into a picture if there is a path, and returns how well they are met.
+
+        more: other arguments of the pipeline's call than usual.
+        """
 
 
 def configure_speed(transformer: torch.nn.Module, config: Config) -> None:

@@ -4,7 +4,8 @@ from importlib.util import find_spec
 
 import torch
 
-from flexivid.training.config import Config
+from flexivid.training.config import Config, OptimConfig
+from flexivid.training.few_student import is_of_fake_score
 
 
 class FlatMuon(torch.optim.Muon):
@@ -34,8 +35,22 @@ def check_optimizer(config: Config) -> None:
 
 
 def build_optimizers(config: Config, trainable: dict[str, torch.nn.Parameter]) -> list[torch.optim.Optimizer]:
-    """AdamW, or Muon on hidden matrices and convolution kernels and AdamW on everything else."""
-    optim, betas = config.optim, (0.9, 0.98)
+    """AdamW, or Muon on hidden matrices and convolution kernels and AdamW on everything else.
+
+    With `few` one for the student and one for the fake score. Each is the other's moving target: no momentum, as in
+    DMD2 and Self-Forcing.
+    """
+    if config.objective != "few":
+        return _optimizers(config.optim, trainable, betas=(0.9, 0.98))
+    fake = {name: p for name, p in trainable.items() if is_of_fake_score(name)}
+    student = {name: p for name, p in trainable.items() if name not in fake}
+    parts = ((config.optim, student), (config.optim.model_copy(update={"lr": config.few.fake_lr}), fake))
+    return [optimizer for optim, part in parts for optimizer in _optimizers(optim, part, betas=(0.0, 0.999))]
+
+
+def _optimizers(
+    optim: OptimConfig, trainable: dict[str, torch.nn.Parameter], betas: tuple[float, float]
+) -> list[torch.optim.Optimizer]:
     hidden = []
     if optim.name == "adamw8bit":  # Dettmers et al. 2022, arXiv 2110.02861
         from bitsandbytes.optim import AdamW8bit

@@ -44,7 +44,8 @@ class RollOuts:
         text = conditions["encoder_hidden_states"]
         noise = torch.randn(x_0.shape, generator=generator)
         empty = self.data.empty_text(text.shape[1]).expand_as(text)
-        PipelineRunner(pipe, {"transformer": self.flex}, budget=settings.on_policy_budget, schedule=None)
+        flexes, budget = {"transformer": self.flex}, settings.on_policy_budget
+        PipelineRunner(pipe, flexes, budget=budget, schedule=None, order="interleaved")
         states, sigmas = [], []
 
         def keep(pipe, index: int, timestep, tensors: dict) -> dict:

@@ -8,6 +8,7 @@ import torch
 from diffusers.training_utils import cast_training_params
 
 from flexivid.model.adapter import load_adapter, read_config
+from flexivid.model.call import parts_of
 from flexivid.model.family import Family
 from flexivid.model.flexible import FlexTransformer
 from flexivid.model.lora import add_lora
@@ -20,7 +21,7 @@ from flexivid.training.parallel.sharding import block_classes
 def predict(transformer: torch.nn.Module, family: Family, x_t, timestep, conditions: dict) -> torch.Tensor:
     """One forward: x_t (B, C, T, H, W) -> the network's output, (B, C, T, H, W) float32."""
     call = conditions | family.arguments_for(x_t) | {"timestep": timestep}
-    output = transformer(**call, return_dict=False)[0]
+    output, *_ = parts_of(transformer(**call, return_dict=False))
     return family.latents(call | {"hidden_states": output}).float()
 
 

@@ -9,19 +9,25 @@ REMEDY = "leave it out; on the command line, null takes a setting out"
 # Settings and sections that not every objective reads -> those that do.
 READ_BY = {
     "component": {"distill"},
-    "flow_shift": {"pretrain", "distill", "shared"},
-    "base_dtype": {"distill", "shared"},
-    "gradient_checkpointing": {"pretrain", "distill", "shared"},
-    "compile": {"pretrain", "distill", "shared"},
-    "attention_backend": {"pretrain", "distill", "shared"},
-    "push_to_hub": {"distill"},
+    "flow_shift": {"pretrain", "distill", "shared", "few"},
+    "base_dtype": {"distill", "shared", "few"},
+    "gradient_checkpointing": {"pretrain", "distill", "shared", "few"},
+    "compile": {"pretrain", "distill", "shared", "few"},
+    "attention_backend": {"pretrain", "distill", "shared", "few"},
+    "push_to_hub": {"distill", "few"},
     "data.clips": {"pretrain", "distill", "shared"},
     "data.cache": {"pretrain", "distill", "shared"},
-    "data.text_lengths": {"pretrain", "distill", "shared"},
+    "data.text_lengths": {"pretrain", "distill", "shared", "few"},
     "data.drop_caption": {"pretrain", "distill", "shared"},
-    "data.word_weights": {"pretrain", "distill", "shared"},
-    "clips": {"distill", "shared"},
-    "validation": {"distill", "shared"},
+    "data.word_weights": {"pretrain", "distill", "shared", "few"},
+    "clips": {"distill", "shared", "few"},
+    "clips.drop_caption": {"distill", "shared"},
+    "clips.teacher_steps": {"distill", "shared"},
+    "clips.teacher_guidance": {"distill", "shared"},
+    "clips.held_out": {"distill", "shared"},
+    "validation": {"distill", "shared", "few"},
+    "validation.budgets": {"distill", "shared"},
+    "validation.guidance_scale": {"distill", "shared"},
     "vae": {"vae"},
     "transformer": {"pretrain"},
     "distill": {"distill", "shared"},
@@ -33,6 +39,7 @@ READ_BY = {
         )
     },
     "distill.teacher_weight": {"shared"},
+    "few": {"few"},
 }
 
 # (settings, why they are not read, when that is so)
@@ -42,7 +49,7 @@ NEEDS: list[tuple[tuple[str, ...], str, Callable[[BaseModel], bool]]] = [
     (
         ("validation.steps", "validation.guidance_scale"),
         "they need clips or distill.on_policy",
-        lambda c: c.clips is None and not c.distill.on_policy,
+        lambda c: c.clips is None and not c.distill.on_policy and c.objective != "few",
     ),
     (
         ("clips.teacher_steps", "clips.teacher_guidance"),
@@ -54,6 +61,7 @@ NEEDS: list[tuple[tuple[str, ...], str, Callable[[BaseModel], bool]]] = [
         "distill.on_policy is 0",
         lambda c: not c.distill.on_policy,
     ),
+    (("few.warmup_every", "few.warmup_clips"), "few.warmup_steps is 0", lambda c: not c.few.warmup_steps),
     (("distill.anchor",), "distill.correction_gap is 0", lambda c: not c.distill.correction_gap),
     (("optim.muon_lr",), "optim.name is not muon", lambda c: c.optim.name != "muon"),
     (("vae.base_dim", "vae.z_dim", "vae.kl"), "they are those of base", lambda c: c.base is not None),

@@ -50,7 +50,7 @@ def sample_budgets(pipe: DiffusionPipeline, flex: FlexTransformer, config: Confi
     rows = {}
     for prompt in settings.prompts:
         for budget in settings.budgets:
-            PipelineRunner(pipe, {"transformer": flex}, budget=budget, schedule=None)
+            PipelineRunner(pipe, {"transformer": flex}, budget=budget, schedule=None, order="interleaved")
             generator = torch.Generator().manual_seed(0)
             with autocast(accelerator):
                 frames = pipe(prompt=prompt, **call, generator=generator, output_type="np").frames[0]

@@ -168,18 +168,22 @@ def encoders_of(pipe: DiffusionPipeline) -> dict[str, torch.nn.Module]:
     return {name: part for name, part in named.items() if isinstance(part, torch.nn.Module)}
 
 
-def _made_with(config: ClipsConfig, pipe: DiffusionPipeline, encoders: dict[str, torch.nn.Module]) -> dict:
+def _made_with(
+    config: ClipsConfig, pipe: DiffusionPipeline, encoders: dict[str, torch.nn.Module], captions_only: bool
+) -> dict:
     """All that latents and conditions depend on beside the clips, as JSON."""
-    of_vae = [pipe.vae.encoder, *filter(None, [getattr(pipe.vae, "quant_conv", None)])]
-    made_with = {
-        "vae": [fingerprint(part) for part in of_vae],
-        "latents": [value.flatten().tolist() for value in latent_statistics(pipe.vae)],
+    made_with = {}
+    if not captions_only:
+        of_vae = [pipe.vae.encoder, *filter(None, [getattr(pipe.vae, "quant_conv", None)])]
+        made_with["vae"] = [fingerprint(part) for part in of_vae]
+        made_with["latents"] = [value.flatten().tolist() for value in latent_statistics(pipe.vae)]
+    made_with |= {
         **{name: fingerprint(part) for name, part in encoders.items() if name != "vae"},
         "buckets": config.buckets,
         "fps": config.fps,
         "max_sequence_length": config.max_sequence_length,
     }
-    if config.folder is None:
+    if config.folder is None and not captions_only:
         made_with |= {
             "teacher": fingerprint(pipe.transformer),
             "scheduler": json.dumps(dict(pipe.scheduler.config), default=str),
@@ -207,19 +211,37 @@ def _teacher_sampler(config: ClipsConfig, pipe: DiffusionPipeline, buckets: list
     return sample_teacher
 
 
+def _captions_alone(pipe: DiffusionPipeline, buckets: list[Bucket]) -> Encode:
+    """Latents of no channels, which take no room and have the size of the clip; the buckets in turn."""
+    family = family_of(pipe.transformer)
+
+    def encode_nothing(number: int, clip: CaptionedClip) -> tuple[Bucket, torch.Tensor]:
+        if clip.problem:
+            raise BrokenClip(clip.problem)
+        bucket = buckets[number % len(buckets)]
+        return bucket, torch.empty(0, *family.latent_size(pipe, bucket.frames, bucket.height, bucket.width))
+
+    return encode_nothing
+
+
 def build_cache(
-    config: ClipsConfig, pipe: DiffusionPipeline, accelerator: Accelerator, held_out: list[str] | None = None
+    config: ClipsConfig,
+    pipe: DiffusionPipeline,
+    accelerator: Accelerator,
+    held_out: list[str] | None = None,
+    captions_only: bool = False,
 ) -> LatentCache:
     """Encodes `config.folder`, or samples the teacher for `config.prompts`, with the pipeline's own parts.
 
     They are on the accelerator's device meanwhile, and on the CPU afterwards. held_out: what an earlier part of the run
-    has held out. Raises ValueError if the folder or the file is not what it should be, or no clip can be used.
+    has held out. captions_only: no clips are read or sampled, and latents have no channels. Raises ValueError if the
+    folder or the file is not what it should be, or no clip can be used.
     """
     device, clips = accelerator.device, clips_of(config)
     buckets, encoders = [Bucket.parse(text) for text in config.buckets], encoders_of(pipe)
     for part in encoders.values():
         part.to(device)
-    made_with = _made_with(config, pipe, encoders)
+    made_with = _made_with(config, pipe, encoders, captions_only)
 
     def encode_text(caption: str, bucket: Bucket) -> dict:
         conditions = conditions_of(pipe, caption, bucket, config)
@@ -233,7 +255,10 @@ def build_cache(
 
     encode_clip = encode_file
     pipe.set_progress_bar_config(disable=True)
-    if config.folder is not None:
+    if captions_only:
+        encode_clip = _captions_alone(pipe, buckets)
+        accelerator.print(f"{len(clips)} captions of {config.folder or config.prompts}")
+    elif config.folder is not None:
         accelerator.print(f"{len(clips)} clips in {config.folder}, {config.fps:g} frames a second, {config.buckets}")
     else:
         pipe.transformer.to(device)

@@ -18,6 +18,10 @@ from flexivid.training.parallel.zero import check_zero
 
 def check_sharding(accelerator: Accelerator, config: Config) -> None:
     """Raises ValueError for launches and configs that cannot be trained together."""
+    if config.objective == "few" and (is_sharded(accelerator) or is_zero(accelerator)):
+        raise ValueError("few runs on one process or several that each hold the model, not with FSDP or DeepSpeed yet")
+    if config.objective == "few" and accelerator.mixed_precision == "fp16":
+        raise ValueError("few takes mixed_precision bf16 or no, not fp16, whose scale would be that of two losses")
     if is_zero(accelerator):
         check_zero(accelerator, config)
     if not is_sharded(accelerator):

@@ -1,0 +1,37 @@
+"""What works with which family, and what is left out: the tables of docs/models.md."""
+
+FEATURES = ("text-to-video", "image-to-video", "cache", "compile", "offload", "user LoRA", "train")
+# By family, in the order of FEATURES. `yes` is what a test does on a small random pipeline of the real classes, `-`
+# what diffusers 0.42 does not do itself. cache: FirstBlockCache; compile: compile_repeated_blocks(fullgraph=True);
+# offload: enable_model_cpu_offload and enable_group_offload.
+SUPPORT = {
+    "wan": ("yes", "yes", "yes", "yes", "yes", "yes", "yes"),
+    "wan-vace": ("control", "control", "yes", "yes", "yes", "yes", "untested"),
+    "wan-animate": ("-", "control", "-", "yes", "yes", "yes", "untested"),
+    "chronoedit": ("-", "edits", "-", "yes", "yes", "yes", "untested"),
+    "skyreels-v2": ("yes", "untested", "-", "yes", "yes", "yes", "yes"),
+    "ltx": ("yes", "yes", "yes", "yes", "yes", "yes", "yes"),
+    "ltx-2": ("yes", "yes", "-", "-", "yes", "yes", "untested"),
+    "cogvideox": ("yes", "yes", "yes", "-", "yes", "yes", "yes"),
+    "hunyuan-video": ("yes", "untested", "yes", "yes", "yes", "yes", "yes"),
+    "hunyuan-video-1.5": ("yes", "yes", "-", "yes", "yes", "yes", "untested"),
+    "motif-video": ("yes", "untested", "yes", "yes", "yes", "yes", "untested"),
+    "kandinsky5": ("yes", "-", "-", "yes", "yes", "yes", "untested"),
+    "mochi": ("yes", "-", "yes", "-", "yes", "yes", "yes"),
+    "sana-video": ("yes", "untested", "-", "-", "yes", "yes", "untested"),
+    "latte": ("yes", "-", "-", "-", "yes", "-", "-"),
+    "dit": ("images", "-", "-", "-", "yes", "-", "-"),
+    "pixart": ("images", "-", "-", "-", "yes", "-", "-"),
+}
+LEFT_OUT = {
+    "HunyuanVideo image-to-video with replaced tokens": "the first frame is clean, and its timestep does not say so",
+    "SkyReels-V2 by diffusion forcing": "its pipelines give a timestep to each frame",
+    "ChronoEdit with temporal reasoning": "goes to two frames midway, which cannot be planned",
+    "HunyuanVideo-1.5 with use_meanflow": "it is told the timestep of the next step too, which a coarse grid changes",
+    "Allegro": "its pipeline passes tables and grids of one size in one argument",
+    "Cosmos": "its forward adds the padding mask as one more channel, behind the folding",
+    "EasyAnimate": "un-patchifies to as many channels as came in, which a residual head has not",
+    "Kandinsky5 image-to-video": "the first frame is clean, and its timestep does not say so",
+    "Kandinsky5 with attention_type nabla": "what attends to what depends on values, so that it has no fixed cost",
+    "FLUX, SD3": "images; FLUX packs patches in its pipeline, and does not tell its transformer their grid",
+}
