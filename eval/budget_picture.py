@@ -1,6 +1,6 @@
 """The picture of the README: the same prompts and seeds at full compute, in fewer steps and at budgets of as much.
 
-python eval/budget_picture.py --output docs/budgets.png
+python eval/budget_picture.py --output docs/tenth.png
 """
 
 import sys
