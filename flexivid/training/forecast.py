@@ -134,7 +134,7 @@ def check_model(config: Config, with_clips: bool = True) -> None:
         student, _ = _student(config, pipe)
         costs = _costs(student, meta_call(config, pipe, 1, torch.float32))
         for budget in budgets:
-            schedule_for_budget(costs, config.validation.steps, budget, 2)
+            schedule_for_budget(costs, config.validation.steps, budget, 2, order="interleaved")
 
 
 def _check_few(config: Config, family: Family, two: bool) -> None:
