@@ -96,6 +96,9 @@ def test_two_calls_a_step_are_the_same_clip_with_and_without_contexts(monkeypatc
     assert torch.equal(sample(pipe, call), with_contexts) and flexivid.summary(pipe).ratio == ratio <= 0.6
 
 
+ORDERS = ({"order": "interleaved"}, {"order": "weak-first"})
+
+
 def guidance_until(last: int):
     """A callback that ends guidance after a step."""
 
@@ -108,7 +111,7 @@ def guidance_until(last: int):
 
 
 @pytest.mark.parametrize("last", [0, 4, 6])
-@pytest.mark.parametrize("settings", [{}, {"order": "weak-first"}, {"guidance": "same"}, {"guidance": "weak-uncond"}])
+@pytest.mark.parametrize("settings", [{}, *ORDERS, {"guidance": "same"}, {"guidance": "weak-uncond"}])
 def test_guidance_that_a_callback_ends(last, settings):
     pipe, call = tiny_pipeline("wan")
     spent, said = shares(pipe, call | guidance_until(last), budget=0.6, **settings)
@@ -128,7 +131,7 @@ def test_guidance_that_ends_under_a_schedule_leaves_its_patch_sizes():
     assert steps == [["1x2x2"] * 2] * 2 + [["1x4x4", "kept"]] * 2 + [["1x4x4"]] * 2 + [["1x2x2"]] * 2
 
 
-@pytest.mark.parametrize("settings", [{}, {"order": "weak-first"}, {"guidance": "same"}])
+@pytest.mark.parametrize("settings", [{}, *ORDERS, {"guidance": "same"}])
 @pytest.mark.parametrize("lengths", [(7, 120), (120, 7)])
 def test_embeddings_of_two_lengths(lengths, settings):
     """The plan is made when the first branch is called, and made anew once the costs of the other one are known."""

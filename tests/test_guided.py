@@ -3,7 +3,7 @@
 import pytest
 import torch
 from families import STEPS, tiny_pipeline
-from test_calls import sample
+from test_calls import guidance_until, sample
 
 import flexivid
 from flexivid.model.adapter import AdapterConfig, read_config, save_adapter, transformer_shape
@@ -180,6 +180,18 @@ class TestTraining:
             self.settings(modes=["1x4x4"])
         with pytest.raises(ValueError, match="neither correction_gap nor on_policy"):
             self.settings(correction_gap=0.2)
+
+
+@pytest.mark.parametrize("last", [1, 4, 6])
+def test_guidance_that_ends_leaves_no_guided_step(tmp_path, last):
+    """Also where the rest of the budget buys nothing, and no other weak patch size is at hand."""
+    pipe, call = tiny_pipeline("wan")
+    folder = guided_adapter(tmp_path, pipe.transformer, modes=("1x4x4-guided",))
+    flexivid.enable(pipe, folder, budget=0.15)
+    assert sample(pipe, {**call, "guidance_scale": SCALE} | guidance_until(last)).isfinite().all()
+    steps = flexivid.summary(pipe).steps
+    assert "1x4x4-guided" in steps[0] and [len(step) for step in steps] == [2] * (last + 1) + [1] * (STEPS - last - 1)
+    assert not any("1x4x4-guided" in step for step in steps[last + 1 :])
 
 
 def test_an_adapter_says_its_scale(enabled):

@@ -203,7 +203,9 @@ class PipelineRunner:
         try:
             return self._bought(counts, of_step, min(budget, 1.0))
         except BudgetError:
-            return Schedule(((min(costs, key=costs.get),) * min(max(counts), 2),) * len(counts))
+            # A guided patch size is for steps with two branches and one scale only.
+            cheapest = min((name for name in costs if not name.endswith(GUIDED)), key=costs.get)
+            return Schedule(((cheapest,) * min(max(counts), 2),) * len(counts))
 
     @property
     def _scale(self) -> float | None:
