@@ -15,6 +15,7 @@ import flexivid
 from flexivid.command_line import Parser, budget_share, command, seed
 from flexivid.files import replacing
 from flexivid.inputs import check_arm, check_output_file, empty_wan_pipeline
+from flexivid.sampling.places import fewer_steps
 from flexivid.shapes.embedded import ADAPTER, MODEL, SAMPLING, USUAL
 
 PROMPTS = (
@@ -42,7 +43,7 @@ def main(argv: list[str] | None = None) -> None:
     column, steps = len(FRAMES) * cell + gap, USUAL["steps"]
     arms: list[tuple[int, float | None]] = [(steps, None)]  # steps of the call, budget
     for share in sorted(arguments.budgets, reverse=True):
-        arms += [(max(1, int(share * steps)), None), (steps, share)]
+        arms += [(fewer_steps(steps, share), None), (steps, share)]
     picture = Image.new("RGB", (len(arms) * column - gap, HEADER + len(PROMPTS) * (cell + gap)), "white")
     draw = ImageDraw.Draw(picture)
     for i, (count, share) in enumerate(tqdm(arms)):

@@ -42,6 +42,7 @@ from flexivid.model.adapter import locate_adapter, read_config
 from flexivid.model.families import family_of
 from flexivid.model.family import transformer_of
 from flexivid.sampling.few_steps import call_of, share_of_full
+from flexivid.sampling.places import fewer_steps
 from flexivid.sampling.schedule import read_schedule
 from flexivid.shapes.embedded import ADAPTER, MODEL, USUAL
 from flexivid.stock_pipelines import (
@@ -246,7 +247,7 @@ def compare(pipe, arguments: argparse.Namespace, prompt: str, path: Path, ours: 
     ours: its label and frames. ratio: of its FLOPs to those of its own steps at full; the fewer ones do not exceed it.
     """
     flexivid.disable(pipe)
-    fewer = max(1, int(ratio * arguments.steps + 1e-9))
+    fewer = fewer_steps(arguments.steps, ratio)
     fewer_frames, fewer_seconds = generate(pipe, arguments, prompt, steps=fewer)
     frames, seconds = generate(pipe, arguments, prompt, **arguments.full)
     share = float(arguments.share * fewer / arguments.steps)

@@ -11,7 +11,7 @@ from test_calls import sample
 import flexivid
 from flexivid.sampling.budget import BudgetError, schedule_for_budget
 from flexivid.sampling.flops import flop_counter_mode
-from flexivid.sampling.places import reuse_places
+from flexivid.sampling.places import fewer_steps, reuse_places
 from flexivid.sampling.schedule import REUSED, Schedule, explicit_schedule
 
 COSTS = {"1x2x2": 100, "1x4x4": 20}
@@ -99,3 +99,10 @@ def test_weak_steps_beside_reused_ones():
     assert sample(pipe, call).isfinite().all()
     steps = flexivid.summary(pipe).steps
     assert steps[3:7] == [[REUSED, REUSED], [REUSED, REUSED], ["1x4x4", "kept"], [REUSED, REUSED]]
+
+
+@pytest.mark.parametrize(
+    "steps, share, count", [(100, 0.29, 29), (40, 0.15, 6), (40, 0.124, 4), (40, 0.01, 1), (7, 1.0, 7)]
+)
+def test_fewer_steps_of_a_share(steps, share, count):
+    assert fewer_steps(steps, share) == count

@@ -11,6 +11,7 @@ from diffusers import DiffusionPipeline
 import flexivid
 from flexivid.inputs import read_json
 from flexivid.sampling.budget import BudgetError
+from flexivid.sampling.places import fewer_steps
 from flexivid.sampling.schedule import read_schedule
 from sweep.rivals import RIVALS
 from sweep.sampling import Run, stock_run
@@ -114,7 +115,7 @@ def all_arms(arguments: Namespace, steps: int) -> list[Arm]:
             elif method in RIVALS:
                 arms[name] = Arm(name, method, budget, steps, rival=method)
             elif method == "steps":
-                fewer = max(1, int(budget * steps + 1e-9))
+                fewer = fewer_steps(steps, budget)
                 # Two budgets may come to the same number.
                 arms.setdefault(f"steps-{fewer}", Arm(f"steps-{fewer}", method, budget, fewer))
     return list(arms.values())

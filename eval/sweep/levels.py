@@ -12,7 +12,7 @@ from torch.nn.functional import avg_pool3d, interpolate
 
 from flexivid.model.families import family_of
 from flexivid.model.family import patch_size_of
-from flexivid.sampling.places import reuse_places
+from flexivid.sampling.places import fewer_steps, reuse_places
 from sweep.probe import Probe
 from sweep.sampling import Run, stock_run
 
@@ -58,11 +58,7 @@ def only_at(pipe: DiffusionPipeline, settings: dict) -> Iterator[Run]:
 
 def our_places(probe: Probe, budget: float) -> list[list[dict]]:
     """As many plain steps as fit, at the noise levels at which flexivid's order `reuse` computes."""
-    return [[{"steps": probe.steps, "places": reuse_places(_plain_steps(probe, budget), probe.steps)}]]
-
-
-def _plain_steps(probe: Probe, budget: float) -> int:
-    return max(1, int(budget * probe.steps + 1e-9))
+    return [[{"steps": probe.steps, "places": reuse_places(fewer_steps(probe.steps, budget), probe.steps)}]]
 
 
 def _shift_of(scheduler) -> str | None:
@@ -92,7 +88,7 @@ def shifted(pipe: DiffusionPipeline, settings: dict) -> Iterator[Run]:
 
 def shifts(probe: Probe, budget: float) -> list[list[dict]]:
     """As many plain steps as fit, at levels whose shift is searched for."""
-    return [[{"steps": _plain_steps(probe, budget), "shift": shift}] for shift in SHIFTS]
+    return [[{"steps": fewer_steps(probe.steps, budget), "shift": shift}] for shift in SHIFTS]
 
 
 def low_resolution_refusal(pipe: DiffusionPipeline, call: dict) -> str | None:

@@ -1,4 +1,4 @@
-"""Where computed steps stand among all: pure functions of two counts."""
+"""How many steps are computed, and where they stand among all: pure functions."""
 
 import math
 
@@ -9,6 +9,11 @@ LAST = 4.0
 # docs/log.md, "Guided first steps"
 STOOD_FOR = 3
 AFTER = 1.3
+
+
+def fewer_steps(steps: int, share: float) -> int:
+    """How many of `steps` steps cost at most a share of all, and one at least."""
+    return max(1, int(share * steps + 1e-9))  # .29 of 100 is 29, whatever a float makes of it
 
 
 def reuse_places(count: int, steps: int) -> list[int]:
