@@ -59,7 +59,23 @@ def draw_texts(config: DataConfig, embeddings: torch.Tensor, captions: torch.Ten
     return {"encoder_hidden_states": torch.nn.functional.pad(drawn, (0, 0, 0, length - drawn.shape[1]))}
 
 
-class ShapesCaptions:
+class _Texts:
+    """Text embeddings of the world's captions, a row each, the empty one last."""
+
+    text_embeddings: torch.Tensor
+
+    def unconditional(self, x_0: torch.Tensor, conditions: dict) -> dict:
+        """The conditions of these clips with the empty caption."""
+        text = conditions["encoder_hidden_states"]
+        return {"encoder_hidden_states": self.empty_text(text.shape[1]).expand_as(text)}
+
+    def empty_text(self, length: int) -> torch.Tensor:
+        """The embedding of the empty caption, (1, length, dim)."""
+        empty = self.text_embeddings[-1:]
+        return torch.nn.functional.pad(empty, (0, 0, 0, length - empty.shape[1]))
+
+
+class ShapesCaptions(_Texts):
     """Captions of the world, none of a held-out combination, and no clips: latents of `size` (T, H, W), no channels."""
 
     def __init__(self, config: DataConfig, size: tuple[int, int, int], tokenizer, text_encoder):
@@ -73,7 +89,7 @@ class ShapesCaptions:
         return torch.empty(count, 0, *self.size), draw_texts(self.config, self.text_embeddings, captions, generator)
 
 
-class ShapesData:
+class ShapesData(_Texts):
     """Random access to (latents, text embeddings) of `config.clips` clips, none of them a held-out combination.
 
     Latents are encoded once, into `config.cache`, under the fingerprints of the encoder and of the world; text
@@ -124,13 +140,3 @@ class ShapesData:
         text = self.text_embeddings[[rows[scene] for scene in scenes]]
         device = next(self.vae.parameters()).device
         return [(encode(self.vae, clips.to(device)).float().cpu(), {"encoder_hidden_states": text})]
-
-    def unconditional(self, x_0: torch.Tensor, conditions: dict) -> dict:
-        """The conditions of these clips with the empty caption."""
-        text = conditions["encoder_hidden_states"]
-        return {"encoder_hidden_states": self.empty_text(text.shape[1]).expand_as(text)}
-
-    def empty_text(self, length: int) -> torch.Tensor:
-        """The embedding of the empty caption, (1, length, dim)."""
-        empty = self.text_embeddings[-1:]
-        return torch.nn.functional.pad(empty, (0, 0, 0, length - empty.shape[1]))

@@ -6,7 +6,6 @@ clips, and not the teacher's own clip for a noise either: what counts is that cl
 A step trains the fake score `few.fake_updates` times out of one more, and then the student.
 """
 
-import copy
 from pathlib import Path
 
 import torch
@@ -37,9 +36,6 @@ class FewObjective(DistillObjective):
         settings = self.config.few
         self.recipe = settings.recipe(self.config.flow_shift)
         self.runs = Runs(self.flex, self.levels, self.recipe, settings.guidance_scale)
-        # The same texts, all captions left out.
-        self.uncaptioned = copy.copy(self.data)
-        self.uncaptioned.config = self.data.config.model_copy(update={"drop_caption": 1.0})
         self.channels = latent_channels_of(self.pipeline.vae)
         self.teacher_runs = TeacherRuns(self.model, self.runs, self.texts, self.config, self.accelerator)
         self.looks = Looks(self.model, self.runs, self.texts, self.config, self.accelerator)
@@ -57,13 +53,9 @@ class FewObjective(DistillObjective):
 
     def texts(self, count: int, generator: torch.Generator) -> tuple[tuple[int, ...], dict, dict | None]:
         """(C, T, H, W) of the latents, the conditions of `count` clips, and these without captions, if that guides."""
-        state = generator.get_state()
         latents, conditions = self.data.batch(count, generator)
-        size = (self.channels, *latents.shape[2:])
-        if self.flex.family.guidance == "embedded":
-            return size, conditions, None
-        generator.set_state(state)
-        return size, conditions, self.uncaptioned.batch(count, generator)[1]
+        size, embedded = (self.channels, *latents.shape[2:]), self.flex.family.guidance == "embedded"
+        return size, conditions, None if embedded else self.data.unconditional(latents, conditions)
 
     def loss_name(self, step: int) -> str:
         """What a step trains: WARMUP and STUDENT the student, FAKE the fake score."""

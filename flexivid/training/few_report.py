@@ -1,11 +1,9 @@
 """What a few-step student has reached: motion and diversity against the teacher's, clips, and the adapter's card."""
 
-import json
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils.memory import clear_device_cache
 from diffusers import DiffusionPipeline
 
 from flexivid.files import write_text
@@ -14,12 +12,9 @@ from flexivid.model.families import family_of
 from flexivid.model.recipe import Recipe
 from flexivid.sampling.few_steps import call_of
 from flexivid.training.config import Config
-from flexivid.training.data.buckets import Bucket
-from flexivid.training.data.conditions import clip_arguments
-from flexivid.training.data.latents import encoders_of
 from flexivid.training.few_runs import Runs
 from flexivid.training.few_warmup import in_parts
-from flexivid.video import write_picture
+from flexivid.training.validation import picture_of, record
 
 TEXTS = 8  # of which two clips each are looked at
 
@@ -81,18 +76,10 @@ class Looks:
         last = self.runs.recipe.steps - 1
         student = _figures(clips_of(lambda *values: self.runs.student(self.model, *values, last), conditions))
         self.last = {name: value / self._teacher[name] for name, value in student.items()}
-        self._write(step)
+        if self.accelerator.is_main_process:
+            record(self.config.output / "validation.jsonl", step, self.last)
         self.accelerator.print("\nof the teacher's", {name: f"{value:.3g}" for name, value in self.last.items()})
         return self.last
-
-    def _write(self, step: int) -> None:
-        if not self.accelerator.is_main_process:
-            return
-        path = self.config.output / "validation.jsonl"
-        lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-        lines = [line for line in lines if line["step"] < step] + [{"step": step, **self.last}]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
 
 
 def _figures(clips: list[torch.Tensor]) -> dict[str, float]:
@@ -102,25 +89,15 @@ def _figures(clips: list[torch.Tensor]) -> dict[str, float]:
     return {"motion": motion.item(), "diversity": (one - other).square().mean((1, 2, 3, 4)).sqrt().mean().item()}
 
 
-@torch.no_grad()
 def sample_prompts(
     pipe: DiffusionPipeline, recipe: Recipe, config: Config, accelerator: Accelerator, path: Path
 ) -> None:
     """A picture with two rows of frames, of two seeds, for every validation prompt. pipe: enabled for the recipe."""
-    rows, bucket = {}, Bucket.parse(config.clips.buckets[0])
-    call = clip_arguments(pipe, bucket, config.clips, **call_of(recipe, family_of(pipe.transformer)))
-    for part in encoders_of(pipe).values():
-        part.to(accelerator.device)
-    for prompt in config.validation.prompts:
-        for seed in range(2):
-            generator = torch.Generator().manual_seed(seed)
-            frames = pipe(prompt=prompt, **call, generator=generator, output_type="np").frames[0]
-            rows[f"{seed}: {prompt}"] = (frames * 255).round().astype("uint8")
-    for part in encoders_of(pipe).values():
-        part.to("cpu")
-    clear_device_cache()
-    if rows and accelerator.is_main_process:
-        write_picture(rows, path)
+    call = call_of(recipe, family_of(pipe.transformer))
+    with picture_of(pipe, config, accelerator, path, **call) as draw:
+        for prompt in config.validation.prompts:
+            for seed in range(2):
+                draw(str(seed), prompt, seed)
 
 
 def write_few_card(folder: Path, adapter: AdapterConfig, config: Config, looks: dict[str, float]) -> None:

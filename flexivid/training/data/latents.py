@@ -126,7 +126,8 @@ class LatentCache:
     def unconditional(self, x_0: torch.Tensor, conditions: dict) -> dict:
         """The conditions of these clips with the empty caption."""
         empty = self.empty[self._bucket_of[x_0.shape[1:]]]
-        return conditions | {name: v.expand(len(x_0), *v.shape) for name, v in empty.items() if torch.is_tensor(v)}
+        rows = {name: filled(value, value) for name, value in empty.items() if torch.is_tensor(value)}
+        return conditions | {name: value.expand(len(x_0), *value.shape) for name, value in rows.items()}
 
     def empty_text(self, length: int) -> torch.Tensor:
         """The embedding of the empty caption, (1, length, dim)."""
