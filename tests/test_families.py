@@ -20,7 +20,7 @@ from families import (
 from test_family_pipelines import check_clock
 
 from flexivid.diffusion import Level
-from flexivid.model.adapter import AdapterConfig, load_adapter, read_config, save_adapter, transformer_shape
+from flexivid.model.adapter import AdapterConfig, load_adapter, read_config, save_adapter
 from flexivid.model.call import Call
 from flexivid.model.families import FAMILIES, family_of
 from flexivid.model.family import centred_tables, patch_size_of
@@ -353,14 +353,11 @@ def test_adapters_come_back_as_they_were_saved(name, tmp_path):
     for patch_size in modes:
         flex.fix(patch_size)
         before[patch_size] = run(transformer, call)
-    config = AdapterConfig(
-        patch_sizes=modes,
-        parametrisation="snr",
+    config = AdapterConfig.of(
+        flex,
         lora_rank=rank,
         components=["transformer"],
         base_model="tiny",
-        transformer_class=type(transformer).__name__,
-        transformer_shape=transformer_shape(flex),
     )
     save_adapter(tmp_path, config, {"transformer": flex})
     fresh = tiny(name)

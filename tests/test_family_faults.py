@@ -9,7 +9,7 @@ from peft import LoraConfig
 from test_family_pipelines import sample
 
 import flexivid
-from flexivid.model.adapter import AdapterConfig, save_adapter, transformer_shape
+from flexivid.model.adapter import AdapterConfig, save_adapter
 from flexivid.model.families import family_of
 from flexivid.model.flexible import FlexTransformer
 from flexivid.model.lora import add_lora
@@ -32,14 +32,11 @@ def test_powerful_steps_are_stock_after_adapters_are_deleted_and_made_active(nam
         for parameter_name, parameter in flex.transformer.named_parameters():
             if "lora_B" in parameter_name:
                 parameter.normal_(std=0.3)
-    config = AdapterConfig(
-        patch_sizes=list(flex.weak_modes),
-        parametrisation="snr",
+    config = AdapterConfig.of(
+        flex,
         lora_rank=4,
         components=["transformer"],
         base_model="tiny",
-        transformer_class=type(flex.transformer).__name__,
-        transformer_shape=transformer_shape(flex),
     )
     save_adapter(tmp_path, config, {"transformer": flex})
     stock = sample(pipe, call)

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from test_training_scale import ONE, TWO, losses, run, write
 
 import flexivid
-from flexivid.model.adapter import AdapterConfig, save_adapter, transformer_shape
+from flexivid.model.adapter import AdapterConfig, save_adapter
 from flexivid.model.family import patch_size_of
 from flexivid.model.recipe import Recipe
 from flexivid.patches.sizes import format_patch_size, spatially_doubled
@@ -70,14 +70,11 @@ def runs_of(student: FewStudent, guidance_scale: float = 3.0) -> Runs:
 @pytest.fixture
 def adapter(tmp_path) -> Path:
     flex = student_of(tiny_pipeline())._flex[0]
-    config = AdapterConfig(
-        patch_sizes=["2x4x4", "1x4x4"],
-        parametrisation="snr",
+    config = AdapterConfig.of(
+        flex,
         lora_rank=4,
         components=["transformer"],
         base_model="tiny",
-        transformer_class="WanTransformer3DModel",
-        transformer_shape=transformer_shape(flex),
         max_sequence_length=16,
         recipe=RECIPE,
     )
@@ -485,14 +482,11 @@ def test_t2v_reads_steps_and_guidance_off_the_recipe(tmp_path, capsys):
     transformer = WanTransformer3DModel.from_pretrained(MODEL / "transformer")
     student = build_few_student(transformer, FewConfig(patch_sizes=["2x4x4", "1x2x2"], rank=4))
     flex = student._flex[0]
-    config = AdapterConfig(
-        patch_sizes=["2x4x4"],
-        parametrisation="snr",
+    config = AdapterConfig.of(
+        flex,
         lora_rank=4,
         components=["transformer"],
         base_model="embedded",
-        transformer_class="WanTransformer3DModel",
-        transformer_shape=transformer_shape(flex),
         max_sequence_length=32,
         recipe={"sigmas": [1.0, 0.6], "patch_sizes": ["2x4x4", "1x2x2"]},
     )

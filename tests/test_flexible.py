@@ -10,7 +10,7 @@ from families import randomise_adapter, upsampled
 from peft import LoraConfig
 
 import flexivid
-from flexivid.model.adapter import AdapterConfig, load_adapter, read_config, save_adapter, transformer_shape
+from flexivid.model.adapter import AdapterConfig, load_adapter, read_config, save_adapter
 from flexivid.model.flexible import FlexTransformer
 from flexivid.model.lora import add_lora, remove_lora
 from flexivid.patches.folding import folding_for
@@ -261,14 +261,11 @@ def test_an_error_in_a_forward_leaves_the_stock_mode(transformer):
 
 
 def config_of(flex: FlexTransformer) -> AdapterConfig:
-    return AdapterConfig(
-        patch_sizes=list(flex.weak_modes),
-        parametrisation=flex.parametrisation,
+    return AdapterConfig.of(
+        flex,
         lora_rank=4,
         components=["transformer"],
         base_model="tiny",
-        transformer_class=type(flex.transformer).__name__,
-        transformer_shape=transformer_shape(flex),
     )
 
 

@@ -6,7 +6,7 @@ from families import STEPS, tiny_pipeline
 from test_calls import guidance_until, sample
 
 import flexivid
-from flexivid.model.adapter import AdapterConfig, read_config, save_adapter, transformer_shape
+from flexivid.model.adapter import AdapterConfig, read_config, save_adapter
 from flexivid.model.flexible import FlexTransformer
 from flexivid.model.hooks import attached
 from flexivid.model.lora import add_lora
@@ -29,15 +29,12 @@ def guided_adapter(folder, transformer, modes=("1x4x4", "1x4x4-guided"), scale=S
     for name, parameter in [*transformer.named_parameters(), *flex.weak_modes.named_parameters()]:
         if "lora_B" in name or "patch_size_embedding" in name:
             parameter.data = 0.1 * torch.randn_like(parameter)
-    config = AdapterConfig(
-        patch_sizes=list(modes),
-        guidance_scale=scale,
-        parametrisation="snr",
+    flex.guidance_scale = scale
+    config = AdapterConfig.of(
+        flex,
         lora_rank=2,
         components=["transformer"],
         base_model="tiny",
-        transformer_class=type(transformer).__name__,
-        transformer_shape=transformer_shape(flex),
     )
     save_adapter(folder, config, {"transformer": flex})
     flexivid.disable(transformer)

@@ -15,7 +15,7 @@ from diffusers import AutoencoderKLWan
 from safetensors.torch import load_file
 
 from flexivid.diffusion import Level
-from flexivid.model.adapter import AdapterConfig, save_adapter, transformer_shape
+from flexivid.model.adapter import AdapterConfig, save_adapter
 from flexivid.training.config import DistillConfig, load_config
 from flexivid.training.configuration_page import page
 from flexivid.training.noise import State, shift_sigma, uniform_steps_sigma
@@ -273,14 +273,11 @@ def test_distillation_goes_on_from_an_adapter(tmp_path):
             if p.requires_grad:
                 p.copy_(torch.randn_like(p).half())  # the precision of adapter files
     flex = student._flex[0]
-    config = AdapterConfig(
-        patch_sizes=modes,
-        parametrisation="snr",
+    config = AdapterConfig.of(
+        flex,
         lora_rank=4,
         components=["transformer"],
         base_model="tiny",
-        transformer_class="WanTransformer3DModel",
-        transformer_shape=transformer_shape(flex),
     )
     save_adapter(tmp_path, config, {"transformer": flex})
     again = build_student(tiny_transformer(), DistillConfig(modes=modes, rank=4, adapter=tmp_path))

@@ -14,7 +14,7 @@ from torch import nn
 
 import flexivid
 from flexivid.model import stock_layer
-from flexivid.model.adapter import AdapterConfig, save_adapter, transformer_shape
+from flexivid.model.adapter import AdapterConfig, save_adapter
 from flexivid.model.hooks import attached
 from flexivid.model.lora import add_lora
 from flexivid.shapes.embedded import ADAPTER, MODEL
@@ -29,14 +29,11 @@ def saved_adapter(folder, name="wan", rank=4, scale=0.05, **overrides):
     if rank:
         add_lora(flex, rank=rank)
     randomise_adapter(flex, scale)
-    config = AdapterConfig(
-        patch_sizes=["1x4x4"],
-        parametrisation="snr",
+    config = AdapterConfig.of(
+        flex,
         lora_rank=rank,
         components=["transformer"],
         base_model="tiny",
-        transformer_class=type(flex.transformer).__name__,
-        transformer_shape=transformer_shape(flex),
     )
     save_adapter(folder, config, {"transformer": flex})
     return folder

@@ -57,6 +57,19 @@ class AdapterConfig(BaseModel):
     recipe: Recipe | None = Field(None, description="few steps without guidance that the adapter was trained for")
     training: dict = Field(default_factory=dict, description="facts about the training run")
 
+    @classmethod
+    def of(cls, flex: FlexTransformer, **more) -> "AdapterConfig":
+        """That of a transformer's weak modes: what is to be seen of them is read off, the other fields are given."""
+        guided = any(mode.endswith(GUIDED) for mode in flex.weak_modes)
+        return cls(
+            patch_sizes=list(flex.weak_modes),
+            guidance_scale=flex.guidance_scale if guided else None,
+            parametrisation=flex.parametrisation,
+            transformer_class=type(flex.transformer).__name__,
+            transformer_shape=transformer_shape(flex),
+            **more,
+        )
+
     @model_validator(mode="after")
     def _something_is_adapted(self):
         if not self.patch_sizes and self.recipe is None:

@@ -7,7 +7,7 @@ import torch
 from accelerate import Accelerator
 from diffusers import DiffusionPipeline
 
-from flexivid.model.adapter import AdapterConfig, save_adapter, transformer_shape
+from flexivid.model.adapter import AdapterConfig, save_adapter
 from flexivid.sampling.runner import PipelineRunner
 from flexivid.tensors import on_rows
 from flexivid.training.batches import clips_per_part, global_batch_slice, step_generator
@@ -178,6 +178,12 @@ class DistillObjective:
             shares = self.world.judge(self.pipeline, path if main else None, steps=40)
         self.accelerator.print(f"\nadherence with {schedule}", shares, "->", path)
 
+    @property
+    def max_sequence_length(self) -> int:
+        """Padded text length that an adapter is trained for."""
+        clips, data = self.config.clips, self.config.data
+        return clips.max_sequence_length if clips is not None else min(data.text_lengths)
+
     def save(self, folder, model: str | None = None):
         """Writes the adapter. model: that it is used with, if that is not its base."""
         config, settings = self.config, self.config.distill
@@ -191,18 +197,12 @@ class DistillObjective:
             "learning_rate": config.optim.lr,
             "seed": config.seed,
         }
-        adapter = AdapterConfig(
-            patch_sizes=settings.modes,
-            guidance_scale=settings.guidance_scale,
-            parametrisation=settings.parametrisation,
+        adapter = AdapterConfig.of(
+            self.flex,
             lora_rank=settings.rank if config.objective == "distill" else 0,
             components=[config.component],
             base_model=model or public_name(config.base),
-            transformer_class=type(self.flex.transformer).__name__,
-            transformer_shape=transformer_shape(self.flex),
-            max_sequence_length=(
-                config.clips.max_sequence_length if config.clips is not None else min(config.data.text_lengths)
-            ),
+            max_sequence_length=self.max_sequence_length,
             training=facts,
         )
         errors, main = self.errors_by_sigma(), self.accelerator.is_main_process

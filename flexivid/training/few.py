@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from flexivid.model.adapter import AdapterConfig, save_adapter, transformer_shape
+from flexivid.model.adapter import AdapterConfig, save_adapter
 from flexivid.sampling.few_steps import FewStepRunner
 from flexivid.stock_pipelines import latent_channels_of
 from flexivid.training.batches import step_generator
@@ -135,16 +135,12 @@ class FewObjective(DistillObjective):
             "learning_rate_of_the_fake_score": settings.fake_lr,
             "seed": config.seed,
         }
-        clips, data = config.clips, config.data
-        adapter = AdapterConfig(
-            patch_sizes=list(self.flex.weak_modes),
-            parametrisation=settings.parametrisation,
+        adapter = AdapterConfig.of(
+            self.flex,
             lora_rank=settings.rank,
             components=["transformer"],
             base_model=public_name(config.base),
-            transformer_class=type(self.flex.transformer).__name__,
-            transformer_shape=transformer_shape(self.flex),
-            max_sequence_length=clips.max_sequence_length if clips is not None else min(data.text_lengths),
+            max_sequence_length=self.max_sequence_length,
             recipe=self.recipe,
             training=facts,
         )
