@@ -27,7 +27,7 @@ from flexivid.files import write_json
 from flexivid.inputs import SHAPES_SETS, check_sizes, empty_pipeline, read_json
 from flexivid.shapes.embedded import MODEL
 from flexivid.shapes.world import parse_caption
-from flexivid.stock_pipelines import load, pipeline_class, set_guidance_scale
+from flexivid.stock_pipelines import load, pipeline_class
 from sweep.arms import Arm, all_arms, picked, possible, reachable, tuned
 from sweep.probe import Probe
 from sweep.report import write_report
@@ -80,11 +80,10 @@ def print_dimensions(names: list[str], cache, own_prompts: bool) -> None:
             print(f"  {name:24}{'; '.join(filter(None, (missing, unfit))) or 'can be scored'}")
 
 
-def load_pipeline(arguments: argparse.Namespace, call: dict, device: torch.device) -> DiffusionPipeline:
+def load_pipeline(arguments: argparse.Namespace, device: torch.device) -> DiffusionPipeline:
     dtype = getattr(torch, arguments.dtype)
     if arguments.model:
         pipe = load(arguments.model, pipeline_class(arguments.model, with_image=False), dtype)
-        set_guidance_scale(pipe, call["guidance_scale"])
     else:
         pipe = WanPipeline.from_pretrained(MODEL, dtype={"default": torch.float32, "transformer": dtype})
     pipe.set_progress_bar_config(disable=True)
@@ -94,7 +93,7 @@ def load_pipeline(arguments: argparse.Namespace, call: dict, device: torch.devic
 def checked_arms(arguments: argparse.Namespace, empty: DiffusionPipeline, call: dict, say) -> list[Arm]:
     """The arms that can be run. empty: the pipeline without weights."""
     check_sizes(empty, *(call[name] for name in ("frames", "height", "width")))
-    arms = picked(all_arms(arguments, call["steps"]), arguments.arms)
+    arms = picked(all_arms(arguments, empty, call), arguments.arms)
     arms = possible(arms, empty, call, arguments.names_rivals, say)
     return reachable(arms, empty, call, say)
 
@@ -168,7 +167,7 @@ def main(argv: list[str] | None = None) -> None:
         names = arguments.dimensions or list(DIMENSIONS)
         print_dimensions(names, arguments.vbench_cache, arguments.prompts == "vbench")
     arms = checked_arms(arguments, empty, call, state.print)
-    pipe = load_pipeline(arguments, call, device)
+    pipe = load_pipeline(arguments, device)
     if arguments.dry_run:
         if state.is_main_process:
             print_plan(arguments, pipe, arms, clips, call)

@@ -17,6 +17,8 @@ from families import tiny_trainable_pipeline
 import flexivid
 import pareto
 import vbench_sweep
+from flexivid.inputs import empty_wan_pipeline
+from flexivid.model.adapter import AdapterConfig
 from flexivid.shapes.embedded import ADAPTER, MODEL, SAMPLING
 from flexivid.shapes.world import Scene, fixed_layout, render
 from flexivid.video import write_mp4
@@ -162,6 +164,7 @@ def test_rivals_may_come_before_the_adapter(tmp_path):
         (["--dimensions", "scene"], "on VBench's own prompts only"),
         (["--methods", "direct"], "--direct-adapter"),
         (["--methods", "calibrated"], "--schedules"),
+        (["--methods", "few"], "--few-adapters"),
         (["--prompts", "nowhere.txt"], "no file nowhere.txt"),
         (["--dimensions", "beauty"], "no dimension beauty"),
         (["--batch", "0"], "--batch must be at least 1"),
@@ -185,15 +188,47 @@ def test_calibrated_schedules_are_arms(tmp_path):
     path = tmp_path / "0.25.json"
     path.write_text('{"schedule": [["2x4x4", "2x4x4"], ["1x2x2", "1x2x2"]], "budget": 0.25}')
     command = ["--methods", "calibrated", "--budgets", "0.25", "--adapter", "adapter", "--schedules", str(path)]
-    arm = arms.all_arms(settings.parse_arguments("", command), steps=2)[1]
+    arm = arms.all_arms(settings.parse_arguments("", command), None, {"steps": 2, "guidance_scale": 4.0})[1]
     assert arm.name == "calibrated-0.25" and arm.budget == 0.25
     assert arm.flexivid["schedule"] == "2x4x4/2x4x4:1,1x2x2/1x2x2:1"
     assert not {"budget", "guidance"} & arm.flexivid.keys()  # a schedule says both
 
 
+def test_few_steps_without_guidance_are_arms(tmp_path):
+    folder, plain = tmp_path / "coarse-to-fine", tmp_path / "plain"
+    config = AdapterConfig(
+        patch_sizes=["1x4x4"],
+        parametrisation="snr",
+        lora_rank=4,
+        base_model="shapes",
+        components=["transformer"],
+        transformer_class="WanTransformer3DModel",
+        transformer_shape={},
+        recipe={"sigmas": [1.0, 0.6], "patch_sizes": ["1x4x4", "1x2x2"]},
+    )
+    for path, recipe in ((folder, config.recipe), (plain, None)):
+        path.mkdir()
+        (path / "flexivid_config.json").write_text(config.model_copy(update={"recipe": recipe}).model_dump_json())
+    empty, call = empty_wan_pipeline(MODEL), {"steps": 40, "guidance_scale": 4.0}
+
+    def listed(*adapters):
+        words = ["--methods", "few", "unguided", "--budgets", "0.05", "--few-adapters", *map(str, adapters)]
+        return arms.all_arms(settings.parse_arguments("", words), empty, call)
+
+    full, unguided, few = listed(folder)
+    assert full.call(call) == call
+    assert unguided.name == "unguided-4" and unguided.call(call) == {"steps": 4, "guidance_scale": 1.0}
+    assert few.name == "few-coarse-to-fine" and few.budget == 2 / 80
+    assert few.call(call) == {"steps": 2, "guidance_scale": 1.0}
+    with pytest.raises(ValueError, match="plain is no few-step adapter"):
+        listed(plain)
+    with pytest.raises(ValueError, match="two of --few-adapters are called coarse-to-fine"):
+        listed(folder, folder)
+
+
 def test_what_comes_near_no_budget_is_said_and_left_out():
     command = "--methods adapter-fbcache steps pab --budgets 0.6 0.25 --adapter adapter --guidance same".split()
-    listed = arms.all_arms(settings.parse_arguments("", command), steps=40)
+    listed = arms.all_arms(settings.parse_arguments("", command), None, {"steps": 40, "guidance_scale": 4.0})
     assert [arm.name for arm in listed] == [
         "full",
         "adapter-fbcache-0.25",

@@ -5,12 +5,17 @@ from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from diffusers import DiffusionPipeline
 
 import flexivid
 from flexivid.inputs import read_json
+from flexivid.model.adapter import read_config
+from flexivid.model.families import family_of
+from flexivid.model.family import transformer_of
 from flexivid.sampling.budget import BudgetError
+from flexivid.sampling.few_steps import call_of, share_of_full
 from flexivid.sampling.places import fewer_steps
 from flexivid.sampling.schedule import read_schedule
 from sweep.rivals import RIVALS
@@ -28,7 +33,9 @@ METHODS = {
     "adapter-half-steps": "the adapter on half of the steps, at twice the budget",
     "adapter-fbcache": "the adapter at twice the budget, together with the fbcache of diffusers",
     "calibrated": "the adapter with the --schedules of eval/calibrate.py",
+    "few": "few steps without guidance, by the recipes of --few-adapters",
     "steps": "fewer steps",
+    "unguided": "fewer steps without guidance, which cost half",
     **{name: rival.meaning for name, rival in RIVALS.items()},
 }
 
@@ -40,7 +47,7 @@ class Arm:
     name: the folder of its clips. budget: the share of the full run's FLOPs that it aims at: flexivid and fewer steps
     stay below, a rival comes `near` it. steps: denoising steps that the pipeline is called with.
     flexivid: arguments of `flexivid.enable`, None without it. rival: a name in `RIVALS`, and settings: what tuning has
-    found for it, None before.
+    found for it, None before. guidance_scale: None for that of the full run.
     """
 
     name: str
@@ -50,6 +57,12 @@ class Arm:
     flexivid: dict | None = field(default=None, hash=False)
     rival: str | None = None
     settings: dict | None = field(default=None, hash=False)
+    guidance_scale: float | None = None
+
+    def call(self, full: dict) -> dict:
+        """Arguments of the pipeline. full: those of the full run."""
+        own = {} if self.guidance_scale is None else {"guidance_scale": self.guidance_scale}
+        return {**full, "steps": self.steps, **own}
 
     @property
     def depends_on_clips(self) -> bool:
@@ -70,17 +83,41 @@ class Arm:
             flexivid.disable(pipe)
 
     def plan(self, pipe: DiffusionPipeline, call: dict) -> None:
-        """Counts and plans ahead of a run, inside of `on`. Raises BudgetError for a budget that cannot be met."""
+        """Counts and plans ahead of a run, inside of `on`. call: of the full run.
+
+        Raises BudgetError for a budget that cannot be met.
+        """
         if self.flexivid is not None:
-            sizes = (call[name] for name in ("frames", "height", "width"))
-            flexivid.plan(pipe, *sizes, self.steps, call["text_length"], call["guidance_scale"] > 1)
+            call = self.call(call)
+            sizes = (call[name] for name in ("frames", "height", "width", "steps", "text_length"))
+            flexivid.plan(pipe, *sizes, call["guidance_scale"] > 1)
 
 
-def all_arms(arguments: Namespace, steps: int) -> list[Arm]:
+def few_step_arms(adapters: list[Path], pipe: DiffusionPipeline, call: dict) -> dict[str, Arm]:
+    """The recipes of few-step adapters, by the name of their folders; their budget is what all stock steps would cost.
+
+    pipe: without weights. call: of the full run. Raises ValueError for an adapter without a recipe.
+    """
+    arms, family = {}, family_of(transformer_of(pipe))
+    for folder in adapters:
+        recipe = read_config(folder).recipe
+        if recipe is None:
+            raise ValueError(f"{folder} is no few-step adapter: its flexivid_config.json has no recipe")
+        name, own = f"few-{folder.name}", call_of(recipe, family)
+        if name in arms:
+            raise ValueError(f"two of --few-adapters are called {folder.name}; give one of them another name")
+        share = float(share_of_full(recipe, family, call["steps"], call["guidance_scale"]))
+        settings = {"adapter": str(folder), "merge_lora": True}
+        arms[name] = Arm(name, "few", share, flexivid=settings, **own)
+    return arms
+
+
+def all_arms(arguments: Namespace, pipe: DiffusionPipeline, call: dict) -> list[Arm]:
     """The full run and every method at every budget; rivals are still to be tuned (`tuning.tune_all`).
 
-    arguments: those of the command line, checked. steps: of the full run.
+    arguments: those of the command line, checked. pipe: without weights. call: of the full run.
     """
+    steps, is_guided = call["steps"], call["guidance_scale"] > 1
     methods, guidance = arguments.methods, arguments.guidance
     merged = {"adapter": str(arguments.adapter), "merge_lora": True}
     trained = {**merged, "guidance": guidance}
@@ -118,6 +155,12 @@ def all_arms(arguments: Namespace, steps: int) -> list[Arm]:
                 fewer = fewer_steps(steps, budget)
                 # Two budgets may come to the same number.
                 arms.setdefault(f"steps-{fewer}", Arm(f"steps-{fewer}", method, budget, fewer))
+            elif method == "unguided" and is_guided:
+                fewer = min(steps, fewer_steps(2 * steps, budget))
+                name = f"unguided-{fewer}"
+                arms.setdefault(name, Arm(name, method, budget, fewer, guidance_scale=1.0))
+    if "few" in methods:
+        arms |= few_step_arms(arguments.few_adapters, pipe, call)
     return list(arms.values())
 
 

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from flexivid.files import write_json
 from flexivid.sampling.flops import flop_counter_mode
-from flexivid.stock_pipelines import call_arguments
+from flexivid.stock_pipelines import call_arguments, set_guidance_scale
 from flexivid.targets import COMPONENTS
 from flexivid.video import enlarge, write_mp4
 
@@ -120,6 +120,7 @@ def sample(
     """
     generators = [torch.Generator().manual_seed(clip.seed) for clip in clips]
     output_type = "latent" if latents else "np"
+    set_guidance_scale(pipe, call["guidance_scale"])
     with Meter(pipe, count_flops) as meter:
         frames = run(pipe, [clip.prompt for clip in clips], call, generators, output_type=output_type)
     return None if latents else [(clip * 255).round().astype(np.uint8) for clip in frames], meter
@@ -151,7 +152,7 @@ class Sampler:
         missing = [number for number in numbers if not self.record(arm, number).exists()]
         if not missing:
             return
-        call = {**self.call, "steps": arm.steps}
+        call = arm.call(self.call)
         folder = self.folder / "videos" / arm.name
         for place in (folder, self.record(arm, 0).parent):
             place.mkdir(parents=True, exist_ok=True)
@@ -178,7 +179,7 @@ class Sampler:
         cuda = self.pipe.transformer.device.type == "cuda"
         for index in tqdm(range(rounds), desc="timing", unit="round"):
             for arm in tqdm(arms, desc=f"round {index + 1}", leave=False):
-                call = {**self.call, "steps": arm.steps}
+                call = arm.call(self.call)
                 with arm.on(self.pipe) as run:
                     arm.plan(self.pipe, self.call)
                     if cuda and index == 0:  # kernels are loaded when they are first needed

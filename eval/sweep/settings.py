@@ -49,6 +49,7 @@ def parse_arguments(description: str, argv: list[str]) -> argparse.Namespace:
     add("--model", help="folder or hub id in diffusers format; the embedded model by default")
     add("--adapter", help="flexivid adapter, folder or hub id; the embedded model's by default")
     add("--direct-adapter", help="an adapter of the direct parametrisation, for the method `direct`")
+    add("--few-adapters", type=Path, nargs="+", default=[], help="few-step adapter folders, for the method `few`")
     add("--modes", type=patch_size, nargs="+", help="weak patch sizes of training-free arms; the family's by default")
     add("--schedules", type=Path, nargs="+", default=[], help="files of eval/calibrate.py, for the method `calibrated`")
     add("--budgets", type=budget_share, nargs="+", default=[1.0, 0.6, 0.4, 0.25], help="shares of the full run's FLOPs")
@@ -115,6 +116,8 @@ def _check_methods(arguments: argparse.Namespace) -> None:
             raise ValueError("the method calibrated needs --schedules, files that eval/calibrate.py wrote")
         if method == "direct" and arguments.direct_adapter is None:
             raise ValueError("the method direct needs --direct-adapter")
+        if method == "few" and not arguments.few_adapters:
+            raise ValueError("the method few needs --few-adapters, folders of adapters that have a recipe")
         if method in ADAPTED and arguments.adapter is None:
             raise ValueError(f"the method {method} needs --adapter")
 
@@ -197,13 +200,14 @@ def device_name(device: torch.device) -> str:
 def identity_of(arguments: argparse.Namespace, clips: list[Clip], call: dict, device: torch.device) -> dict:
     """What every clip and figure of a sweep depends on: a folder holds one sweep only.
 
-    None for an adapter that no method uses: the rivals may be sampled while it is still trained.
+    None, or nothing, for an adapter that no method uses: the rivals may be sampled while it is still trained.
     """
     sources = {
         "model": arguments.model or MODEL,
         "adapter": arguments.adapter if set(arguments.methods) & set(ADAPTED) else None,
         "direct_adapter": arguments.direct_adapter if "direct" in arguments.methods else None,
     }
+    sources |= {f"few_adapter {folder.name}": folder for folder in arguments.few_adapters if "few" in arguments.methods}
     weights = dict.fromkeys(sources)
     for name, source in sources.items():
         if source is not None:
@@ -227,9 +231,10 @@ def identity_of(arguments: argparse.Namespace, clips: list[Clip], call: dict, de
 def check_identity(path: Path, identity: dict) -> dict:
     """What the folder of `path`, sweep.json, is to hold. Raises ValueError if it holds another sweep."""
     before = read_json(path) if path.exists() else identity
-    unknown = {key for key in ("adapter", "direct_adapter") if None in (before.get(key), identity[key])}
+    adapters = {key for key in before | identity if "adapter" in key}
+    unknown = {key for key in adapters if None in (before.get(key), identity.get(key))}
     if differing := [key for key in identity if key not in unknown and before.get(key) != identity[key]]:
         raise ValueError(
             f"{path.parent} holds a sweep with another {', '.join(differing)}; give another --output, or delete it"
         )
-    return identity | {key: identity[key] or before.get(key) for key in unknown}
+    return identity | {key: identity.get(key) or before.get(key) for key in unknown}
