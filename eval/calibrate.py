@@ -25,6 +25,7 @@ from flexivid.model.adapter import read_config
 from flexivid.patches.sizes import parse_mode
 from flexivid.sampling.budget import schedule_for_budget
 from flexivid.sampling.calibration import best_schedule, hold_errors, predicted_error
+from flexivid.sampling.schedule import powerful_of
 from flexivid.shapes.embedded import ADAPTER, MODEL, SAMPLING, USUAL
 
 matplotlib.use("Agg")
@@ -109,7 +110,7 @@ def check_arguments(arguments: argparse.Namespace) -> None:
 
 def compared(tables: dict[tuple, np.ndarray], costs: dict, budget: float, steps: int) -> dict:
     """The schedule found for a budget and the plain one, what they cost and what is predicted of them."""
-    powerful = max(costs, key=costs.get)
+    powerful = powerful_of(costs)
     schedule, error = best_schedule(tables, costs, powerful, budget)
     full = 2 * steps * costs[powerful]
     plain = schedule_for_budget(costs, steps, budget, 2, order="reuse")
@@ -138,7 +139,7 @@ def main(argv: list[str] | None = None) -> None:
     arguments.output.mkdir(parents=True, exist_ok=True)
     draw(x0, errors, pipe.scheduler.sigmas.double().numpy(), arguments.output / "errors.png")
     costs = flexivid.costs(pipe, *(USUAL[name] for name in ("frames", "height", "width", "text_length")))
-    powerful = (max(costs, key=costs.get),) * 2
+    powerful = (powerful_of(costs),) * 2
     tables = hold_errors(x0, {powerful: np.zeros_like(x0), **errors})
     made_with = {"model": str(arguments.model), "adapter": str(arguments.adapter)}
     for budget in arguments.budgets:

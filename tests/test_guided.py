@@ -11,8 +11,9 @@ from flexivid.model.flexible import FlexTransformer
 from flexivid.model.hooks import attached
 from flexivid.model.lora import add_lora
 from flexivid.patches.sizes import parse_mode
+from flexivid.sampling.budget import least_budget
 from flexivid.sampling.flops import flop_counter_mode
-from flexivid.sampling.schedule import Schedule, explicit_schedule
+from flexivid.sampling.schedule import Schedule, explicit_schedule, powerful_of
 from flexivid.training.config import DistillConfig
 from flexivid.training.noise import NoiseLevels
 from flexivid.training.student import build_student, weak_errors
@@ -109,6 +110,26 @@ def test_counted_is_predicted(enabled):
     flexivid.disable(pipe)
 
 
+def test_the_models_own_patch_size_may_be_guided(tmp_path):
+    """One forward that has a larger head than the powerful one, and is no powerful step."""
+    pipe, call = tiny_pipeline("wan")
+    call = {**call, "guidance_scale": SCALE}
+    with flop_counter_mode() as full:
+        sample(pipe, call)
+    folder = guided_adapter(tmp_path, pipe.transformer, modes=("1x4x4", "1x2x2-guided"))
+    flexivid.enable(pipe, folder, schedule=f"1x2x2-guided:3,reused:1,1x2x2:{STEPS - 4}", merge_lora=True)
+    with flop_counter_mode() as used:
+        clip = sample(pipe, call)
+    summary = flexivid.summary(pipe)
+    assert summary.ratio == pytest.approx(used.get_total_flops() / full.get_total_flops(), abs=0.005)
+    assert torch.equal(clip, sample(pipe, call))
+    costs = {"1x4x4": 20, "1x2x2": 100, "1x2x2-guided": 103}
+    assert powerful_of(costs) == "1x2x2"
+    assert Schedule((("1x2x2-guided",) * 2, ("1x2x2",) * 2)).cost(costs) == 303
+    assert least_budget(costs) == 0.2
+    flexivid.disable(pipe)
+
+
 def test_another_scale_is_refused(enabled):
     pipe, call, folder = enabled
     flexivid.enable(pipe, folder, schedule=f"1x4x4-guided:2,1x2x2:{STEPS - 2}")
@@ -169,6 +190,17 @@ class TestTraining:
         assert names
         for name in names:
             assert weights[name].any() and torch.equal(weights[name], weights[name.replace("1x4x4", "1x4x4-guided")])
+
+    def test_one_of_the_models_own_patch_size_starts_as_the_model(self, tmp_path):
+        pipe, call = tiny_pipeline("wan")
+        folder = guided_adapter(tmp_path, pipe.transformer, modes=("1x4x4",), scale=None)
+        student = build_student(pipe.transformer, self.settings(modes=["1x4x4", "1x2x2-guided"], adapter=folder))
+        x_t, timestep = torch.randn(2, 4, 3, 8, 8), torch.full((2,), 800.0)
+        conditions = {"encoder_hidden_states": call["prompt_embeds"][:1].expand(2, -1, -1)}
+        with torch.no_grad():
+            powerful, guided, weak = student(["1x2x2", "1x2x2-guided", "1x4x4"], x_t, timestep, conditions)
+        torch.testing.assert_close(guided, powerful, atol=1e-4, rtol=1e-4)
+        assert (weak - powerful).abs().max() > 0.01
 
     def test_settings_that_do_not_go_together(self):
         with pytest.raises(ValueError, match="go together"):

@@ -178,14 +178,19 @@ def load_adapter(
             raise AdapterError(f"the adapter in {folder} has no weights under {prefix}")
         return found
 
-    def stored(patch_size: str) -> str:
-        """A guided mode that is to be trained starts from the one without guidance."""
-        return patch_size if patch_size in config.patch_sizes else patch_size.removesuffix(GUIDED)
+    def stored(patch_size: str, flex: FlexTransformer) -> str | None:
+        """A guided mode that is to be trained starts from the one without guidance, None for the stock model."""
+        unguided = patch_size.removesuffix(GUIDED)
+        if patch_size in config.patch_sizes or patch_size == unguided:
+            return patch_size
+        return None if unguided == flex.powerful else unguided
 
     for component, flex in flexes.items():
         for patch_size, mode in flex.weak_modes.items():
+            if stored(patch_size, flex) is None:
+                continue
             try:
-                mode.load_state_dict(under(weights, f"{component}.{stored(patch_size)}."))
+                mode.load_state_dict(under(weights, f"{component}.{stored(patch_size, flex)}."))
             except RuntimeError as error:
                 raise AdapterError(f"{folder / WEIGHTS_NAME} does not fit the model: {error}") from None
         for stock, (weight, bias) in zip(flex.stock_layers, stock_names(component), strict=True):
@@ -197,8 +202,9 @@ def load_adapter(
                 raise AdapterError(f"{folder / WEIGHTS_NAME} does not fit the model: {error}") from None
         if not config.lora_rank:
             continue
-        loras = {name: under(lora, f"{component}.{stored(name)}.") for name in config.loras(flex)}
-        names = loras | dict.fromkeys(more)
+        starts = {name: stored(name, flex) for name in config.loras(flex)}
+        loras = {name: under(lora, f"{component}.{start}.") for name, start in starts.items() if start is not None}
+        names = starts | dict.fromkeys(more)
         add_lora(flex, config.lora_rank, [name for name in names if name not in flex.weak_modes])
         for patch_size, state in loras.items():
             name = flex.lora.name_of(patch_size)

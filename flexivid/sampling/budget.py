@@ -32,7 +32,7 @@ from typing import Literal
 
 from flexivid.patches.sizes import GUIDED, parse_mode
 from flexivid.sampling.places import denser_first, evenly_spread, places_after_guided
-from flexivid.sampling.schedule import KEPT, REUSED, Schedule
+from flexivid.sampling.schedule import KEPT, REUSED, Schedule, powerful_of
 
 Guidance = Literal["same", "kept", "weak-uncond"]
 Order = Literal["interleaved", "weak-first", "reuse"]
@@ -233,7 +233,7 @@ def least_budget(costs: Mapping[str, float]) -> float:
     costs: FLOPs of one forward by patch size. Raises ValueError where they are empty or not positive.
     """
     modes, prices = _sorted_modes(costs)
-    least = prices[modes[0]] / prices[modes[-1]]
+    least = prices[modes[0]] / prices[powerful_of(costs)]
     # The nearest float may lie just below, and would be refused as a budget.
     return float(least) if _exact(float(least)) >= least else math.nextafter(float(least), math.inf)
 

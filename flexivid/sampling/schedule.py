@@ -123,9 +123,9 @@ class Schedule:
     def cost(self, costs: Mapping[str, float]) -> float:
         """FLOPs of all forwards, given the FLOPs of one forward by patch size; exact where those are integers.
 
-        The most expensive patch size is the powerful one. Raises ValueError where the cost of a patch size is missing.
+        Raises ValueError where the cost of a patch size is missing.
         """
-        names, missing = self.forwards(max(costs, key=costs.get)), set()
+        names, missing = self.forwards(powerful_of(costs)), set()
         for name in set(names):
             try:
                 costs[name]  # a mixed patch size is counted when it is asked for
@@ -159,6 +159,14 @@ class Schedule:
         """Runs of equal steps: `35 x 2x4x4, 5 x 1x2x2`, with `1x2x2/2x4x4` where the two branches differ."""
         runs = ((step, sum(1 for _ in run)) for step, run in groupby(self.steps))
         return ", ".join(f"{count} x {step[0] if len(set(step)) == 1 else '/'.join(step)}" for step, count in runs)
+
+
+def powerful_of(costs: Mapping[str, float]) -> str:
+    """The model's own patch size, by the FLOPs of one forward: the most expensive one.
+
+    But for a guided one of that size, which stands for two forwards and has a larger head.
+    """
+    return max((name for name in costs if not name.endswith(GUIDED)), key=costs.get)
 
 
 def _check_mixed(index: int, step: tuple[str, ...], name: str) -> None:
