@@ -133,14 +133,19 @@ def summarise(results: dict[str, list[dict]], splits: dict[str, list[Scene]]) ->
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(description=__doc__)
     add = parser.add_argument
-    add("--model", type=Path, default=MODEL)
-    add("--adapter", type=Path, default=ADAPTER)
+    add(
+        "--model",
+        type=Path,
+        default=MODEL,
+        help="folder of a Wan pipeline of the embedded world; the embedded model by default",
+    )
+    add("--adapter", type=Path, default=ADAPTER, help="adapter folder; the embedded one by default")
     add("--direct-adapter", type=Path, help="an adapter of the other parametrisation to compare")
-    add("--output", type=Path, default=Path("outputs/adherence"))
+    add("--output", type=Path, default=Path("outputs/adherence"), help="folder; %(default)s by default")
     add("--arms", nargs="+", help="only these, beside full")
     add("--seen", type=count, default=128, help="prompts of combinations seen in training")
     add("--held-out", type=count, default=64, help="prompts of combinations that were not")
-    add("--seeds", type=count, default=3)
+    add("--seeds", type=count, default=3, help="clips of each prompt; %(default)s by default")
     add_batch(parser, default=32)
     add("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the transformer")
     add("--compile", action="store_true", help="compile the blocks: 1.3 to 2 times faster")

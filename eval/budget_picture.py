@@ -32,8 +32,10 @@ SCALE, HEADER = 2, 18
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(description=__doc__)
     parser.add_argument("--budgets", type=budget_share, nargs="+", default=[0.1], help="beside full compute")
-    parser.add_argument("--seed", type=seed, default=0)
-    parser.add_argument("--output", type=Path, default=Path("outputs/budgets.png"))
+    parser.add_argument("--seed", type=seed, default=0, help="of the noise; %(default)s by default")
+    parser.add_argument(
+        "--output", type=Path, default=Path("outputs/budgets.png"), help="a picture; %(default)s by default"
+    )
     arguments = parser.parse_args(argv)
     check_output_file(arguments.output, ".png", ".jpg", ".webp")
     check_arm(empty_wan_pipeline(MODEL), USUAL, adapter=ADAPTER, budget=min(arguments.budgets))

@@ -91,13 +91,24 @@ def draw(x0: np.ndarray, errors: dict[tuple, np.ndarray], sigmas: np.ndarray, pa
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(description=__doc__)
-    parser.add_argument("--model", type=Path, default=MODEL)
-    parser.add_argument("--adapter", type=Path, default=ADAPTER)
-    parser.add_argument("--budgets", type=budget_share, nargs="+", default=[0.5, 0.25])
+    parser.add_argument(
+        "--model",
+        type=Path,
+        default=MODEL,
+        help="folder of a Wan pipeline of the embedded world; the embedded model by default",
+    )
+    parser.add_argument("--adapter", type=Path, default=ADAPTER, help="adapter folder; the embedded one by default")
+    parser.add_argument(
+        "--budgets", type=budget_share, nargs="+", default=[0.5, 0.25], help="shares of the full FLOPs, a schedule each"
+    )
     add_prompts(parser, default="shapes-unjudged")
     parser.add_argument("--max-prompts", type=count, default=16, help="only the first so many")
-    parser.add_argument("--steps", type=count, default=SAMPLING["num_inference_steps"])
-    parser.add_argument("--output", type=Path, default=Path("outputs/calibrated"))
+    parser.add_argument(
+        "--steps", type=count, default=SAMPLING["num_inference_steps"], help="denoising steps; %(default)s by default"
+    )
+    parser.add_argument(
+        "--output", type=Path, default=Path("outputs/calibrated"), help="folder; %(default)s by default"
+    )
     return parser.parse_args(argv)
 
 

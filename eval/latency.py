@@ -199,21 +199,26 @@ def draw(result: dict, path: Path) -> None:
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(description=__doc__)
     add = parser.add_argument
-    add("--architecture", choices=ARCHITECTURES, default="embedded")
-    add("--budgets", type=share, nargs="+", default=[0.6, 0.4, 0.25])
+    add(
+        "--architecture",
+        choices=ARCHITECTURES,
+        default="embedded",
+        help="of the model, which has random weights unless it is the embedded one; %(default)s by default",
+    )
+    add("--budgets", type=share, nargs="+", default=[0.6, 0.4, 0.25], help="shares of the full FLOPs")
     add_batch(parser, "--batches", nargs="+", default=[1])
     add_rounds(parser, "--repeats", default=5)
     add("--compile", action="store_true", help="measure once more with compiled blocks, the stock ones included")
     add("--steps", type=count, help="denoising steps; the usual number of the architecture by default")
-    add("--frames", type=count)
-    add("--height", type=count)
-    add("--width", type=count)
+    add("--frames", type=count, help="of a clip; the architecture's usual ones by default, as for --height, --width")
+    add("--height", type=count, help="in pixels")
+    add("--width", type=count, help="in pixels")
     add(
         "--dtype", choices=["float32", "bfloat16", "float16"], default="float32", help="of transformer and text encoder"
     )
     add_device(parser)
     add("--denoise-only", action="store_true", help="without text encoder and VAE: UMT5-XXL takes 11 GB in bfloat16")
-    add("--output", type=Path, default=Path("outputs/latency"))
+    add("--output", type=Path, default=Path("outputs/latency"), help="folder; %(default)s by default")
     return parser.parse_args(argv)
 
 

@@ -12,9 +12,10 @@ from pathlib import Path
 
 from flexivid.command_line import Parser, command
 from flexivid.inputs import check_output_file, read_json
-from sweep.results import HIGHER_IS_BETTER, write_pareto
+from sweep.curve import write_pareto
+from sweep.metrics import HIGHER_IS_BETTER
 
-NEEDED = {"arm", "method", "flops_ratio", "seconds_ratio", "metrics"}  # of an arm
+NEEDED = {"arm", "method", "flops_ratio", "metrics"}  # of an arm
 
 
 def read_results(path: Path) -> dict:
@@ -46,10 +47,10 @@ def joined(paths: list[Path]) -> dict:
 @command
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(description=__doc__)
-    parser.add_argument("results", type=Path, nargs="+")
+    parser.add_argument("results", type=Path, nargs="+", help="results.json of sweeps of the same clips")
     parser.add_argument("--metrics", nargs="+", choices=HIGHER_IS_BETTER, help="all by default")
     parser.add_argument("--leave-out", nargs="+", default=[], help="methods that are not drawn")
-    parser.add_argument("--output", type=Path, default=Path("outputs/pareto.png"))
+    parser.add_argument("--output", type=Path, default=Path("outputs/pareto.png"), help="%(default)s by default")
     arguments = parser.parse_args(argv)
     check_output_file(arguments.output, ".png")
     results = joined(arguments.results)

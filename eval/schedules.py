@@ -44,11 +44,16 @@ def row(name: str, flops: float, clips: torch.Tensor, full: torch.Tensor, scenes
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(description=__doc__)
-    parser.add_argument("--model", type=Path, default=MODEL)
-    parser.add_argument("--adapter", type=Path, default=ADAPTER)
+    parser.add_argument(
+        "--model",
+        type=Path,
+        default=MODEL,
+        help="folder of a Wan pipeline of the embedded world; the embedded model by default",
+    )
+    parser.add_argument("--adapter", type=Path, default=ADAPTER, help="adapter folder; the embedded one by default")
     parser.add_argument("--schedules", nargs="+", required=True, help="of 40 steps, such as 1x2x2:2,reused:38")
     parser.add_argument("--skip", type=count, default=240, help="so many captions before the first one")
-    parser.add_argument("--captions", type=count, default=12)
+    parser.add_argument("--captions", type=count, default=12, help="a clip each; %(default)s by default")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the transformer")
     return parser.parse_args(argv)
 

@@ -84,12 +84,17 @@ def draw(result: dict, path: Path) -> None:
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(description=__doc__)
-    parser.add_argument("--model", type=Path, default=MODEL)
+    parser.add_argument(
+        "--model",
+        type=Path,
+        default=MODEL,
+        help="folder of a Wan pipeline of the embedded world; the embedded model by default",
+    )
     add_prompts(parser, default="shapes")
     parser.add_argument("--max-prompts", type=count, default=16, help="only the first so many")
     parser.add_argument("--cutoff", type=share, default=0.5, help="share of the highest frequency that low-pass keeps")
     parser.add_argument("--every", type=count, default=3, help="filter every so many steps")
-    parser.add_argument("--output", type=Path, default=Path("outputs/spectrum"))
+    parser.add_argument("--output", type=Path, default=Path("outputs/spectrum"), help="folder; %(default)s by default")
     return parser.parse_args(argv)
 
 

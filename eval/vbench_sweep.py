@@ -25,13 +25,15 @@ from flexivid.command_line import command
 from flexivid.devices import share_cores
 from flexivid.files import write_json
 from flexivid.inputs import SHAPES_SETS, check_sizes, empty_pipeline, read_json
+from flexivid.sampling.flops import flops_text
 from flexivid.shapes.embedded import MODEL
 from flexivid.shapes.world import parse_caption
 from flexivid.stock_pipelines import load, pipeline_class
 from sweep.arms import Arm, all_arms, picked, possible, reachable, tuned
+from sweep.curve import write_pareto
 from sweep.probe import Probe
 from sweep.report import write_report
-from sweep.results import assemble, write_csv, write_pareto
+from sweep.results import assemble, write_csv
 from sweep.sampling import Clip, Sampler, clips_of, sample
 from sweep.scoring import Scorer
 from sweep.settings import (
@@ -61,13 +63,13 @@ def print_plan(arguments, pipe, arms: list[Arm], clips: list[Clip], call: dict) 
     seconds = (time.perf_counter() - began) / 2 * call["steps"] / len(batch)
     full = flops / 2 * call["steps"] / len(batch)
     print(f"{len(arms)} arms x {len(clips)} clips of {call['frames']}x{call['height']}x{call['width']}")
-    print(f"{'arm':28}{'TFLOP':>12}{'about minutes':>16}")
+    print(f"{'arm':28}{'FLOPs':>14}{'about minutes':>16}")
     for arm in arms:
-        tflop, minutes = (arm.budget * cost * len(clips) for cost in (full / 1e12, seconds / 60))
-        print(f"{arm.name:28}{tflop:12.4g}{minutes:16.1f}")
+        spent, minutes = (arm.budget * cost * len(clips) for cost in (full, seconds / 60))
+        print(f"{arm.name:28}{flops_text(spent):>14}{minutes:16.1f}")
     share = sum(arm.budget for arm in arms)
     total = share * seconds * (len(clips) + arguments.batch) / 60
-    print(f"{'all, with timing':28}{share * full * len(clips) / 1e12:12.4g}{total:16.1f}")
+    print(f"{'all, with timing':28}{flops_text(share * full * len(clips)):>14}{total:16.1f}")
     print("The minutes suppose that seconds follow FLOPs; decoding, tuning, timing and scoring come on top.")
 
 

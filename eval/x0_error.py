@@ -34,10 +34,15 @@ MODES = ("1x4x4", "2x2x2", "2x4x4")
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(description=__doc__)
-    parser.add_argument("--model", type=Path, default=MODEL)
-    parser.add_argument("--output", type=Path, default=Path("outputs/x0-error"))
+    parser.add_argument(
+        "--model",
+        type=Path,
+        default=MODEL,
+        help="folder of a Wan pipeline of the embedded world; the embedded model by default",
+    )
+    parser.add_argument("--output", type=Path, default=Path("outputs/x0-error"), help="folder; %(default)s by default")
     parser.add_argument("--adapters", type=Path, nargs="*", default=[], help="trained modes to measure too")
-    parser.add_argument("--clips", type=count, default=48)
+    parser.add_argument("--clips", type=count, default=48, help="rendered ones; %(default)s by default")
     return parser.parse_args(argv)
 
 

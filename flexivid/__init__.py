@@ -12,7 +12,7 @@ from flexivid.sampling.observe import Forward, Observer
 from flexivid.sampling.schedule import Schedule
 from flexivid.sampling.summary import Summary
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "AdapterError",
     "BudgetError",

@@ -33,11 +33,16 @@ class Parser(argparse.ArgumentParser):
         raise ValueError(message.removeprefix("argument ").replace(": must be ", " must be ", 1))
 
 
+def say(text: str) -> None:
+    """What a script is doing now, on stderr: what it found goes to stdout."""
+    print(text, file=sys.stderr, flush=True)
+
+
 def refuse(error: Exception) -> int:
     """Says what is wrong in one line. Returns the exit code."""
     named = isinstance(error, OSError) and error.filename is not None and error.strerror is not None
     text = f"{error.filename}: {error.strerror}" if named else str(error)
-    print("error:", " ".join(text.split()), file=sys.stderr)
+    say(f"error: {' '.join(text.split())}")
     return 2
 
 

@@ -1,6 +1,7 @@
 """What can be asked of an enabled pipeline: plan, costs, summary, and to look at its runs."""
 
 import math
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -22,8 +23,8 @@ def plan(
     Counts on the meta device, so it takes a second and the pipeline may be one without weights. Raises ValueError if
     the pipeline is not enabled, and what the call itself would raise, such as BudgetError.
     """
-    runner = _enabled(pipe)
-    call = _call_of(pipe, runner, frames, height, width, text_length)
+    runner = enabled_runner(pipe)
+    call = call_of(pipe, runner, frames, height, width, text_length)
     return runner.plan(call, runner.usual_forwards(steps, guided))
 
 
@@ -32,11 +33,32 @@ def costs(pipe: Pipeline, frames: int, height: int, width: int, text_length: int
 
     Those of mixed patch sizes are found there too (`costs["1x2x2+1x4x4@0.35"]`), though it does not list them.
     """
-    runner = _enabled(pipe)
-    return runner.costs(_call_of(pipe, runner, frames, height, width, text_length))
+    runner = enabled_runner(pipe)
+    return runner.costs(call_of(pipe, runner, frames, height, width, text_length))
 
 
-def _enabled(pipe: Pipeline) -> PipelineRunner:
+def next_budget(
+    pipe: Pipeline, frames: int, height: int, width: int, steps: int, text_length: int, guided: bool = True
+) -> float | None:
+    """The least budget, in thousandths, that buys a call of these sizes another schedule than the pipeline's own does.
+
+    Steps are whole, so that most budgets are not spent to the last bit. None where there is no such budget, or none at
+    all. Raises ValueError as `plan` does.
+    """
+    runner = enabled_runner(pipe)
+    if runner.budget is None:
+        return None
+    call, forwards = call_of(pipe, runner, frames, height, width, text_length), runner.usual_forwards(steps, guided)
+    own = runner.bought(call, forwards, runner.budget)
+
+    def is_another(thousandths: int) -> bool:
+        return runner.bought(call, forwards, thousandths / 1000) != own
+
+    found = bisect_left(range(1001), True, lo=math.ceil(1000 * runner.budget), key=is_another)
+    return found / 1000 if found <= 1000 else None
+
+
+def enabled_runner(pipe: Pipeline) -> PipelineRunner:
     """Raises ValueError if the pipeline is not enabled."""
     check_not_shared(pipe)
     runner = runner_of(next(iter(transformers_of(pipe).values())))
@@ -45,7 +67,7 @@ def _enabled(pipe: Pipeline) -> PipelineRunner:
     return runner
 
 
-def _call_of(pipe: Pipeline, runner: PipelineRunner, frames, height, width, text_length) -> dict:
+def call_of(pipe: Pipeline, runner: PipelineRunner, frames, height, width, text_length) -> dict:
     """Arguments of a forward, without values."""
     flex, family = next(iter(runner.flexes.values())), runner.family
     latents = family.latent_size(pipe, frames, height, width)
@@ -58,7 +80,7 @@ def _call_of(pipe: Pipeline, runner: PipelineRunner, frames, height, width, text
 @contextmanager
 def observe(pipe: Pipeline, observer: Observer) -> Iterator[Observer]:
     """Within it `observer` sees every forward of the pipeline. Raises ValueError if the pipeline is not enabled."""
-    runner = _enabled(pipe)
+    runner = enabled_runner(pipe)
     before, runner.observer = runner.observer, observer
     try:
         yield observer

@@ -2,7 +2,7 @@
 
 import inspect
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -122,11 +122,20 @@ def unknown_words(pipe: DiffusionPipeline, prompt: str) -> list[str]:
 
 
 @contextmanager
-def timed(target, method: str, seconds: dict[str, float], name: str, device: str) -> Iterator[None]:
-    """Adds the seconds of every call of a method to `seconds`."""
+def timed(
+    target,
+    method: str,
+    seconds: dict[str, float],
+    name: str,
+    device: str | torch.device,
+    before: Callable[[], None] = lambda: None,
+) -> Iterator[None]:
+    """Adds the seconds of every call of a method to `seconds`. before: is called before the first of them."""
     stock = getattr(target, method)
 
     def call(*args, **kwargs):
+        if not seconds[name]:
+            before()
         began = now(device)
         result = stock(*args, **kwargs)
         seconds[name] += now(device) - began

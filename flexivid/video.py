@@ -1,6 +1,8 @@
 """Writing clips and pictures of clips: beside, then renamed, so that nothing half-written is left."""
 
+from collections.abc import Iterable
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
 
 import av
@@ -12,19 +14,24 @@ from flexivid.files import replacing
 LABEL_HEIGHT = 16
 
 
-def write_mp4(frames: np.ndarray, path: Path, fps: int | Fraction, crf: int = 10) -> None:
-    """frames: (T, H, W, 3) uint8 with even H and W, as h264; crf: its quality, smaller is better and larger."""
+def write_mp4(frames: Iterable[np.ndarray], path: Path, fps: int | Fraction, crf: int = 10) -> None:
+    """frames: (H, W, 3) uint8 each, with even H and W, as h264; crf: its quality, smaller is better and larger."""
+    frames = iter(frames)
+    first = next(frames)
     with replacing(path) as partial, av.open(str(partial), "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=Fraction(fps), options={"crf": str(crf)})
-        stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "yuv420p"
-        for frame in frames:
+        stream.height, stream.width, stream.pix_fmt = *first.shape[:2], "yuv420p"
+        for frame in chain([first], frames):
             container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
         container.mux(stream.encode())
 
 
-def enlarge(frames: np.ndarray, least_height: int = 256) -> np.ndarray:
-    """Whole-number enlargement by repeating pixels, so that small clips can be seen and stay what they are."""
-    factor = max(1, -(-least_height // frames.shape[1]))
+def enlarge(frames: np.ndarray, least_side: int = 256) -> np.ndarray:
+    """Whole-number enlargement by repeating pixels, so that small clips can be seen and stay what they are.
+
+    frames: (T, H, W, 3). least_side: of the shorter of H and W.
+    """
+    factor = max(1, -(-least_side // min(frames.shape[1:3])))
     return frames.repeat(factor, axis=1).repeat(factor, axis=2)
 
 

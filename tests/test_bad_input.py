@@ -29,7 +29,7 @@ FILES = {
 }
 # What is right, so that nothing is wrong but what a line of the table adds.
 RIGHT = {
-    "t2v": "--model {there}/model --steps 4 --frames 9 --height 32 --width 32 --budget 0.8 --prompt circle "
+    "t2v": "--model {there}/model --steps 4 --frames 9 --height 32 --width 32 --prompt circle "
     "--device cpu --output {out}/clip.mp4",
     "train": "--config {there}/train.yaml --output {out}",
     "vbench_sweep": "--methods steps --device cpu --output {out}",
@@ -70,6 +70,7 @@ TABLE = {
         ("--modes 1x3x3", "not an integer multiple"),
         ("--modes 0x4x4", "each number must be at least 1"),
         ("--schedule 1x4x4:3", "adds up to 3 steps"),
+        ("--schedule 1x2x2:4 --budget 0.5", "--budget: not allowed with argument --schedule"),
         ("--schedule 1x4x4:x", "is not patch size:number of steps"),
         ("--schedule 1x2x2+1x4x4@1.5:4", "between 0 and 1, not '1.5'"),
         ("--schedule 1x2x2+1x4x4@0.5:4", "the first step has no x0 yet"),

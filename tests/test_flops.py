@@ -5,7 +5,7 @@ import torch
 from diffusers import WanTransformer3DModel
 
 from flexivid.model.flexible import FlexTransformer
-from flexivid.sampling.flops import FlopCounter
+from flexivid.sampling.flops import FlopCounter, flops_text
 
 
 def wan2_1_1_3b():
@@ -27,3 +27,9 @@ def test_wan_1_3b_agrees_with_the_published_figures():
     assert costs["1x4x4"] / full == pytest.approx(0.119, abs=0.001)
     assert costs["2x2x2"] / full == pytest.approx(0.350, abs=0.001)
     assert costs["2x4x4"] / full == pytest.approx(0.052, abs=0.001)
+
+
+def test_flops_as_people_write_them():
+    assert flops_text(283.4e12) == "283 TFLOP" and flops_text(1.2345e12) == "1.23 TFLOP"
+    assert flops_text(999.9e9) == "1 TFLOP" and flops_text(25_184e12) == "25.2 PFLOP"
+    assert flops_text(7) == "7 FLOP" and flops_text(8_600) == "8.6 kFLOP" and flops_text(3e22) == "30000 EFLOP"

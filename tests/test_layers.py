@@ -14,7 +14,7 @@ LAYERS = [
     {"diffusion"},
     {"model"},
     {"sampling"},
-    {"api", "targets", "running", "stock_pipelines", "models", "published", "__init__"},
+    {"api", "targets", "running", "patch_grid", "stock_pipelines", "models", "published", "__init__"},
     {"training"},
     {"shapes"},
     {"inputs", "command_line"},  # what scripts share

@@ -8,6 +8,7 @@ from families import STEPS, tiny_pipeline
 from test_calls import sample
 
 import flexivid
+from flexivid.running import next_budget
 from flexivid.sampling.schedule import KEPT
 
 
@@ -84,6 +85,23 @@ def test_costs_are_those_of_the_plan():
     costs = flexivid.costs(pipe, 17, 64, 96, 7)
     sample(pipe, call)
     assert flexivid.summary(pipe).flops_full == 2 * STEPS * costs["1x2x2"] and costs["1x4x4"] < costs["1x2x2"]
+
+
+@pytest.mark.parametrize("order", ["reuse", "interleaved", "weak-first"])
+def test_the_next_budget_is_the_least_that_buys_another_schedule(order):
+    pipe, sizes = tiny_pipeline("wan")[0], (17, 64, 96, STEPS, 7)
+
+    def plan(budget):
+        flexivid.enable(pipe, budget=budget, order=order)
+        return flexivid.plan(pipe, *sizes)
+
+    own = plan(0.55)
+    found = next_budget(pipe, *sizes)
+    assert found > 0.55 and plan(found) != own == plan(round(found - 0.001, 3))
+    plan(1.0)
+    assert next_budget(pipe, *sizes) is None
+    flexivid.enable(pipe, schedule="1x2x2")
+    assert next_budget(pipe, *sizes) is None
 
 
 @pytest.mark.parametrize("name", ["wan", "hunyuan-video", "cogvideox-5b"])

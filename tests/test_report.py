@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 from selenium import webdriver
+from selenium.webdriver.common.actions.action_builder import ActionBuilder
 from selenium.webdriver.common.by import By
 
 from sweep.report import write_report
@@ -133,6 +134,94 @@ def test_the_table_sorts_and_filters(browser):
     search.clear()
     search.send_keys(" ")
     search.clear()
+
+
+def points(browser) -> list[dict]:
+    """Where the arms are in the window."""
+    return browser.execute_script(
+        "const box = byId('chart').getBoundingClientRect(); return points.map("
+        "p => ({arm: p.row.arm, method: p.row.method, x: box.left + p.at, y: box.top + p.place, mean: p.value.mean}))"
+    )
+
+
+def choose(browser, place: str, value: str) -> None:
+    browser.execute_script(
+        "byId(arguments[0]).value = arguments[1]; byId(arguments[0]).dispatchEvent(new Event('change'))", place, value
+    )
+
+
+def test_the_curve_tells_the_arm_that_is_pointed_at(browser):
+    choose(browser, "metric", "psnr")
+    shown = points(browser)
+    assert len(shown) == 6  # PSNR is to the full run, which has none itself
+    browser.execute_script("window.scrollTo(0, 0)")
+    highest = min(points(browser), key=lambda point: point["y"])
+    assert highest["mean"] == max(point["mean"] for point in shown)
+    move = ActionBuilder(browser)
+    move.pointer_action.move_to_location(int(highest["x"]), int(highest["y"]))
+    move.perform()
+    tip = wait_for(lambda: browser.find_element(By.ID, "tip").text, "what is pointed at")
+    assert tip.startswith(f"{highest['arm']}: psnr {highest['mean']:.1f}")
+    below = browser.find_element(By.ID, "tip").rect["y"] - highest["y"]
+    assert 0 < below < 40  # beside the point, not somewhere on the page
+    faded = browser.execute_script("return [...document.querySelectorAll('g.faded')].map(g => g.dataset.method)")
+    assert sorted(faded) == sorted({point["method"] for point in shown} - {highest["method"]})
+
+
+def test_differences_to_the_full_run_and_the_stars(browser):
+    choose(browser, "metric", "adherence_all")
+    arms = {row[0].removesuffix(" ★") for row in table(browser)}
+    assert {point["arm"] for point in points(browser)} == arms - {"full"}
+    assert browser.execute_script("return document.querySelectorAll('.zero').length") == 1
+    choose(browser, "metric", "psnr")
+    starred = {row[0] for row in table(browser) if row[0].endswith("★")}
+    best = max(points(browser), key=lambda point: point["mean"])["arm"]
+    # Arms of "-again" have the same figures at half of the FLOPs.
+    assert starred and all(name.endswith("-again ★") for name in starred)
+    assert f"{best.removesuffix('-again')}-again ★" in starred
+
+
+def test_a_method_has_one_colour_everywhere(browser):
+    colours = browser.execute_script(
+        """
+        const own = {}, add = (method, colour) => (own[method] ??= new Set()).add(colour);
+        const read = node => getComputedStyle(node).getPropertyValue("--colour").trim();
+        for (const line of document.querySelectorAll("g polyline"))
+          add(line.parentNode.dataset.method, line.getAttribute("stroke"));
+        for (const dot of byId("legend").querySelectorAll(".dot")) add(dot.parentNode.textContent, read(dot));
+        for (const line of byId("body").children) add(line.children[1].textContent, read(line.querySelector(".dot")));
+        for (const video of visible())
+          add(rows.find(row => row.arm === video.dataset.arm).method, read(video));
+        return Object.entries(own).map(([method, set]) => [method, [...set]])
+        """
+    )
+    assert {method for method, _ in colours} == {"full", "adapter", "steps", "magcache"}
+    assert all(len(own) == 1 for _, own in colours) and len({own[0] for _, own in colours}) == 4
+
+
+def test_the_table_unfolds(browser):
+    count = lambda: len(browser.find_elements(By.CSS_SELECTOR, "#head th"))  # noqa: E731
+    few = count()
+    browser.find_element(By.ID, "every").click()
+    assert count() > few and browser.find_elements(By.CSS_SELECTOR, "th[data-column=adherence_colour]")
+    browser.find_element(By.ID, "every").click()
+    assert count() == few
+    browser.find_element(By.ID, "count").click()
+    assert not browser.find_element(By.CSS_SELECTOR, ".scroll").is_displayed()
+    browser.find_element(By.ID, "count").click()
+
+
+def test_nothing_is_wider_than_a_phone(browser):
+    before = browser.get_window_size()
+    browser.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride", {"width": 420, "height": 900, "deviceScaleFactor": 1, "mobile": True}
+    )
+    wait_for(lambda: browser.execute_script("return byId('chart').clientWidth") < 420, "the narrow page")
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= 420
+    if folder := os.environ.get("FLEXIVID_SCREENSHOTS"):
+        browser.save_screenshot(os.path.join(folder, "report-narrow.png"))
+    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    assert browser.get_window_size() == before
 
 
 def test_no_request_leaves_the_page_and_nothing_goes_wrong(browser, page):

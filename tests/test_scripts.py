@@ -1,8 +1,10 @@
 """Scripts: they can be imported, run small, and what they share means the same in each."""
 
 import argparse
+import ast
 import importlib
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -76,6 +78,26 @@ def test_the_page_of_commands_has_every_script_and_what_is_the_same():
     page = (ROOT / "docs/commands.md").read_text()
     missing = [name for name in (*FILES.values(), "--prompts", "--device", "--rounds", "--batch") if name not in page]
     assert missing == ["flexivid/__main__.py"] and "python -m flexivid merge" in page
+
+
+def options_without_help(source: str) -> list[str]:
+    """Of a script: names of options that `--help` says nothing about."""
+    calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call) and node.args]
+    options = [call for call in calls if re.fullmatch("add|.*\\.add_argument", ast.unparse(call.func))]
+    return [ast.unparse(each.args[0]) for each in options if "help" not in {keyword.arg for keyword in each.keywords}]
+
+
+FOLDERS = ("flexivid", "eval", "pipelines")
+
+
+@pytest.mark.parametrize("path", [path for name in FOLDERS for path in (ROOT / name).rglob("*.py")], ids=str)
+def test_every_option_has_words_of_its_own_in_help(path):
+    assert options_without_help(path.read_text()) == []
+
+
+def test_an_option_without_help_is_found():
+    source = "parser.add_argument('--a', help='b')\nspent.add_argument('--c', type=int)\nadd('--d')"
+    assert options_without_help(source) == ["'--c'", "'--d'"]
 
 
 def test_former_names_still_do():

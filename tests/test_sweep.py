@@ -13,6 +13,7 @@ import torch
 from conftest import SWEEP, SWEEP_STEPS, sweep
 from diffusers import WanPipeline
 from families import tiny_trainable_pipeline
+from PIL import Image
 
 import flexivid
 import pareto
@@ -22,7 +23,7 @@ from flexivid.model.adapter import AdapterConfig
 from flexivid.shapes.embedded import ADAPTER, MODEL, SAMPLING
 from flexivid.shapes.world import Scene, fixed_layout, render
 from flexivid.video import write_mp4
-from sweep import arms, bootstrap, metrics, sampling, scoring, settings, vbench
+from sweep import arms, bootstrap, curve, metrics, sampling, scoring, settings, vbench
 
 ROOT = Path(__file__).parents[1]
 
@@ -288,6 +289,18 @@ class TestMetrics:
         found = bootstrap.estimate(values)
         assert found["low"] < found["mean"] < found["high"]
         assert found["high"] - found["low"] == pytest.approx(2 * 1.96 / 20, rel=0.2)
+        assert bootstrap.interval(np.array([0.25])) == (0.25, 0.25)
+
+    def test_intervals_are_those_of_the_committed_measurements(self):
+        """Which were drawn by hand, before scipy drew them."""
+        values = np.random.default_rng(1).normal(5, 1, 64)
+        draws = np.random.default_rng(0).integers(64, size=(2000, 64))
+        expected = np.percentile(values[draws].mean(1), [2.5, 97.5])
+        assert bootstrap.interval(values) == pytest.approx(tuple(expected), rel=1e-12)
+        generator = np.random.default_rng(0)
+        spread = 1.96 * np.std([np.median(values[generator.integers(64, size=64)]) for _ in range(50)])
+        found = bootstrap.estimate_of_sets(lambda picks: np.median(values[picks]), 64)
+        assert found["high"] - found["mean"] == pytest.approx(spread, rel=1e-12)
 
 
 class TestVBench:
@@ -350,6 +363,44 @@ class TestVBench:
         assert answer["status"] == "scored", answer
         assert answer["score"] == pytest.approx(expected, abs=5e-3)
         assert answer["videos"].keys() == {"a clip-0.mp4", "a clip-1.mp4"}
+
+
+LESS = {"mean": -0.1}
+
+
+class TestCurve:
+    ROWS = [
+        {"arm": name, "method": method, "flops_ratio": share, "metrics": {"psnr": {"mean": mean}, **metrics}, **more}
+        for name, method, share, mean, metrics, more in (
+            ("full", "full", 1.0, 50.0, {"ssim": {"mean": 1.0}}, {}),
+            ("reuse-0.5", "reuse", 0.5, 40.0, {"ssim": {"mean": 0.9}}, {"difference_to_full": {"ssim": LESS}}),
+            ("steps-20", "steps", 0.5, 38.0, {}, {}),
+            ("steps-10", "steps", 0.25, 30.0, {}, {}),
+            ("pab-0.25", "pab", 0.3, 29.0, {}, {}),
+        )
+    ]
+
+    def test_every_method_has_a_look_of_its_own(self):
+        assert list(curve.LOOKS)[0] == "full" and curve.LOOKS.keys() - {"full"} == arms.METHODS.keys()
+        assert len(set(curve.LOOKS.values())) == len({colour for colour, _ in curve.LOOKS.values()}) == len(curve.LOOKS)
+
+    def test_the_front_is_what_nothing_cheaper_is_better_than(self):
+        assert curve.front(self.ROWS, "psnr") == ["full", "reuse-0.5", "steps-10"]
+        worse = [{**row, "metrics": {"motion": {"mean": row["metrics"]["psnr"]["mean"] / 40}}} for row in self.ROWS]
+        assert curve.front(worse, "motion") == ["reuse-0.5", "steps-10"]  # full moves a quarter too much
+
+    def test_differences_to_the_full_run_are_drawn_where_there_are_any(self):
+        assert curve.estimates(self.ROWS, "ssim") == {"reuse-0.5": LESS}
+        assert curve.estimates(self.ROWS, "psnr")["steps-20"] == {"mean": 38.0}
+
+    def test_committed_measurements_can_be_drawn(self, tmp_path):
+        """Those without seconds, too."""
+        for name, columns in (("sweep-reuse", 1), ("sweep-full", 2)):
+            path = ROOT / f"docs/measurements/{name}/results.json"
+            words = [str(path), "--metrics", "adherence_all", "psnr", "--output", str(tmp_path / "curve.png")]
+            assert pareto.main(words) == 0
+            width, height = Image.open(tmp_path / "curve.png").size
+            assert (width > height) == (columns == 2)
 
 
 def test_arms_of_several_sweeps_are_joined_if_their_clips_are_the_same(tmp_path):

@@ -15,6 +15,7 @@ from PIL import Image
 from test_flexible import attach, config_of
 
 from flexivid.model.adapter import save_adapter
+from flexivid.sampling.flops import flops_text
 
 SCRIPT = Path(__file__).parents[1] / "pipelines/t2v.py"
 CAPTION = "a plain red circle growing on a black background"
@@ -51,15 +52,41 @@ def frames_of(path: Path) -> np.ndarray:
 
 def test_a_clip_and_its_record(call, tmp_path, capsys):
     assert call("--budget", 0.8, "--prompt", CAPTION, "--seed", 3) == 0
-    assert frames_of(tmp_path / "out/clip.mp4").shape == (9, 32, 32, 3)
+    assert frames_of(tmp_path / "out/clip.mp4").shape == (9, 256, 256, 3)  # of 32 pixels hardly anything is seen
     record = json.loads((tmp_path / "out/clip.json").read_text())
-    keys = "prompt model adapter seed steps guidance_scale size budget flops schedule seconds peak_memory_bytes"
-    assert list(record) == [*keys.split(), "versions"]
+    keys = "prompt model adapter seed steps guidance_scale size budget flops schedule schedule_in_runs seconds"
+    assert list(record) == [*keys.split(), "peak_memory_bytes", "versions"]
     assert record["size"] == [9, 32, 32] and record["prompt"] == CAPTION and record["seed"] == 3
     assert record["flops"]["used"] / record["flops"]["full"] == record["flops"]["ratio"] <= 0.8
     assert len(record["schedule"]) == 4 and set(record["seconds"]) == {"load", "text", "denoise", "decode"}
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"clip.mp4", "clip.json"}
-    assert "TFLOP" in capsys.readouterr().out
+    steps = [["1x2x2"] * 2, ["1x2x2"] * 2, ["reused"] * 2, ["1x2x2"] * 2]
+    assert record["schedule"] == steps and record["schedule_in_runs"] == "2 x 1x2x2, 1 x reused, 1 x 1x2x2"
+    said = capsys.readouterr()
+    assert record["schedule_in_runs"] in said.out and flops_text(record["flops"]["used"]) in said.out
+    assert "the budget of 0.8 became 0.75: steps are whole, and a budget buys more from 1 on" in said.out
+    stages = ("loading", "planning", "encoding the prompt", "denoising", "decoding the clip")
+    places = [said.err.index(stage) for stage in stages]
+    assert places == sorted(places)
+
+
+def test_a_small_clip_is_enlarged_by_whole_pixels_or_left_as_it_is(call, tmp_path):
+    for more, side in (([], 256), (["--no-enlarge"], 32)):
+        assert call("--budget", 1, "--prompt", CAPTION, "--output", tmp_path / f"{side}.mp4", *more) == 0
+        assert json.loads((tmp_path / f"{side}.json").read_text())["size"] == [9, 32, 32]
+    small, large = (frames_of(tmp_path / f"{side}.mp4").astype(float) for side in (32, 256))
+    assert small.shape == (9, 32, 32, 3) and large.shape == (9, 256, 256, 3)
+    pixels = large[:, 4::8, 4::8]
+    assert np.abs(large - pixels.repeat(8, 1).repeat(8, 2)).mean() < 3  # but for what h264 loses
+    assert np.abs(pixels - large[:, :1, :1]).mean() > 10
+
+
+def test_patches_are_drawn_over_a_second_clip(call, tmp_path):
+    mixed = "1x2x2+1x4x4@0.5"
+    assert call("--prompt", CAPTION, "--schedule", f"1x2x2:1,reused:1,{mixed}:2", "--show-patches") == 0
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {"clip.mp4", "clip.json", "clip-patches.mp4"}
+    assert frames_of(tmp_path / "out/clip-patches.mp4").shape == (3 * 9, 8 + 16 + 512, 512, 3)
 
 
 def test_compare_shows_all_three_clips(call, tmp_path):
@@ -72,7 +99,7 @@ def test_compare_shows_all_three_clips(call, tmp_path):
 
 def test_prompt_file_and_schedule(call, tmp_path, capsys):
     (tmp_path / "prompts.txt").write_text(f"{CAPTION}\n\na zebra\n")
-    assert call("--prompt-file", tmp_path / "prompts.txt", "--schedule", "1x4x4:3,1x2x2:1", "--budget", 0.1) == 0
+    assert call("--prompt-file", tmp_path / "prompts.txt", "--schedule", "1x4x4:3,1x2x2:1") == 0
     records = [json.loads((tmp_path / f"out/clip-{i}.json").read_text()) for i in (0, 1)]
     assert [record["prompt"] for record in records] == [CAPTION, "a zebra"]
     assert records[0]["schedule"] == [["1x4x4"] * 2] * 3 + [["1x2x2"] * 2] and records[0]["budget"] is None
@@ -181,7 +208,7 @@ def test_other_families(t2v, tmp_path, name, pipeline, arguments):
     image = [*arguments, str(tmp_path / "image.png")] if arguments else []
     output = ["--output", str(tmp_path / "clip.mp4")]
     assert t2v.main(["--model", str(tmp_path / "model"), "--prompt", CAPTION, *sizes, *image, *output]) == 0
-    assert frames_of(tmp_path / "clip.mp4").shape == (9, 64, 96, 3)
+    assert frames_of(tmp_path / "clip.mp4").shape == (9, 256, 384, 3)
     record = json.loads((tmp_path / "clip.json").read_text())
     assert record["flops"]["ratio"] <= 0.9 and record["seconds"]["text"] > 0 and record["seconds"]["decode"] > 0
 

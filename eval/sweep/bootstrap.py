@@ -1,14 +1,20 @@
 """Means over prompts and how sure they are: bootstrap 95 % intervals, plain and paired."""
 
 import numpy as np
+from scipy.stats import bootstrap
 
 DRAWS = 2000
 
 
+def _drawn(values: np.ndarray, statistic, draws: int):
+    """scipy's bootstrap, Efron 1979, percentile method: of a statistic of values, one a prompt."""
+    values = np.repeat(values, 2) if len(values) == 1 else values  # one alone is refused; its draws are all alike
+    return bootstrap((values,), statistic, n_resamples=draws, method="percentile", rng=np.random.default_rng(0))
+
+
 def interval(per_prompt: np.ndarray) -> tuple[float, float]:
-    """95 % bootstrap interval of the mean of one value a prompt: (prompts,). Efron 1979, percentile method."""
-    picks = np.random.default_rng(0).integers(len(per_prompt), size=(DRAWS, len(per_prompt)))
-    low, high = np.percentile(per_prompt[picks].mean(1), [2.5, 97.5])
+    """95 % bootstrap interval of the mean of one value a prompt: (prompts,)."""
+    low, high = _drawn(per_prompt, np.mean, DRAWS).confidence_interval
     return float(low), float(high)
 
 
@@ -26,6 +32,5 @@ def estimate_of_sets(statistic, count: int, draws: int = 50) -> dict[str, float]
     draws is put around the value itself.
     """
     value = statistic(np.arange(count))
-    generator = np.random.default_rng(0)
-    spread = 1.96 * np.std([statistic(generator.integers(count, size=count)) for _ in range(draws)])
+    spread = 1.96 * np.std(_drawn(np.arange(count), statistic, draws).bootstrap_distribution)
     return {"mean": float(value), "low": float(value - spread), "high": float(value + spread)}

@@ -1,4 +1,4 @@
-"""report.html: one self-contained page, clips of all arms in sync, a budget slider and the table of results."""
+"""report.html: one self-contained page, the curve, clips of all arms in sync and the table of results."""
 
 import base64
 import json
@@ -9,7 +9,9 @@ import av
 import numpy as np
 
 from flexivid.files import write_text
+from flexivid.sampling.flops import flops_text
 from flexivid.video import write_mp4
+from sweep.curve import DIRECTION, LOOKS, OTHER, curve_of
 from sweep.metrics import HIGHER_IS_BETTER
 
 TEMPLATE = Path(__file__).with_name("report_template.html")
@@ -39,7 +41,16 @@ def write_report(results: dict, sampler, prompts: list[str], path: Path) -> None
         row["arm"]: {prompt: _as_text(sampler.folder / "videos" / row["arm"] / clips[prompt]) for prompt in prompts}
         for row in results["arms"]
     }
-    data = {"results": results, "prompts": prompts, "videos": videos, "higher_is_better": HIGHER_IS_BETTER}
+    rows = results["arms"]
+    data = {
+        "results": results,
+        "prompts": prompts,
+        "videos": videos,
+        "curve": curve_of(rows),
+        "better": {name: DIRECTION[higher] for name, higher in HIGHER_IS_BETTER.items()},
+        "colours": {row["method"]: LOOKS.get(row["method"], OTHER)[0] for row in rows},
+        "flops": {row["arm"]: flops_text(row["flops"]) for row in rows},
+    }
     # "</" would end the script that the data is in.
     text = json.dumps(data).replace("</", "<\\/")
     write_text(path, TEMPLATE.read_text(encoding="utf-8").replace(MARK, text))

@@ -31,6 +31,14 @@ def flop_counter_mode() -> FlopCounterMode:
     return FlopCounterMode(display=False, custom_mapping={cpu_attention: attention})
 
 
+def flops_text(flops: float) -> str:
+    """FLOPs as people write them, to three digits: `1.23 TFLOP`. flops: above 0."""
+    digits, exponent = f"{flops:.2e}".split("e")
+    thousands = min(max(int(exponent) // 3, 0), 6)
+    value = float(f"{digits}e{int(exponent) - 3 * thousands}")
+    return f"{value:g} {('', 'k', 'M', 'G', 'T', 'P', 'E')[thousands]}FLOP"
+
+
 NOT_COUNTED = ("return_dict", "attention_kwargs")
 
 

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 import torch
 
+from flexivid.patches.mixed import Selection
+
 
 @dataclass(frozen=True)
 class Forward:
@@ -37,6 +39,10 @@ class Observer:
 
     def x0(self, step: int, branch: int, x0: torch.Tensor) -> None:
         """The powerful prediction of a branch, (B, C, T, H, W) float32."""
+
+    def fine_blocks(self, step: int, selection: Selection) -> None:
+        """Which blocks of a mixed step are fine, in both branches; where one batch holds these, the conditional clips
+        come last."""
 
     def guidance(self, step: int, x0_difference: torch.Tensor) -> None:
         """x0_cond - x0_uncond of a step whose branches are both powerful, (B, C, T, H, W) float32."""

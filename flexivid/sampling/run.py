@@ -143,6 +143,8 @@ class Run:
                 prediction = self._guided(flex, call, level, name)
             elif is_mixed_size(name):
                 prediction = self.mixing.predict(flex, call, level, self.diffusion, name, self.held)
+                if observer is not None and call.branch == 0:
+                    observer.fine_blocks(at.step, self.mixing.selection)
             elif not is_mixed(planned):
                 prediction = self._corrected(flex, call, level, name)
             else:

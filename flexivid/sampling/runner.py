@@ -103,7 +103,7 @@ class PipelineRunner:
         self.family.check(arguments)
         costs, steps = self.costs(arguments), len(forwards.counts)
         if self.schedule is None:
-            return self._bought(forwards.counts, lambda count: forwards.of_step(costs, count), self.budget)
+            return self.bought(arguments, forwards, self.budget)
         if isinstance(self.schedule, Schedule):
             text = self.schedule.to_text()
         else:
@@ -119,6 +119,11 @@ class PipelineRunner:
                 check_mixing(flex, parse_mixed_size(name))
             costs[name]  # what cannot be mixed on these sizes does not come to be counted
         return schedule
+
+    def bought(self, arguments: dict, forwards: Forwards, budget: float) -> Schedule:
+        """What a budget buys of such a call. Raises BudgetError for one that cannot be reached."""
+        costs = self.costs(arguments)
+        return self._bought(forwards.counts, lambda count: forwards.of_step(costs, count), budget)
 
     def _begun(self, arguments: dict, schedule: Schedule, diffusion: Diffusion, forwards: Forwards) -> Run:
         apart = calls_branches_apart(self.pipe, self.family)

@@ -8,7 +8,7 @@ in `1x4x4`; the cheap ones are "weak", the model's own, most expensive one is "p
 import json
 import math
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby, islice, takewhile
 from pathlib import Path
@@ -156,9 +156,13 @@ class Schedule:
         return ",".join(f"{'/'.join(step)}:1" for step in self.steps)
 
     def __str__(self) -> str:
-        """Runs of equal steps: `35 x 2x4x4, 5 x 1x2x2`, with `1x2x2/2x4x4` where the two branches differ."""
-        runs = ((step, sum(1 for _ in run)) for step, run in groupby(self.steps))
-        return ", ".join(f"{count} x {step[0] if len(set(step)) == 1 else '/'.join(step)}" for step, count in runs)
+        return in_runs(self.steps)
+
+
+def in_runs(steps: Iterable[Sequence[str]]) -> str:
+    """Runs of equal steps: `35 x 2x4x4, 5 x 1x2x2`, with `1x2x2/2x4x4` where the branches of a step differ."""
+    runs = ((step, sum(1 for _ in run)) for step, run in groupby(steps))
+    return ", ".join(f"{count} x {'/'.join(dict.fromkeys(step))}" for step, count in runs)
 
 
 def powerful_of(costs: Mapping[str, float]) -> str:

@@ -1,9 +1,9 @@
 """What ran in a call of a pipeline, and what it has cost."""
 
 from dataclasses import dataclass, field
-from itertools import groupby
 
-from flexivid.sampling.schedule import Schedule
+from flexivid.sampling.flops import flops_text
+from flexivid.sampling.schedule import Schedule, in_runs
 
 
 @dataclass
@@ -26,9 +26,5 @@ class Summary:
         return self.flops_used / self.flops_full
 
     def __str__(self) -> str:
-        saved = 1 - self.ratio
-        runs = ((step, len(list(run))) for step, run in groupby(self.steps))
-        return (
-            ", ".join(f"{count} x {'/'.join(dict.fromkeys(step))}" for step, count in runs) + "\n"
-            f"{self.flops_used / 1e12:.4g} of {self.flops_full / 1e12:.4g} TFLOP ({self.ratio:.1%}), {saved:.1%} saved"
-        )
+        used, full = flops_text(self.flops_used), flops_text(self.flops_full)
+        return f"{in_runs(self.steps)}\n{used} of {full} ({self.ratio:.1%}), {1 - self.ratio:.1%} saved"

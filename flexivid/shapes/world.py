@@ -186,8 +186,8 @@ def sample_clips(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Tile some random clips of the shapes world into one picture.")
-    parser.add_argument("--output", default="world.png")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", default="world.png", help="a picture; %(default)s by default")
+    parser.add_argument("--seed", type=int, default=0, help="of scenes and layouts; %(default)s by default")
     arguments = parser.parse_args()
     from PIL import Image
 
