@@ -5,6 +5,8 @@ from dataclasses import replace
 import torch
 from conftest import tiny_vae
 from diffusers import (
+    AnyFlowPipeline,
+    AnyFlowTransformer3DModel,
     AutoencoderKL,
     AutoencoderKLCogVideoX,
     AutoencoderKLHunyuanVideo,
@@ -24,6 +26,7 @@ from diffusers import (
     DiTPipeline,
     DiTTransformer2DModel,
     DPMSolverMultistepScheduler,
+    FlowMapEulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     HunyuanVideo15ImageToVideoPipeline,
     HunyuanVideo15Pipeline,
@@ -173,6 +176,7 @@ TINY = {
         ChronoEditTransformer3DModel,
         WAN | {"in_channels": 2 * CHANNELS + 4, "image_dim": 8, "added_kv_proj_dim": 48},
     ),
+    "anyflow": (AnyFlowTransformer3DModel, WAN),
     "skyreels-v2": (SkyReelsV2Transformer3DModel, WAN),
     "wan-i2v": (
         WanTransformer3DModel,
@@ -294,6 +298,7 @@ TINY = {
     "dit": (DiTTransformer2DModel, IMAGE | {"num_embeds_ada_norm": 1000, "norm_num_groups": 2}),
     "pixart": (PixArtTransformer2DModel, IMAGE_WITH_TEXT | {"use_additional_conditions": False, "norm_num_groups": 2}),
 }
+TIMESTEPS = {"timestep": 800.0, "sigma": 800.0, "r_timestep": 500.0}
 # What their classes allow: one frame, square ones, frames as many as their table has.
 IMAGES = ("dit", "pixart")
 SQUARE = ("dit",)
@@ -335,8 +340,8 @@ def inputs(transformer, size: tuple[int, int, int], batch: int = 2, length: int 
         shape = (batch * value.shape[0], *value.shape[1:])
         if value.dtype == torch.bool:
             return torch.ones(shape, dtype=torch.bool)
-        if name in ("timestep", "sigma"):
-            return torch.full(shape, 800.0)
+        if name in TIMESTEPS:
+            return torch.full(shape, TIMESTEPS[name])
         if name == "video_coords":
             return transformer.rope.prepare_video_coords(batch, *size, device="cpu", fps=24.0)
         return torch.randn(shape, generator=generator)
@@ -415,6 +420,10 @@ def tiny_pipeline(name: str, scheduler=None):
             call["segment_frame_length"] = common.pop("num_frames")
         elif name == "chronoedit":
             common |= {"num_frames": 5, "height": 64, "width": 96}
+    elif name == "anyflow":
+        scheduler = scheduler or FlowMapEulerDiscreteScheduler(shift=3.0)
+        pipe = AnyFlowPipeline(**without, transformer=transformer, scheduler=scheduler)
+        call = _embeds(mask=False) | {"guidance_scale": 3.0}
     elif name == "sana-video":
         flow = DPMSolverMultistepScheduler(**UNIPC)
         pipe = SanaVideoPipeline(**without, transformer=transformer, scheduler=scheduler or flow)
@@ -580,6 +589,7 @@ def with_text(pipe):
 IMAGE_PIPELINES = (
     "wan2.1-i2v",
     "wan2.2-ti2v",
+    "anyflow-i2v",
     "ltx-i2v",
     "ltx2-i2v",
     "cogvideox-i2v",
@@ -607,6 +617,11 @@ def tiny_image_pipeline(name: str, text_length: int = 7):
         )
         del call["image"]
         call |= _embeds(mask=False) | {"video": pictures(9, (96, 64))}
+    elif name == "anyflow-i2v":
+        pipe = AnyFlowPipeline(
+            **without, vae=tiny_vae(), transformer=tiny("anyflow"), scheduler=FlowMapEulerDiscreteScheduler(shift=3.0)
+        )
+        call |= _embeds(mask=False) | {"video": [call.pop("image")]}
     elif name.startswith("wan"):
         per_token = name == "wan2.2-ti2v"
         pipe = WanImageToVideoPipeline(

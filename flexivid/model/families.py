@@ -3,6 +3,7 @@
 import torch
 
 from flexivid.model.family import Family
+from flexivid.model.rows.anyflow import ANYFLOW
 from flexivid.model.rows.cogvideox import COGVIDEOX
 from flexivid.model.rows.hunyuan import HUNYUAN_VIDEO, HUNYUAN_VIDEO_15, MOTIF_VIDEO
 from flexivid.model.rows.kandinsky import KANDINSKY5
@@ -18,6 +19,7 @@ FAMILIES = (
     WAN_VACE,
     WAN_ANIMATE,
     CHRONOEDIT,
+    ANYFLOW,
     SKYREELS_V2,
     LTX,
     LTX2,
