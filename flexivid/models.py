@@ -252,6 +252,9 @@ clip, and count as four of a plan's frames each; patches larger in time join the
 AnyFlow, and HunyuanVideo-1.5 with use_meanflow, are flow maps, told where a step goes as well as where it starts: a
 weak pass goes from and to the noise levels that means have there ([test_flow_maps](../tests/test_flow_maps.py)).
 
+Cosmos is Cosmos-Predict2.5, and Predict2 before it ([test_family_cosmos](../tests/test_family_cosmos.py)). Its forward
+asks torchvision to resize a padding mask, in whose place the tests have torch, and its pipelines ask for a guardrail.
+
 LTX-2's sound stays as it is, a stream of few tokens beside the video; of the three forwards of its default step (both
 branches of guidance, a perturbed one, one without sound) weak steps run the first, and keep what the others add
 ([test_family_ltx2](../tests/test_family_ltx2.py)). The column of guidance is that of stock pipelines: modular ones of
@@ -272,7 +275,7 @@ COSTS = """
 FLOPs of one forward of one clip, counted from the models' public configurations, with padded text and flexivid's heads.
 All sizes are frames x height x width, that of the VAE how much it compresses. Twice as large in space is the weak patch
 size that runs if `enable` is given none; the last column is the least budget that these weak patch sizes can reach.
-Motif-Video's configuration was not at hand, AnyFlow's is that of Wan2.1.
+Motif-Video's configuration was not at hand, AnyFlow's is that of Wan2.1; Cosmos is not counted yet.
 
 | model | pixels | VAE | latents | patch | TFLOP | twice as large in space | in time | both, or 4x in space | least |
 |---|---|---|---|---|---|---|---|---|---|"""

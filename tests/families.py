@@ -22,6 +22,8 @@ from diffusers import (
     CogVideoXImageToVideoPipeline,
     CogVideoXPipeline,
     CogVideoXTransformer3DModel,
+    Cosmos2_5_PredictBasePipeline,
+    CosmosTransformer3DModel,
     DDIMScheduler,
     DiTPipeline,
     DiTTransformer2DModel,
@@ -64,6 +66,7 @@ from diffusers import (
     WanVACETransformer3DModel,
 )
 from diffusers.models.embeddings import get_3d_rotary_pos_embed
+from diffusers.models.transformers import transformer_cosmos
 from diffusers.pipelines.ltx2 import LTX2TextConnectors
 from PIL import Image
 from transformers import (
@@ -85,7 +88,7 @@ from flexivid.model.families import family_of
 from flexivid.model.family import patch_size_of
 from flexivid.model.flexible import FlexTransformer
 from flexivid.model.lora import add_lora
-from flexivid.model.rows import hunyuan
+from flexivid.model.rows import cosmos, hunyuan
 from flexivid.models import weak_patch_sizes
 from flexivid.patches.resize import resize_matrix
 from flexivid.shapes.build import build_tokenizer
@@ -93,6 +96,8 @@ from flexivid.shapes.build import build_tokenizer
 CHANNELS, TEXT = 4, 16
 # As many as there are of video, beside which coarse patches would save nothing.
 hunyuan.GLYPH_TOKENS, hunyuan.IMAGE_TOKENS = 1, 4
+# In the place of torchvision's, which no test has: to the nearest pixel, too.
+transformer_cosmos.transforms = cosmos.RESIZE_OF_TORCH
 
 WAN = {
     "num_attention_heads": 2,
@@ -200,6 +205,25 @@ TINY = {
     "cogvideox-1.5": (
         CogVideoXTransformer3DModel,
         COGVIDEOX | {"use_rotary_positional_embeddings": True, "patch_size_t": 2, "patch_bias": False},
+    ),
+    "cosmos": (
+        CosmosTransformer3DModel,
+        {
+            "in_channels": CHANNELS + 1,  # beside the latents the mask of given frames
+            "out_channels": CHANNELS,
+            "num_attention_heads": 2,
+            "attention_head_dim": 18,
+            "num_layers": 2,
+            "mlp_ratio": 2.0,
+            "text_embed_dim": TEXT,
+            "adaln_lora_dim": 4,
+            "max_size": (32, 64, 64),
+            "rope_scale": (1.0, 3.0, 3.0),
+            "extra_pos_embed_type": None,
+            "use_crossattn_projection": True,
+            "crossattn_proj_in_channels": TEXT,
+            "encoder_hidden_states_channels": TEXT,
+        },
     ),
     "hunyuan-video": (
         HunyuanVideoTransformer3DModel,
@@ -333,6 +357,8 @@ def inputs(transformer, size: tuple[int, int, int], batch: int = 2, length: int 
         if isinstance(value, tuple):  # rotary tables, as CogVideoX's pipeline makes them
             frames, *space = (n // p for n, p in zip(size, patch_size_of(transformer.config), strict=True))
             return get_3d_rotary_pos_embed(value[0].shape[1], ((0, 0), space), space, frames)
+        if name == "padding_mask":
+            return torch.ones(value.shape)
         if not isinstance(value, torch.Tensor) or name in family.for_all_clips:
             return value
         if name == "class_labels":
@@ -341,7 +367,9 @@ def inputs(transformer, size: tuple[int, int, int], batch: int = 2, length: int 
         if value.dtype == torch.bool:
             return torch.ones(shape, dtype=torch.bool)
         if name in TIMESTEPS:
-            return torch.full(shape, TIMESTEPS[name])
+            return torch.full(shape, TIMESTEPS[name] * family.time_scale / 1000)
+        if name == "condition_mask":  # no frame is given
+            return torch.zeros(shape)
         if name == "video_coords":
             return transformer.rope.prepare_video_coords(batch, *size, device="cpu", fps=24.0)
         return torch.randn(shape, generator=generator)
@@ -424,6 +452,12 @@ def tiny_pipeline(name: str, scheduler=None):
         scheduler = scheduler or FlowMapEulerDiscreteScheduler(shift=3.0)
         pipe = AnyFlowPipeline(**without, transformer=transformer, scheduler=scheduler)
         call = _embeds(mask=False) | {"guidance_scale": 3.0}
+    elif name == "cosmos":
+        pipe = Cosmos2_5_PredictBasePipeline(
+            **cosmos_parts(), transformer=transformer, scheduler=cosmos_scheduler(scheduler)
+        )
+        call = _embeds(mask=False) | {"guidance_scale": 3.0}
+        common |= {"height": 32, "width": 48}
     elif name == "sana-video":
         flow = DPMSolverMultistepScheduler(**UNIPC)
         pipe = SanaVideoPipeline(**without, transformer=transformer, scheduler=scheduler or flow)
@@ -486,6 +520,23 @@ def tiny_pipeline(name: str, scheduler=None):
         call = _embeds(mask=True) | {"guidance_scale": 3.0, "num_frames": 19}
     pipe.set_progress_bar_config(disable=True)
     return pipe, common | call
+
+
+class NoGuardrail(torch.nn.Module):
+    """Cosmos asks for its guardrail, a package of its own; given prompt embeddings and latents it has nothing to do."""
+
+    device, dtype = torch.device("cpu"), torch.float32
+
+
+def cosmos_parts() -> dict:
+    return {"tokenizer": None, "text_encoder": None, "vae": tiny_vae(), "safety_checker": NoGuardrail()}
+
+
+def cosmos_scheduler(scheduler=None):
+    """As its published models have it."""
+    karras = {"use_karras_sigmas": True, "sigma_min": 0.01, "sigma_max": 200.0}
+    flow = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
+    return scheduler or UniPCMultistepScheduler(**karras, **flow)
 
 
 # Its default call: classifier-free guidance in one forward, a perturbed block in another, no sound in a third.
@@ -590,6 +641,7 @@ IMAGE_PIPELINES = (
     "wan2.1-i2v",
     "wan2.2-ti2v",
     "anyflow-i2v",
+    "cosmos-v2w",
     "ltx-i2v",
     "ltx2-i2v",
     "cogvideox-i2v",
@@ -617,6 +669,10 @@ def tiny_image_pipeline(name: str, text_length: int = 7):
         )
         del call["image"]
         call |= _embeds(mask=False) | {"video": pictures(9, (96, 64))}
+    elif name == "cosmos-v2w":
+        pipe = Cosmos2_5_PredictBasePipeline(**cosmos_parts(), transformer=tiny("cosmos"), scheduler=cosmos_scheduler())
+        del call["image"]
+        call |= _embeds(mask=False) | {"height": 32, "width": 48, "video": pictures(5, (48, 32))}
     elif name == "anyflow-i2v":
         pipe = AnyFlowPipeline(
             **without, vae=tiny_vae(), transformer=tiny("anyflow"), scheduler=FlowMapEulerDiscreteScheduler(shift=3.0)

@@ -114,7 +114,7 @@ def check_scaling(name: str, kind: int) -> None:
     family = family_of(transformer)
     latents = family.latents(small)
     changed = {"hidden_states", "video_coords", family.rope_argument, *(argument for _, argument in family.sizes)}
-    changed |= {*family.conditions, "visual_rope_pos"}
+    changed |= {*family.conditions, "visual_rope_pos", "condition_mask"}
     if family.frame_timesteps is not None:
         changed |= {"timestep", family.destination}
     large = {key: value if key in changed else small[key] for key, value in large.items()}
@@ -417,7 +417,7 @@ def test_what_a_class_does_not_take_is_refused():
 class TestPlantedFaults:
     """What the suite is for: each of these must fail it."""
 
-    @pytest.mark.parametrize("name", ["wan", "hunyuan-video", "kandinsky5", "mochi", "cogvideox-1.5"])
+    @pytest.mark.parametrize("name", ["wan", "hunyuan-video", "kandinsky5", "mochi", "cogvideox-1.5", "cosmos"])
     def test_a_head_in_the_wrong_channel_order(self, name, monkeypatch):
         stock = WeakMode.__init__
 
@@ -430,7 +430,7 @@ class TestPlantedFaults:
 
     @pytest.mark.parametrize(
         "name",
-        ["wan", "anyflow", "ltx", "ltx-2", "cogvideox-2b", "cogvideox-5b", "hunyuan-video", "kandinsky5"],
+        ["wan", "anyflow", "ltx", "ltx-2", "cogvideox-2b", "cogvideox-5b", "cosmos", "hunyuan-video", "kandinsky5"],
     )
     def test_positions_that_are_not_strided(self, name, monkeypatch):
         def first_ones(table, centres):
@@ -452,7 +452,7 @@ class TestPlantedFaults:
         with pytest.raises(AssertionError):
             check_positions_in_time(name, 5)
 
-    @pytest.mark.parametrize("name", ["wan", "cogvideox-2b", "mochi"])
+    @pytest.mark.parametrize("name", ["wan", "cogvideox-2b", "cosmos", "mochi"])
     def test_a_clock_off_by_one(self, name, monkeypatch):
         stock = Clock._step
 
