@@ -10,6 +10,13 @@ over M independent latents and kappa = M^(-1/2), D x_t = alpha D x0 + s kappa ep
 a valid noisy latent at s' = s kappa / c. The coarse prediction becomes x0^ = U(x0 of the coarse grid) + residual, and
 the output in the model's own terms follows from x_t and x0^, so that the noise which the coarse grid cannot see passes
 through exactly.
+
+A flow map (AnyFlow, arXiv 2605.13724; MeanFlow, arXiv 2505.13447) is told a second timestep r < t, and predicts the
+mean velocity between: x_r = x_t - (t - r) u. Its coarse pass goes from t' to r' = r kappa / ((1 - r) + r kappa), the
+noise level of a mean at r, and all else stays. For (x, t) -> (x / c(t), t kappa / c(t)) is a projective map: it takes
+the straight line from x_t to x_r to a straight one, whose end at noise level 0, where c = 1, is the same point. "x0" is
+then that end, for the coarse pass and for the fine output alike. And the trajectories that the lines cut short are
+those of one probability flow, the same when x is scaled and time renamed. Any other r' belongs to another step.
 """
 
 from dataclasses import dataclass

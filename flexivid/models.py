@@ -237,9 +237,10 @@ HEAD = """\
 
 One row of [flexivid/model/rows](../flexivid/model/rows) a family. `yes` is tested on a small random pipeline of the
 real classes of diffusers, never on published weights: none could be loaded where this was built. A dash is what
-diffusers 0.42 does not do itself. Cache is FirstBlockCache, compile is compile_repeated_blocks(fullgraph=True), offload
-is enable_model_cpu_offload and enable_group_offload. What the tests do: [test_families](../tests/test_families.py) on
-transformers, [test_family_pipelines](../tests/test_family_pipelines.py) and
+diffusers 0.42 does not do itself, `no` what flexivid refuses. Cache is FirstBlockCache, compile is
+compile_repeated_blocks(fullgraph=True), offload is enable_model_cpu_offload and enable_group_offload. What the tests
+do: [test_families](../tests/test_families.py) on transformers,
+[test_family_pipelines](../tests/test_family_pipelines.py) and
 [test_family_features](../tests/test_family_features.py) on pipelines,
 [test_training_families](../tests/test_training_families.py) on training. Of LTX-Video the pipelines with conditions and
 long clips work too ([test_family_ltx](../tests/test_family_ltx.py)), of Wan2.1 first and last frame, of Wan2.2 one
@@ -247,6 +248,12 @@ transformer alone ([test_family_wan](../tests/test_family_wan.py)), and Lucy Edi
 video beside the noise. `control` is a pipeline that follows a video: Wan-VACE one to keep, fill or follow, Wan-Animate
 a pose and a face, plans and summaries being those of one segment. Reference images of Wan-VACE are frames before the
 clip, and count as four of a plan's frames each; patches larger in time join the last of them with the first frame.
+
+AnyFlow, and HunyuanVideo-1.5 with use_meanflow, are flow maps, told where a step goes as well as where it starts: a
+weak pass goes from and to the noise levels that means have there ([test_flow_maps](../tests/test_flow_maps.py)).
+
+Cosmos is Cosmos-Predict2.5, and Predict2 before it ([test_family_cosmos](../tests/test_family_cosmos.py)). Its forward
+asks torchvision to resize a padding mask, in whose place the tests have torch, and its pipelines ask for a guardrail.
 
 LTX-2's sound stays as it is, a stream of few tokens beside the video; of the three forwards of its default step (both
 branches of guidance, a perturbed one, one without sound) weak steps run the first, and keep what the others add
@@ -268,7 +275,7 @@ COSTS = """
 FLOPs of one forward of one clip, counted from the models' public configurations, with padded text and flexivid's heads.
 All sizes are frames x height x width, that of the VAE how much it compresses. Twice as large in space is the weak patch
 size that runs if `enable` is given none; the last column is the least budget that these weak patch sizes can reach.
-Motif-Video's configuration was not at hand.
+Motif-Video's configuration was not at hand, AnyFlow's is that of Wan2.1; Cosmos is not counted yet.
 
 | model | pixels | VAE | latents | patch | TFLOP | twice as large in space | in time | both, or 4x in space | least |
 |---|---|---|---|---|---|---|---|---|---|"""

@@ -5,6 +5,8 @@ from dataclasses import replace
 import torch
 from conftest import tiny_vae
 from diffusers import (
+    AnyFlowPipeline,
+    AnyFlowTransformer3DModel,
     AutoencoderKL,
     AutoencoderKLCogVideoX,
     AutoencoderKLHunyuanVideo,
@@ -20,10 +22,13 @@ from diffusers import (
     CogVideoXImageToVideoPipeline,
     CogVideoXPipeline,
     CogVideoXTransformer3DModel,
+    Cosmos2_5_PredictBasePipeline,
+    CosmosTransformer3DModel,
     DDIMScheduler,
     DiTPipeline,
     DiTTransformer2DModel,
     DPMSolverMultistepScheduler,
+    FlowMapEulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     HunyuanVideo15ImageToVideoPipeline,
     HunyuanVideo15Pipeline,
@@ -61,6 +66,7 @@ from diffusers import (
     WanVACETransformer3DModel,
 )
 from diffusers.models.embeddings import get_3d_rotary_pos_embed
+from diffusers.models.transformers import transformer_cosmos
 from diffusers.pipelines.ltx2 import LTX2TextConnectors
 from PIL import Image
 from transformers import (
@@ -82,7 +88,7 @@ from flexivid.model.families import family_of
 from flexivid.model.family import patch_size_of
 from flexivid.model.flexible import FlexTransformer
 from flexivid.model.lora import add_lora
-from flexivid.model.rows import hunyuan
+from flexivid.model.rows import cosmos, hunyuan
 from flexivid.models import weak_patch_sizes
 from flexivid.patches.resize import resize_matrix
 from flexivid.shapes.build import build_tokenizer
@@ -90,6 +96,8 @@ from flexivid.shapes.build import build_tokenizer
 CHANNELS, TEXT = 4, 16
 # As many as there are of video, beside which coarse patches would save nothing.
 hunyuan.GLYPH_TOKENS, hunyuan.IMAGE_TOKENS = 1, 4
+# In the place of torchvision's, which no test has: to the nearest pixel, too.
+transformer_cosmos.transforms = cosmos.RESIZE_OF_TORCH
 
 WAN = {
     "num_attention_heads": 2,
@@ -173,6 +181,7 @@ TINY = {
         ChronoEditTransformer3DModel,
         WAN | {"in_channels": 2 * CHANNELS + 4, "image_dim": 8, "added_kv_proj_dim": 48},
     ),
+    "anyflow": (AnyFlowTransformer3DModel, WAN),
     "skyreels-v2": (SkyReelsV2Transformer3DModel, WAN),
     "wan-i2v": (
         WanTransformer3DModel,
@@ -196,6 +205,25 @@ TINY = {
     "cogvideox-1.5": (
         CogVideoXTransformer3DModel,
         COGVIDEOX | {"use_rotary_positional_embeddings": True, "patch_size_t": 2, "patch_bias": False},
+    ),
+    "cosmos": (
+        CosmosTransformer3DModel,
+        {
+            "in_channels": CHANNELS + 1,  # beside the latents the mask of given frames
+            "out_channels": CHANNELS,
+            "num_attention_heads": 2,
+            "attention_head_dim": 18,
+            "num_layers": 2,
+            "mlp_ratio": 2.0,
+            "text_embed_dim": TEXT,
+            "adaln_lora_dim": 4,
+            "max_size": (32, 64, 64),
+            "rope_scale": (1.0, 3.0, 3.0),
+            "extra_pos_embed_type": None,
+            "use_crossattn_projection": True,
+            "crossattn_proj_in_channels": TEXT,
+            "encoder_hidden_states_channels": TEXT,
+        },
     ),
     "hunyuan-video": (
         HunyuanVideoTransformer3DModel,
@@ -294,6 +322,7 @@ TINY = {
     "dit": (DiTTransformer2DModel, IMAGE | {"num_embeds_ada_norm": 1000, "norm_num_groups": 2}),
     "pixart": (PixArtTransformer2DModel, IMAGE_WITH_TEXT | {"use_additional_conditions": False, "norm_num_groups": 2}),
 }
+TIMESTEPS = {"timestep": 800.0, "sigma": 800.0, "r_timestep": 500.0}
 # What their classes allow: one frame, square ones, frames as many as their table has.
 IMAGES = ("dit", "pixart")
 SQUARE = ("dit",)
@@ -328,6 +357,8 @@ def inputs(transformer, size: tuple[int, int, int], batch: int = 2, length: int 
         if isinstance(value, tuple):  # rotary tables, as CogVideoX's pipeline makes them
             frames, *space = (n // p for n, p in zip(size, patch_size_of(transformer.config), strict=True))
             return get_3d_rotary_pos_embed(value[0].shape[1], ((0, 0), space), space, frames)
+        if name == "padding_mask":
+            return torch.ones(value.shape)
         if not isinstance(value, torch.Tensor) or name in family.for_all_clips:
             return value
         if name == "class_labels":
@@ -335,8 +366,10 @@ def inputs(transformer, size: tuple[int, int, int], batch: int = 2, length: int 
         shape = (batch * value.shape[0], *value.shape[1:])
         if value.dtype == torch.bool:
             return torch.ones(shape, dtype=torch.bool)
-        if name in ("timestep", "sigma"):
-            return torch.full(shape, 800.0)
+        if name in TIMESTEPS:
+            return torch.full(shape, TIMESTEPS[name] * family.time_scale / 1000)
+        if name == "condition_mask":  # no frame is given
+            return torch.zeros(shape)
         if name == "video_coords":
             return transformer.rope.prepare_video_coords(batch, *size, device="cpu", fps=24.0)
         return torch.randn(shape, generator=generator)
@@ -415,6 +448,16 @@ def tiny_pipeline(name: str, scheduler=None):
             call["segment_frame_length"] = common.pop("num_frames")
         elif name == "chronoedit":
             common |= {"num_frames": 5, "height": 64, "width": 96}
+    elif name == "anyflow":
+        scheduler = scheduler or FlowMapEulerDiscreteScheduler(shift=3.0)
+        pipe = AnyFlowPipeline(**without, transformer=transformer, scheduler=scheduler)
+        call = _embeds(mask=False) | {"guidance_scale": 3.0}
+    elif name == "cosmos":
+        pipe = Cosmos2_5_PredictBasePipeline(
+            **cosmos_parts(), transformer=transformer, scheduler=cosmos_scheduler(scheduler)
+        )
+        call = _embeds(mask=False) | {"guidance_scale": 3.0}
+        common |= {"height": 32, "width": 48}
     elif name == "sana-video":
         flow = DPMSolverMultistepScheduler(**UNIPC)
         pipe = SanaVideoPipeline(**without, transformer=transformer, scheduler=scheduler or flow)
@@ -477,6 +520,23 @@ def tiny_pipeline(name: str, scheduler=None):
         call = _embeds(mask=True) | {"guidance_scale": 3.0, "num_frames": 19}
     pipe.set_progress_bar_config(disable=True)
     return pipe, common | call
+
+
+class NoGuardrail(torch.nn.Module):
+    """Cosmos asks for its guardrail, a package of its own; given prompt embeddings and latents it has nothing to do."""
+
+    device, dtype = torch.device("cpu"), torch.float32
+
+
+def cosmos_parts() -> dict:
+    return {"tokenizer": None, "text_encoder": None, "vae": tiny_vae(), "safety_checker": NoGuardrail()}
+
+
+def cosmos_scheduler(scheduler=None):
+    """As its published models have it."""
+    karras = {"use_karras_sigmas": True, "sigma_min": 0.01, "sigma_max": 200.0}
+    flow = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
+    return scheduler or UniPCMultistepScheduler(**karras, **flow)
 
 
 # Its default call: classifier-free guidance in one forward, a perturbed block in another, no sound in a third.
@@ -580,6 +640,8 @@ def with_text(pipe):
 IMAGE_PIPELINES = (
     "wan2.1-i2v",
     "wan2.2-ti2v",
+    "anyflow-i2v",
+    "cosmos-v2w",
     "ltx-i2v",
     "ltx2-i2v",
     "cogvideox-i2v",
@@ -607,6 +669,15 @@ def tiny_image_pipeline(name: str, text_length: int = 7):
         )
         del call["image"]
         call |= _embeds(mask=False) | {"video": pictures(9, (96, 64))}
+    elif name == "cosmos-v2w":
+        pipe = Cosmos2_5_PredictBasePipeline(**cosmos_parts(), transformer=tiny("cosmos"), scheduler=cosmos_scheduler())
+        del call["image"]
+        call |= _embeds(mask=False) | {"height": 32, "width": 48, "video": pictures(5, (48, 32))}
+    elif name == "anyflow-i2v":
+        pipe = AnyFlowPipeline(
+            **without, vae=tiny_vae(), transformer=tiny("anyflow"), scheduler=FlowMapEulerDiscreteScheduler(shift=3.0)
+        )
+        call |= _embeds(mask=False) | {"video": [call.pop("image")]}
     elif name.startswith("wan"):
         per_token = name == "wan2.2-ti2v"
         pipe = WanImageToVideoPipeline(

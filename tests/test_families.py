@@ -114,7 +114,9 @@ def check_scaling(name: str, kind: int) -> None:
     family = family_of(transformer)
     latents = family.latents(small)
     changed = {"hidden_states", "video_coords", family.rope_argument, *(argument for _, argument in family.sizes)}
-    changed |= {*family.conditions, "visual_rope_pos"}
+    changed |= {*family.conditions, "visual_rope_pos", "condition_mask"}
+    if family.frame_timesteps is not None:
+        changed |= {"timestep", family.destination}
     large = {key: value if key in changed else small[key] for key, value in large.items()}
     large |= family.arguments_for(upsampled(latents, base_patch, coarse_patch))
 
@@ -150,6 +152,8 @@ def positions_of(transformer, call: dict) -> list[torch.Tensor]:
     length = call["encoder_hidden_states"].shape[1] if family.name == "cogvideox" else 0
 
     def of_module(module, args, output):
+        if family.name == "anyflow":
+            output = output["query"][0]
         if family.name == "kandinsky5":  # rotation matrices
             output = output[0, ..., 0, :, :, 0].flatten(0, 2).unbind(-1)
         found.append(torch.complex(*output) if isinstance(output, tuple) else output[:, length:])
@@ -288,7 +292,7 @@ def test_a_perfect_network_at_the_coarse_noise_level_gives_the_coarse_x0(name):
     call = inputs(transformer, size)
 
     def level_at(timestep):
-        level = flex.diffusion.level(timestep)
+        level = flex.diffusion.level(timestep.flatten(1)[:, 0] if timestep.ndim > 1 else timestep)
         return Level(level.alpha.view(-1, 1, 1, 1, 1), level.s.view(-1, 1, 1, 1, 1))
 
     folding = folding_for(size, mode.multiple, flex.base_patch, family.causal)
@@ -403,8 +407,6 @@ def test_what_a_class_does_not_take_is_refused():
         add_lora(attach(tiny("dit"), ["1x4x4"]), rank=4)
     with pytest.raises(ValueError, match="token_replace is not supported"):
         attach(tiny("hunyuan-video", image_condition_type="token_replace"), ["1x4x4"])
-    with pytest.raises(ValueError, match="HunyuanVideo15Transformer3DModel with use_meanflow True is not supported"):
-        attach(tiny("hunyuan-video-1.5", use_meanflow=True), ["1x2x2"])
     with pytest.raises(ValueError, match="Kandinsky5Transformer3DModel with attention_type nabla is not supported"):
         attach(tiny("kandinsky5", attention_type="nabla"), ["1x4x4"])
     latents = torch.ones(1, 5, 4, 4, 2 * CHANNELS + 1)  # whose mask says that frames are given
@@ -415,7 +417,7 @@ def test_what_a_class_does_not_take_is_refused():
 class TestPlantedFaults:
     """What the suite is for: each of these must fail it."""
 
-    @pytest.mark.parametrize("name", ["wan", "hunyuan-video", "kandinsky5", "mochi", "cogvideox-1.5"])
+    @pytest.mark.parametrize("name", ["wan", "hunyuan-video", "kandinsky5", "mochi", "cogvideox-1.5", "cosmos"])
     def test_a_head_in_the_wrong_channel_order(self, name, monkeypatch):
         stock = WeakMode.__init__
 
@@ -427,7 +429,8 @@ class TestPlantedFaults:
             check_scaling(name, SPACE)
 
     @pytest.mark.parametrize(
-        "name", ["wan", "ltx", "ltx-2", "cogvideox-2b", "cogvideox-5b", "hunyuan-video", "kandinsky5"]
+        "name",
+        ["wan", "anyflow", "ltx", "ltx-2", "cogvideox-2b", "cogvideox-5b", "cosmos", "hunyuan-video", "kandinsky5"],
     )
     def test_positions_that_are_not_strided(self, name, monkeypatch):
         def first_ones(table, centres):
@@ -449,7 +452,7 @@ class TestPlantedFaults:
         with pytest.raises(AssertionError):
             check_positions_in_time(name, 5)
 
-    @pytest.mark.parametrize("name", ["wan", "cogvideox-2b", "mochi"])
+    @pytest.mark.parametrize("name", ["wan", "cogvideox-2b", "cosmos", "mochi"])
     def test_a_clock_off_by_one(self, name, monkeypatch):
         stock = Clock._step
 

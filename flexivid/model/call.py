@@ -7,6 +7,7 @@ from functools import cached_property
 
 import torch
 from diffusers.hooks.hooks import CacheContext
+from einops import rearrange
 
 from flexivid.diffusion import Diffusion, Level
 from flexivid.model.family import Family
@@ -62,14 +63,19 @@ class Call:
             return self.family.output_class(*packed)
         return packed[0] if self.family.bare_output else packed
 
+    @property
+    def timesteps(self) -> dict[str, torch.Tensor]:
+        """By argument: that of the latents, and that to which a flow map takes them."""
+        names = ("timestep", self.family.destination)
+        return {name: torch.as_tensor(value) for name in names if (value := self.arguments.get(name)) is not None}
+
     def level(self, diffusion: Diffusion, sigma: float | None = None) -> Level:
-        """The noise level of the latents: (B, 1, 1, 1, 1), or (B, 1, T, H, W) if each token has a timestep.
+        """The noise level of the latents: (B, 1, 1, 1, 1), or (B, 1, T, H, W) if tokens or frames have timesteps.
 
         sigma: that of flow matching where it is known, since schedulers may round the timestep; where tokens have
         timesteps of their own it is that of the noisiest.
         """
-        latents = self.latents
-        timestep = torch.as_tensor(self.arguments["timestep"])
+        latents, timestep = self.latents, self.timesteps["timestep"]
         if sigma is not None and timestep.ndim < 2:
             s = torch.full((len(latents), 1, 1, 1, 1), sigma, device=latents.device)
             return Level(1 - s, s, may_be_clean=sigma == 0)
@@ -81,10 +87,18 @@ class Call:
             level = diffusion.flow_level(s)
         return Level(self.over_latents(level.alpha), self.over_latents(level.s))
 
+    def level_at(self, diffusion: Diffusion, timestep: torch.Tensor) -> Level:
+        """The noise level of latents that stand at a timestep, given as the forward takes it."""
+        level = diffusion.level(timestep.to(self.latents.device, torch.float32))
+        return Level(self.over_latents(level.alpha), self.over_latents(level.s))
+
     def over_latents(self, values: torch.Tensor) -> torch.Tensor:
-        """(), (B,) or (B, tokens) -> (B, 1, 1, 1, 1) or (B, 1, T, H, W)."""
+        """(), (B,), (B, tokens) or those of frames -> (B, 1, 1, 1, 1) or (B, 1, T, H, W)."""
         if values.ndim < 2:
             return values.expand(len(self.latents)).view(-1, 1, 1, 1, 1)
+        if self.family.frame_timesteps is not None:
+            by_frame = rearrange(values, f"{self.family.frame_timesteps} -> b 1 t 1 1")
+            return by_frame.expand(-1, -1, *self.latents.shape[2:])
         grid = token_grid(self.latents.shape[2:], self.base_patch)
         if values.shape[1] != math.prod(grid):
             raise ValueError(
@@ -100,5 +114,7 @@ class Call:
         """(B, 1, T', H', W') -> (B, tokens), (B, 1, 1, 1, 1) -> (B,): `over_latents` back, also of a coarse grid."""
         if values.shape[2:].numel() == 1:
             return values.flatten()
+        if self.family.frame_timesteps is not None:
+            return rearrange(values[:, 0, :, 0, 0], f"b t -> {self.family.frame_timesteps}")
         p_t, p_h, p_w = self.base_patch
         return values[:, 0, ::p_t, ::p_h, ::p_w].flatten(1)

@@ -3,7 +3,9 @@
 import torch
 
 from flexivid.model.family import Family
+from flexivid.model.rows.anyflow import ANYFLOW
 from flexivid.model.rows.cogvideox import COGVIDEOX
+from flexivid.model.rows.cosmos import COSMOS
 from flexivid.model.rows.hunyuan import HUNYUAN_VIDEO, HUNYUAN_VIDEO_15, MOTIF_VIDEO
 from flexivid.model.rows.kandinsky import KANDINSKY5
 from flexivid.model.rows.latte import DIT, LATTE, PIXART
@@ -18,10 +20,12 @@ FAMILIES = (
     WAN_VACE,
     WAN_ANIMATE,
     CHRONOEDIT,
+    ANYFLOW,
     SKYREELS_V2,
     LTX,
     LTX2,
     COGVIDEOX,
+    COSMOS,
     HUNYUAN_VIDEO,
     HUNYUAN_VIDEO_15,
     MOTIF_VIDEO,

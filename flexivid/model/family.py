@@ -48,6 +48,8 @@ class Family:
         (module, its stock forward, folding, *its arguments) -> what the module returns.
     positions_of_sizes: these depend on the sizes of the latents only, and can be used again in a further step.
     rope_argument: the argument of `forward` with rotary tables (tokens, D), where the pipeline makes them.
+    frame_timesteps: how `forward` holds the timesteps of latent frames, an einops pattern of b and t, if it knows one a
+        frame; else (B,) or (B, tokens). destination: the argument with a second timestep, to which a flow map goes.
     prediction: what the network predicts. time_scale: timestep = sigma * time_scale for flow matching.
     causal: the VAE encodes the first frame alone, so that it is a block of its own in time.
     guidance: `separate`, the pipeline calls the transformer once a guidance branch, so that branches can differ;
@@ -95,6 +97,8 @@ class Family:
     sizes: tuple[tuple[str, str | int], ...] = ()
     completed: Callable[[dict], dict] = dict
     rope_argument: str | None = None
+    frame_timesteps: str | None = None
+    destination: str | None = None
     time_scale: float = 1000.0
     causal: bool = True
     counting: Callable[[], AbstractContextManager] = nullcontext

@@ -197,17 +197,18 @@ class FlexTransformer:
 
     def _predict_direct(self, call: Call, patch_size: str) -> torch.Tensor:
         """The folded latents at the same timestep, unfolded (FlexiDiT, arXiv 2502.20126)."""
-        folding, latents, timestep = self.folding, call.latents, call.arguments["timestep"]
-        if timestep.ndim == 2:
-            timestep = call.by_token(folding.block_mean(call.over_latents(timestep.float())))
-        output = self._network(call, patch_size, folding.fold(latents), timestep)
+        folding, latents, timesteps = self.folding, call.latents, call.timesteps
+        for name, timestep in timesteps.items():
+            if timestep.ndim > 1:
+                timesteps[name] = call.by_token(folding.block_mean(call.over_latents(timestep.float())))
+        output = self._network(call, patch_size, folding.fold(latents), timesteps)
         return folding.unfold(output).to(latents.dtype)
 
     def _predict_snr(self, call: Call, patch_size: str, diffusion: Diffusion, level: Level) -> torch.Tensor:
         """The folded latents at the noise level of their mean, x0 up-sampled, plus a residual (`diffusion`)."""
         folding, latents = self.folding, call.latents
         averaged = Averaged.of(call, self.mode, folding, diffusion, level)
-        output = self._network(call, patch_size, averaged.folded, averaged.timestep)
+        output = self._network(call, patch_size, averaged.folded, averaged.timesteps)
         x_0, residual = averaged.x0(output, diffusion)
         x_0, channels = folding.upsample(x_0) + folding.unfold(residual), averaged.mean.shape[1]
         prediction = diffusion.output(latents[:, :channels].float(), x_0[:, :channels], level)
@@ -215,11 +216,11 @@ class FlexTransformer:
             prediction = torch.cat([prediction, x_0[:, channels:]], 1)
         return prediction.to(latents.dtype)
 
-    def _network(self, call: Call, patch_size: str, folded: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+    def _network(self, call: Call, patch_size: str, folded: torch.Tensor, timesteps: dict) -> torch.Tensor:
         """The stock forward over folded latents (B, M*C, T', H', W') -> (B, C_head, T', H', W') float32."""
         family = self.family
-        changed = family.arguments_for(folded.to(call.latents.dtype)) | {"timestep": timestep, "return_dict": False}
-        changed |= family.levels(call.arguments, timestep)
+        changed = family.arguments_for(folded.to(call.latents.dtype)) | timesteps | {"return_dict": False}
+        changed |= family.levels(call.arguments, timesteps["timestep"])
         tables = call.arguments.get(family.rope_argument)
         if tables is not None:
             changed[family.rope_argument] = centred_tables(tables, self.folding, token_axis=0)

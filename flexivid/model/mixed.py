@@ -113,9 +113,9 @@ class MixedForward:
         batch, channels = call.latents.shape[:2]
         # The embedder's hook looks at the call's latents: of these only the shape counts.
         column = call.latents.new_zeros(()).expand(batch, channels, p_t * (coarse + fine), p_h, p_w)
-        timestep = self._timestep()
-        changed = flex.family.arguments_for(column) | {"timestep": timestep, "return_dict": False}
-        if timestep.ndim == 2:
+        timesteps = {name: self._of_tokens(name) for name in call.timesteps}
+        changed = flex.family.arguments_for(column) | timesteps | {"return_dict": False}
+        if timesteps["timestep"].ndim == 2:
             changed |= loose.timed
         flex.mixed = self
         try:
@@ -133,13 +133,14 @@ class MixedForward:
         coarse, fine = self.selection.scatter(tokens)
         return to_latents(coarse, folding.coarse_grid), to_latents(fine[:, :, :channels], folding.grid)
 
-    def _timestep(self) -> torch.Tensor:
-        """(B, tokens) where there are both kinds of them, else as one kind has it."""
-        given, selection = torch.as_tensor(self.call.arguments["timestep"]), self.selection
+    def _of_tokens(self, name: str) -> torch.Tensor:
+        """Timesteps, (B, tokens) where there are both kinds of them, else as one kind has it."""
+        given, selection = self.call.timesteps[name], self.selection
         if self.averaged is None:
             return given
+        told = self.averaged.timesteps[name]
         if not selection.counts[1]:
-            return self.averaged.timestep
+            return told
         folding, device = selection.folding, self.call.latents.device
 
         def by_token(timestep: torch.Tensor, grid: Size3) -> torch.Tensor:
@@ -147,7 +148,7 @@ class MixedForward:
             timestep = timestep if timestep.ndim == 2 else timestep.reshape(-1, 1)
             return timestep.expand(-1, math.prod(grid))
 
-        return selection.gather(by_token(self.averaged.timestep, folding.coarse_grid), by_token(given, folding.grid))
+        return selection.gather(by_token(told, folding.coarse_grid), by_token(given, folding.grid))
 
     def embed(self) -> torch.Tensor:
         """The tokens of the sequence, as the stock embedder gives its own."""

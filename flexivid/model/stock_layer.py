@@ -26,7 +26,12 @@ def hook_of(layer: nn.Module, name: str):
 def working_dtype(layer: nn.Module) -> torch.dtype:
     """What a layer computes in: under diffusers' layerwise casting it is stored in less."""
     casting = hook_of(layer, CASTING)
-    return layer.bias.dtype if casting is None else casting.compute_dtype
+    return (layer.weight if layer.bias is None else layer.bias).dtype if casting is None else casting.compute_dtype
+
+
+def bias_of(layer: nn.Module, weight: Tensor) -> Tensor:
+    """The bias of a layer; zeros where it has none, beside its weight."""
+    return weight.new_zeros(len(weight)) if layer.bias is None else layer.bias
 
 
 def dense_weight(layer: nn.Module) -> Tensor:
@@ -44,7 +49,7 @@ def dense_weights(layer: nn.Module) -> Weights:
         weight, dtype = layer.weight, working_dtype(layer)
         offloaded = weight.device.type == "meta" and hasattr(layer, "_hf_hook")  # accelerate has it, and brings it
         if isinstance(weight, DTensor) or (type(weight) is nn.Parameter and not offloaded):
-            return weight.to(dtype), layer.bias.to(dtype)
+            return weight.to(dtype), bias_of(layer, weight).to(dtype)
         weight, bias = response(layer, layer)
     except Exception as error:
         raise ValueError(
@@ -61,7 +66,7 @@ def response(layer: nn.Module, base: nn.Module) -> Weights:
     Quantisers store weights in their own ways, and peft adds to them in its own, but every layer can be asked.
     """
     # Long ones, beside which the bias is small, since the sum is rounded to the layer's precision.
-    length, dtype, device = 1024, working_dtype(base), base.bias.device
+    length, dtype, device = 1024, working_dtype(base), (base.weight if base.bias is None else base.bias).device
     device = getattr(getattr(base, "_hf_hook", None), "execution_device", None) or device
     shape = (base.in_features,) if hasattr(base, "in_features") else (base.in_channels, *base.kernel_size)
     count = torch.Size(shape).numel()

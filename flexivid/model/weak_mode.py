@@ -7,7 +7,7 @@ from torch import nn
 from torch.func import functional_call
 
 from flexivid.diffusion import PARAMETRISATIONS
-from flexivid.model.stock_layer import Weights, dense_weight
+from flexivid.model.stock_layer import Weights, bias_of, dense_weight
 from flexivid.patches.resize import embedder_to_folded, head_to_folded, resize_embedder, resize_head
 from flexivid.patches.sizes import multiple_of, parse_mode
 
@@ -21,7 +21,8 @@ class WeakMode(nn.Module):
 
     Args:
         patch_size: such as `1x4x4` or `1x4x4-guided`, a multiple of the base patch. Raises ValueError otherwise.
-        embedder: the stock Conv3d, Conv2d or Linear over patches (channel, p_t, p_h, p_w). head: the stock Linear.
+        embedder: the stock Conv3d, Conv2d or Linear over patches (channel, p_t, p_h, p_w). head: the stock Linear. Weak
+            ones have biases, also where these have none.
         base_patch: (p_t, p_h, p_w).
         channels_last: the rows of the head are ordered (p_t, p_h, p_w, channel), else (channel, p_t, p_h, p_w).
         embedder_channels_last: the same of the columns of a Linear embedder.
@@ -49,7 +50,7 @@ class WeakMode(nn.Module):
 
         with torch.no_grad():
             embed_weight = self._coarse_embedder(embed_stock)
-            head_weight, head_bias = self._coarse_head(head_stock, head.bias)
+            head_weight, head_bias = self._coarse_head(head_stock, bias_of(head, head_stock))
         placed = {"device": embed_stock.device, "dtype": embed_stock.dtype}
         if embed_stock.ndim == 2:
             self.embedder = nn.Linear(embed_weight[0].numel(), len(embed_weight), **placed)
@@ -61,7 +62,7 @@ class WeakMode(nn.Module):
         self.patch_size_embedding = nn.Parameter(torch.zeros(len(embed_weight), **placed))
         with torch.no_grad():
             self.embedder.weight.copy_(embed_weight)
-            self.embedder.bias.copy_(embedder.bias)
+            self.embedder.bias.copy_(bias_of(embedder, embed_stock))
             self.head.weight.copy_(head_weight)
             self.head.bias.copy_(head_bias)
         # By layer: what the stock one has changed by, as last followed, and the weights that come of it.
@@ -133,12 +134,24 @@ class WeakMode(nn.Module):
 
     def embed(self, folded: torch.Tensor) -> torch.Tensor:
         """Folded latents as the stock embedder takes its own -> tokens of the coarse grid, as it gives them."""
-        tokens = self._run("embedder", folded)
+        tokens = self._run("embedder", self._with_joined(folded))
         # Under autocast the embedding is in float32, and would take all blocks with it.
         embedding = self.patch_size_embedding.to(tokens.dtype)
         return tokens + (
             embedding if isinstance(self.embedder, nn.Linear) else embedding.view(-1, *[1] * (tokens.ndim - 2))
         )
+
+    def _with_joined(self, patches: torch.Tensor) -> torch.Tensor:
+        """Patches (..., channel and pixel) of folded latents, behind which a forward may join channels of its own, such
+        as the padding mask of Cosmos: those come once, and every block gets them."""
+        if not isinstance(self.embedder, nn.Linear) or patches.shape[-1] == self.embedder.in_features:
+            return patches
+        pixels, blocks = math.prod(self.base_patch), math.prod(self.multiple)
+        joined = (self.embedder.in_features - patches.shape[-1]) // (pixels * (blocks - 1))
+        latents, beside = patches.unflatten(-1, (-1, pixels)).tensor_split([-joined], -2)
+        by_block = latents.unflatten(-2, (blocks, -1))
+        beside = beside.unsqueeze(-3).expand(*by_block.shape[:-2], -1, -1)
+        return torch.cat([by_block, beside], -2).flatten(-3)
 
     def predict(self, tokens: torch.Tensor) -> torch.Tensor:
         """Tokens of the last block -> what the head gives for each."""

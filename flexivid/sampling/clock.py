@@ -70,7 +70,8 @@ class Clock:
 
     def _index_of_timestep(self, pipe: DiffusionPipeline, call: Call) -> int:
         timestep, timesteps = torch.as_tensor(call.arguments["timestep"]), pipe.scheduler.timesteps
-        if timestep.ndim == 2 and getattr(pipe, "current_timestep", None) is not None:
+        in_other_units = self.family.time_scale == 1
+        if (timestep.ndim > 1 or in_other_units) and getattr(pipe, "current_timestep", None) is not None:
             # No token may be at the timestep of the step: a video can condition the whole clip.
             timestep = torch.as_tensor(pipe.current_timestep)
         # Of the noisiest token, where clean ones have a timestep of their own.
@@ -80,7 +81,8 @@ class Clock:
     def _sigma(self, pipe: DiffusionPipeline, call: Call, step: int) -> float | None:
         if call.context is not None and call.context.sigma is not None:
             return call.context.sigma
-        if self.family.prediction not in ("flow", "reversed_flow"):
+        # Where the network is told sigma itself, nothing was rounded; its scheduler may have that of EDM.
+        if self.family.prediction not in ("flow", "reversed_flow") or self.family.time_scale == 1:
             return None
         sigma = float(pipe.scheduler.sigmas[step + self._begin])
         return 1 - sigma if self.family.prediction == "reversed_flow" else sigma

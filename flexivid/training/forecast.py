@@ -94,6 +94,11 @@ def check_model(config: Config, with_clips: bool = True) -> None:
     family, transformer = family_of(pipe.transformer), pipe.transformer.config
     if family.lora_targets is None:
         raise ValueError(f"{family.transformer_class} of diffusers takes no LoRA, and cannot be trained yet")
+    if family.destination is not None:
+        raise ValueError(
+            f"{family.transformer_class} is told the timestep that a step goes to, and training draws none: it cannot "
+            f"be trained yet"
+        )
     if config.clips is None and family.name != "wan":
         raise ValueError("the rendered world is for the embedded model; give clips.folder or clips.prompts")
     index = load_index(config.base)

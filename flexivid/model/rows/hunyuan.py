@@ -72,8 +72,8 @@ HUNYUAN_VIDEO_15 = replace(
     lora_targets=r"transformer_blocks\.\d+\.(attn\.(to_q|to_k|to_v|to_out\.0)|ff\.net\.(0\.proj|2))",
     example=_hunyuan_15_example,
     counting=_MasksOnMeta,
-    # It is told the timestep of the next step too, whose noise level on a coarse grid is another one.
-    unsupported=(("use_meanflow", True),),
+    unsupported=(),
+    destination="timestep_r",  # of models with use_meanflow; None of others
 )
 
 
