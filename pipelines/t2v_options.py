@@ -20,9 +20,10 @@ from flexivid.command_line import (
     seed,
 )
 from flexivid.inputs import check_model, check_output_file, check_sizes, read_prompts
-from flexivid.model.adapter import locate_adapter, read_config
+from flexivid.model.adapter import read_config
 from flexivid.model.families import family_of
 from flexivid.model.family import transformer_of
+from flexivid.model.hub import locate_adapter
 from flexivid.patches.sizes import is_mixed_size
 from flexivid.sampling.few_steps import call_of, share_of_full
 from flexivid.sampling.schedule import Schedule, read_schedule
