@@ -14,15 +14,21 @@ LAYERS = [
     {"diffusion"},
     {"model"},
     {"sampling"},
-    {"api", "targets", "running", "patch_grid", "stock_pipelines", "models", "published", "__init__"},
+    {"api", "targets", "running", "patch_grid", "stock_pipelines", "models", "published", "public", "__init__"},
     {"training"},
     {"shapes"},
     {"inputs", "command_line"},  # what scripts share
-    {"train", "__main__"},
+    {"sweep"},
+    {"train", "commands"},
+    {"__main__"},
 ]
 HEIGHT = {room: height for height, rooms in enumerate(LAYERS) for room in rooms}
 FILES = {str(path.relative_to(ROOT)): path for path in sorted((ROOT / "flexivid").rglob("*.py"))}
-SCRIPTS = {str(path.relative_to(ROOT)): path for name in ("eval", "pipelines") for path in (ROOT / name).rglob("*.py")}
+SCRIPTS = {
+    str(path.relative_to(ROOT)): path
+    for name in ("eval", "pipelines", "integrations")
+    for path in (ROOT / name).rglob("*.py")
+}
 # Still being worked on.
 UNFINISHED: set[str] = set()
 

@@ -11,8 +11,8 @@ from selenium import webdriver
 from selenium.webdriver.common.actions.action_builder import ActionBuilder
 from selenium.webdriver.common.by import By
 
-from sweep.report import write_report
-from sweep.sampling import clips_of
+from flexivid.sweep.report import write_report
+from flexivid.sweep.sampling import clips_of
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 pytestmark = pytest.mark.skipif(

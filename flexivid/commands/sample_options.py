@@ -1,4 +1,4 @@
-"""The command line of t2v: what it means, and what is wrong with it before a model is loaded."""
+"""The command line of `flexivid sample`: what it means, and what is wrong with it before a model is loaded."""
 
 import argparse
 import warnings
@@ -34,7 +34,7 @@ DEFAULT_PROMPT = "a dotted green cross growing on a black background"
 
 
 def parse_arguments(argv: list[str] | None, description: str | None = None) -> argparse.Namespace:
-    parser = Parser(description=description)
+    parser = Parser(prog="flexivid sample", description=description)
     _add_what(parser)
     _add_compute(parser)
     _add_size(parser)
@@ -54,6 +54,8 @@ def _add_what(parser: Parser) -> None:
     add("--image", help="file or address of the first frame, for a model that continues images")
     add("--model", help="folder or hub id in diffusers format; the embedded model by default")
     add("--adapter", help="folder or hub id; 'none' for training-free; the embedded one with the embedded model")
+    add("--adapter-revision", dest="revision", help="branch, tag or commit of an adapter on the hub")
+    add("--adapter-subfolder", dest="subfolder", help="in which the adapter lies, of its folder or repository")
     add("--seed", type=seed, default=0, help="of the noise, the same for every prompt; %(default)s by default")
 
 
@@ -66,7 +68,7 @@ def _add_compute(parser: Parser) -> None:
         help="share of the full FLOPs, above 0 and up to 1; 0.25 unless there is a --schedule, or a few-step --adapter",
     )
     spent.add_argument(
-        "--schedule", help="instead of a budget, for example 2x4x4:35,1x2x2:5, or a .json file of eval/calibrate.py"
+        "--schedule", help="instead of a budget, for example 2x4x4:35,1x2x2:5, or a .json file of flexivid calibrate"
     )
     add("--guidance", choices=["same", "kept", "weak-uncond"], help="of weak steps in a budget; see enable()")
     add("--order", choices=["reuse", "interleaved", "weak-first"], help="of the steps of a budget; see enable()")
@@ -136,7 +138,7 @@ def check_arguments(arguments: argparse.Namespace) -> None:
     elif arguments.adapter == "none":
         arguments.adapter = None
     if arguments.adapter:
-        config = read_config(locate_adapter(arguments.adapter))
+        config = read_config(locate_adapter(arguments.adapter, arguments.revision, arguments.subfolder))
         fill(arguments, {"text_length": config.max_sequence_length})
         if arguments.budget is None and arguments.schedule is None:
             arguments.recipe = config.recipe
@@ -145,7 +147,7 @@ def check_arguments(arguments: argparse.Namespace) -> None:
 
 
 def enable(pipe: DiffusionPipeline, arguments: argparse.Namespace) -> None:
-    names = ("adapter", "modes", "budget", "schedule", "guidance", "order", "parametrisation")
+    names = ("adapter", "revision", "subfolder", "modes", "budget", "schedule", "guidance", "order", "parametrisation")
     merge_lora = arguments.merge_lora and arguments.adapter is not None
     flexivid.enable(pipe, **{name: getattr(arguments, name) for name in names}, merge_lora=merge_lora)
 
