@@ -55,6 +55,7 @@ test-wheel: $(READY)
 lint: $(READY)
 	$(VENV)/bin/python -m ruff check .
 	$(VENV)/bin/python -m ruff format --check .
+	$(VENV)/bin/python -m mypy
 
 # The stamp is written last, so that an interrupted installation is taken up again.
 $(READY): pyproject.toml constraints.txt
