@@ -2,6 +2,7 @@
 # make test-wheel builds sdist and wheel into dist/check, and runs the wheel there in an empty environment.
 # make test-deepspeed runs those that need DeepSpeed, which it installs into .deepspeed.
 # make test-quantised runs the tests that need torchao and bitsandbytes, which it installs into .quantisers.
+# make test-app runs those of the page of `flexivid app`, whose gradio it installs into .app.
 # make vbench makes .venv-vbench, where VBench lives (docs/vbench.md).
 #   make test PYTHON=python3.12                                              another interpreter
 #   PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make test       torch without CUDA, a far smaller download
@@ -13,7 +14,7 @@ PROMPT ?= a dotted green cross growing on a black background
 VENV := .venv
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-failed test-deepspeed test-quantised test-wheel lint vbench
+.PHONY: demo test test-failed test-app test-deepspeed test-quantised test-wheel lint vbench
 
 demo: $(READY)
 	@mkdir -p outputs
@@ -32,6 +33,13 @@ test-failed: $(READY)
 test-quantised: $(READY)
 	$(VENV)/bin/python -m pip install -q --no-deps --upgrade --target .quantisers torchao==0.18.0 bitsandbytes==0.50.2
 	PYTHONPATH=.quantisers $(VENV)/bin/python -m pytest -q tests/test_quantised.py
+
+# What gradio needs that the environment has not. Beside it, so that `make test` shows what works without.
+test-app: $(READY)
+	$(VENV)/bin/python -m pip install -q --no-deps --upgrade --target .app -c constraints.txt gradio gradio_client hf-gradio \
+		fastapi starlette uvicorn python-multipart httpx httpcore safehttpx orjson pandas pytz pydub brotli groovy \
+		opentelemetry-api semantic-version tomlkit "audioop-lts; python_version >= '3.13'"
+	PYTHONPATH=.app $(VENV)/bin/python -m pytest -q tests/test_app.py
 
 # DeepSpeed is built from source, without any of its kernels.
 test-deepspeed: $(READY)

@@ -19,6 +19,7 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "sample": Command("flexivid.commands.sample", "clips from prompts at a share of the FLOPs"),
+    "app": Command("flexivid.app", "the same in a browser, beside full and fewer steps", "app"),
     "train": Command(
         "flexivid.train", "trains an adapter; several processes: accelerate launch -m flexivid train", "train"
     ),

@@ -19,7 +19,7 @@ LAYERS = [
     {"shapes"},
     {"inputs", "command_line"},  # what scripts share
     {"sweep"},
-    {"train", "commands"},
+    {"train", "commands", "app"},
     {"__main__"},
 ]
 HEIGHT = {room: height for height, rooms in enumerate(LAYERS) for room in rooms}

@@ -171,7 +171,7 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parse_arguments(argv, __doc__)
     prompts = prompts_of(arguments)
     check_arguments(arguments)
-    pipeline = check_with_model(arguments)
+    pipeline = type(check_with_model(arguments))
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     pipe, load_seconds = load_pipeline(arguments, pipeline)
     for path, prompt in paths_of(arguments.output, prompts):
