@@ -29,8 +29,8 @@ from flexivid.shapes.embedded import ADAPTER, MODEL, SAMPLING, USUAL
 from flexivid.shapes.oracle import judge
 from flexivid.shapes.prompts import load_prompts
 from flexivid.shapes.world import FACTORS, Scene
-from sweep.bootstrap import interval
-from sweep.settings import add_weights
+from flexivid.sweep.bootstrap import interval
+from flexivid.sweep.settings import add_weights
 
 COLUMNS = (*FACTORS, "all")
 FULL_STEPS = SAMPLING["num_inference_steps"]

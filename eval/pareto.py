@@ -12,8 +12,8 @@ from pathlib import Path
 
 from flexivid.command_line import Parser, command
 from flexivid.inputs import check_output_file, read_json
-from sweep.curve import write_pareto
-from sweep.metrics import HIGHER_IS_BETTER
+from flexivid.sweep.curve import write_pareto
+from flexivid.sweep.metrics import HIGHER_IS_BETTER
 
 NEEDED = {"arm", "method", "flops_ratio", "metrics"}  # of an arm
 

@@ -1,34 +1,21 @@
 """flexivid: run a pretrained video diffusion transformer with large patches on most steps, its own on a few."""
 
-from flexivid.api import disable, enable
-from flexivid.model.adapter import AdapterError
-from flexivid.model.families import register
-from flexivid.model.family import Family
-from flexivid.patches.tubelet import FlexTubeletEmbed, FlexTubeletUnembed
-from flexivid.patches.tubelet_positions import FlexTubeletPositions
-from flexivid.running import costs, observe, plan, summary
-from flexivid.sampling.budget import BudgetError
-from flexivid.sampling.observe import Forward, Observer
-from flexivid.sampling.schedule import Schedule
-from flexivid.sampling.summary import Summary
+import importlib
+from typing import TYPE_CHECKING
 
 __version__ = "0.2.0"
-__all__ = [
-    "AdapterError",
-    "BudgetError",
-    "FlexTubeletEmbed",
-    "FlexTubeletPositions",
-    "FlexTubeletUnembed",
-    "Family",
-    "Forward",
-    "Observer",
-    "Schedule",
-    "Summary",
-    "costs",
-    "disable",
-    "enable",
-    "observe",
-    "plan",
-    "register",
-    "summary",
-]
+
+if TYPE_CHECKING:
+    from flexivid.public import *  # noqa: F403
+else:
+
+    def __getattr__(name: str):
+        # torch and diffusers take seconds to import, which `flexivid --help` does not need.
+        if not name.startswith("__") or name == "__all__":
+            public = importlib.import_module("flexivid.public")
+            if name == "__all__" or name in public.__all__:
+                return getattr(public, name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *importlib.import_module("flexivid.public").__all__})

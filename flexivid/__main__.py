@@ -1,41 +1,64 @@
-"""Small tools.
+"""The command `flexivid`, also `python -m flexivid`: finds the module of a subcommand, and lets it run."""
 
-python -m flexivid models                                what is supported, and what patch sizes cost
-python -m flexivid merge HIGH LOW --output BOTH          joins adapters for the two transformers of a pipeline
-"""
-
-import argparse
+import importlib
 import sys
-from pathlib import Path
+from typing import NamedTuple
 
-from flexivid.command_line import Parser, command
-from flexivid.inputs import check_output_folder
-from flexivid.model.adapter import merge_adapters
-from flexivid.models import page
+import flexivid
 
 
-def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = Parser(prog="python -m flexivid", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("models")
-    merge = commands.add_parser("merge")
-    merge.add_argument("adapters", type=Path, nargs="+", help="adapter folders")
-    merge.add_argument("--output", type=Path, required=True, help="folder of the joined adapter, new or empty")
-    return parser.parse_args(argv)
+class Command(NamedTuple):
+    """module: has a `main(argv)`, which returns the exit code. extra: of the package, that it needs. words: of the
+    command line, before the user's."""
+
+    module: str
+    about: str
+    extra: str | None = None
+    words: tuple[str, ...] = ()
 
 
-@command
-def main(argv: list[str] | None = None) -> None:
-    arguments = parse_arguments(argv)
-    if arguments.command == "models":
-        for line in page():
-            print(line, flush=True)
-        return
-    check_output_folder(arguments.output)
-    if arguments.output.is_dir() and any(arguments.output.iterdir()):
-        raise ValueError(f"{arguments.output} is not empty; give another --output, or delete it")
-    merge_adapters(arguments.adapters, arguments.output)
-    print(arguments.output)
+COMMANDS = {
+    "sample": Command("flexivid.commands.sample", "clips from prompts at a share of the FLOPs"),
+    "app": Command("flexivid.app", "the same in a browser, beside full and fewer steps", "app"),
+    "train": Command(
+        "flexivid.train", "trains an adapter; several processes: accelerate launch -m flexivid train", "train"
+    ),
+    "sweep": Command("flexivid.commands.sweep", "quality over compute against fewer steps and caches", "eval"),
+    "calibrate": Command("flexivid.commands.calibrate", "the schedule of least measured error for a budget", "eval"),
+    "latency": Command("flexivid.commands.latency", "seconds, FLOP/s and memory of patch sizes and budgets", "eval"),
+    "models": Command("flexivid.commands.models", "what is supported, and what patch sizes cost"),
+    "adapters": Command("flexivid.commands.adapters", "lists, inspects, checks and merges adapters"),
+    "merge": Command("flexivid.commands.adapters", "flexivid adapters merge", words=("merge",)),
+}
+
+
+def overview() -> str:
+    lines = [flexivid.__doc__, "", "usage: flexivid COMMAND ...", ""]
+    lines += [f"  {name:<11}{command.about}" for name, command in COMMANDS.items()]
+    return "\n".join([*lines, "", "flexivid COMMAND --help lists the options of one; flexivid --version."])
+
+
+def refuse(message: str) -> int:
+    print("error:", message, file=sys.stderr)
+    return 2
+
+
+def main(argv: list[str] | None = None) -> int:
+    name, *words = (sys.argv[1:] if argv is None else argv) or ["--help"]
+    if name in ("-h", "--help", "--version"):
+        print(f"flexivid {flexivid.__version__}" if name == "--version" else overview())
+        return 0
+    if name not in COMMANDS:
+        return refuse(f"there is no command {name}; there are {', '.join(COMMANDS)}")
+    command = COMMANDS[name]
+    try:
+        module = importlib.import_module(command.module)
+    except ModuleNotFoundError as error:
+        missing = error.name or ""
+        if command.extra is None or missing.partition(".")[0] == "flexivid":
+            raise
+        return refuse(f'flexivid {name} needs {missing}: pip install "flexivid[{command.extra}]"')
+    return module.main([*command.words, *words])
 
 
 if __name__ == "__main__":

@@ -11,11 +11,12 @@ from torch import nn
 from torch._dynamo import OptimizedModule
 
 from flexivid.diffusion import PARAMETRISATIONS
-from flexivid.model.adapter import AdapterConfig, load_adapter, locate_adapter, read_config
+from flexivid.model.adapter import AdapterConfig, load_adapter, read_config
 from flexivid.model.families import family_of
 from flexivid.model.family import patch_size_of
 from flexivid.model.flexible import FlexTransformer
 from flexivid.model.hooks import HOOK_NAME, attached, hook_of, register
+from flexivid.model.hub import locate_adapter
 from flexivid.model.lora import add_lora, remove_lora
 from flexivid.model.recipe import Recipe
 from flexivid.model.surroundings import (
@@ -34,6 +35,8 @@ from flexivid.sampling.runner import PipelineRunner
 from flexivid.sampling.schedule import Schedule
 from flexivid.targets import Pipeline, check_not_shared, components_of, runner_of, transformers_of
 
+NEITHER = "give a budget such as 0.25, or a schedule such as 2x4x4:35,1x2x2:5"
+
 
 def enable(
     target: Pipeline | nn.Module,
@@ -45,6 +48,9 @@ def enable(
     order: str | None = None,
     parametrisation: str | None = None,
     merge_lora: bool = False,
+    revision: str | None = None,
+    subfolder: str | None = None,
+    token: str | bool | None = None,
 ) -> None:
     """Makes a diffusers pipeline, or a bare transformer, run at several patch sizes.
 
@@ -68,31 +74,28 @@ def enable(
             `modes` or a `guidance` interleaved, with `weak-uncond` weak-first. Weak steps of a schedule are corrected.
         parametrisation: `snr` or `direct`; the adapter's, or `snr` without one.
         merge_lora: keep a copy of the adapted weights with LoRA added, one a mode: weak steps then cost no LoRA.
+        revision, subfolder, token: of an adapter on the hub, as in diffusers; a folder may have a subfolder too.
 
     Raises:
         ValueError: an argument is out of range, the model is unknown, the transformer is enabled through another
             pipeline, a cache or an offload is on that several patch sizes do not go with, or (AdapterError) the
-            adapter does not fit. The pipeline is then as it was. An unreachable budget is raised by the first call,
-            when sizes and steps are known, and so is a cache that is switched on later.
+            adapter is not to be had or does not fit. The pipeline is then as it was. An unreachable budget is raised
+            by the first call, when sizes and steps are known, and so is a cache that is switched on later.
     """
-    recipe = _recipe_to_run(target, adapter, budget, schedule, modes, guidance, order)
-    if merge_lora and adapter is None:
-        raise ValueError("merge_lora merges the LoRA of an adapter; give one")
+    adapter_alone = adapter is not None and (budget, schedule) == (None, None) and isinstance(target, Pipeline)
+    if not adapter_alone:
+        _check_arguments(target, budget, schedule, guidance, order)
     _check_surroundings(target, merge_lora)
+    folder, config = _read_adapter(adapter, (revision, subfolder, token), merge_lora, parametrisation, modes)
+    recipe = _recipe_to_run(config, modes, guidance, order) if adapter_alone else None
     if None not in (budget, modes) and (order, guidance) == (None, None):
         order = "interleaved"  # who names weak patch sizes wants them
-    folder, config = _read_adapter(adapter, parametrisation, modes)
     kind, modes = _kind_and_modes(target, config, parametrisation, modes, schedule)
 
     def start(flexes: dict[str, FlexTransformer]) -> None:
-        if config is not None:
+        if folder is not None and config is not None:
             _load(folder, config, flexes, recipe, merge_lora)
-        if recipe is not None:
-            FewStepRunner(target, flexes, recipe)
-        elif isinstance(target, Pipeline):
-            PipelineRunner(target, flexes, budget, schedule, guidance, order)
-        else:
-            flexes["transformer"].fix(schedule)
+        _run(target, flexes, recipe, budget, schedule, guidance, order)
 
     _replace(target, modes, kind, start)
 
@@ -101,6 +104,16 @@ def _load(folder: Path, config: AdapterConfig, flexes: dict[str, FlexTransformer
     load_adapter(folder, config, flexes)
     for flex in flexes.values() if merge_lora else ():
         flex.lora.merge(flex.weak_modes if recipe is None else config.loras(flex))
+
+
+def _run(target, flexes: dict[str, FlexTransformer], recipe: Recipe | None, budget, schedule, guidance, order) -> None:
+    """Gives the transformers who answers their forwards."""
+    if recipe is not None:
+        FewStepRunner(target, flexes, recipe)
+    elif isinstance(target, Pipeline):
+        PipelineRunner(target, flexes, budget, schedule, guidance, order)
+    else:
+        flexes["transformer"].fix(schedule)
 
 
 def _replace(target, modes: list[str], kind: str, start: Callable[[dict[str, FlexTransformer]], None]) -> None:
@@ -117,8 +130,8 @@ def _replace(target, modes: list[str], kind: str, start: Callable[[dict[str, Fle
                 action()
             raise
     for name, component in components_of(target).items():
-        if isinstance(component, OptimizedModule):
-            hook_of(transformers[name]).wrapped = component.forward
+        if isinstance(component, OptimizedModule) and (hook := hook_of(transformers[name])) is not None:
+            hook.wrapped = component.forward
 
 
 def _kind_and_modes(target, config: AdapterConfig | None, parametrisation, modes, schedule) -> tuple[str, list[str]]:
@@ -136,18 +149,14 @@ def _kind_and_modes(target, config: AdapterConfig | None, parametrisation, modes
     return kind, modes
 
 
-def _recipe_to_run(target, adapter, budget, schedule, modes, guidance, order) -> Recipe | None:
-    """That of the adapter, if it has one and nothing else is asked for. Raises ValueError for unfit arguments."""
-    recipe = None
-    if adapter is not None and budget is None and schedule is None and isinstance(target, Pipeline):
-        recipe = read_config(locate_adapter(adapter)).recipe
-    if recipe is None:
-        _check_arguments(target, budget, schedule, guidance, order)
-        return None
+def _recipe_to_run(config: AdapterConfig | None, modes, guidance, order) -> Recipe:
+    """That of an adapter, beside which nothing is asked for. Raises ValueError if it has none, or if something is."""
+    if config is None or config.recipe is None:
+        raise ValueError(NEITHER)
     arguments = {"modes": modes, "guidance": guidance, "order": order}
     if given := [name for name, value in arguments.items() if value is not None]:
         raise ValueError(f"{given[0]} would do nothing: without a budget or a schedule the adapter's recipe runs")
-    return recipe
+    return config.recipe
 
 
 def _check_arguments(target, budget, schedule, guidance, order) -> None:
@@ -155,7 +164,7 @@ def _check_arguments(target, budget, schedule, guidance, order) -> None:
     if budget is not None and schedule is not None:
         raise ValueError("give a budget or a schedule, not both")
     if is_pipeline and budget is None and schedule is None:
-        raise ValueError("give a budget such as 0.25, or a schedule such as 2x4x4:35,1x2x2:5")
+        raise ValueError(NEITHER)
     if not is_pipeline and (budget is not None or not isinstance(schedule, str) or ":" in schedule):
         raise ValueError("a bare transformer has no steps: give schedule= one patch size such as 1x4x4, and no budget")
     if budget is not None:
@@ -185,12 +194,19 @@ def _check_surroundings(target: Pipeline | nn.Module, merge_lora: bool) -> None:
 
 
 def _read_adapter(
-    adapter: str | os.PathLike | None, parametrisation: str | None, modes: list[str] | None
+    adapter: str | os.PathLike | None,
+    hub: tuple,
+    merge_lora: bool,
+    parametrisation: str | None,
+    modes: list[str] | None,
 ) -> tuple[Path | None, AdapterConfig | None]:
     """The folder of an adapter and its config. Raises ValueError if it was made for something else than is asked."""
     if adapter is None:
+        options = zip(("merge_lora", "revision", "subfolder", "token"), (merge_lora or None, *hub), strict=True)
+        if given := [name for name, value in options if value is not None]:
+            raise ValueError(f"{given[0]} is about an adapter; give one")
         return None, None
-    folder = locate_adapter(adapter)
+    folder = locate_adapter(adapter, *hub)
     config = read_config(folder)
     if parametrisation not in (None, config.parametrisation):
         raise ValueError(f"the adapter was trained for {config.parametrisation}, not {parametrisation}")

@@ -5,6 +5,7 @@ A mistake is one sentence on stderr and exit code 2, before anything expensive i
 
 import argparse
 import math
+import os
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -47,7 +48,7 @@ def refuse(error: Exception) -> int:
 
 
 def command(main: Callable[[list[str] | None], None]) -> Callable[[list[str] | None], int]:
-    """Makes a script's main return its exit code: 0, or 2 after a mistake of the user."""
+    """Makes a script's main return its exit code: 0, 2 after a mistake of the user, 1 if nobody reads on (`| head`)."""
 
     @wraps(main)
     def with_exit_code(argv: list[str] | None = None) -> int:
@@ -56,6 +57,9 @@ def command(main: Callable[[list[str] | None], None]) -> Callable[[list[str] | N
         transformers_logging.disable_progress_bar()
         try:
             main(argv)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left would be written at exit
+            return 1
         except MISTAKES as error:
             return refuse(error)
         return 0

@@ -1,5 +1,7 @@
 """What is enabled: the transformers of a pipeline, and who runs them."""
 
+from typing import TypeAlias
+
 from diffusers import DiffusionPipeline, ModularPipeline
 from torch import nn
 from torch._dynamo import OptimizedModule
@@ -8,7 +10,7 @@ from flexivid.model.hooks import attached
 from flexivid.model.surroundings import SHARED
 from flexivid.sampling.runner import PipelineRunner
 
-Pipeline = DiffusionPipeline | ModularPipeline
+Pipeline: TypeAlias = DiffusionPipeline | ModularPipeline
 COMPONENTS = ("transformer", "transformer_2")
 
 

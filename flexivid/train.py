@@ -1,8 +1,8 @@
 """Trains the embedded model and flexivid adapters.
 
-    accelerate launch flexivid/train.py --config configs/shapes-vae.yaml
-    accelerate launch flexivid/train.py --config configs/shapes-base.yaml --optim.lr 1e-3
-    accelerate launch flexivid/train.py --config configs/shapes-flex.yaml
+    flexivid train --config shapes-vae                                        # one process
+    accelerate launch -m flexivid train --config shapes-base --optim.lr 1e-3  # as many as accelerate is configured for
+    accelerate launch flexivid/train.py --config configs/shapes-flex.yaml     # the same, in a checkout
 
 A run writes checkpoints, `log.jsonl`, pictures and its result to the config's `output`; started again, it goes on
 from its last checkpoint. It exits with 2 for a mistake in what it was given, with 1 if it cannot go on.
@@ -120,8 +120,12 @@ def check_config(config: Config) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = Parser(description=__doc__)
-    parser.add_argument("--config", required=True, help="YAML file; --section.key value overrides a setting")
+    parser = Parser(prog="flexivid train", description=__doc__)
+    parser.add_argument(
+        "--config",
+        required=True,
+        help="YAML file, or the name of one that ships with flexivid; --section.key value overrides a setting",
+    )
     parser.add_argument("--dry-run", action="store_true", help="print what a distillation will cost, and stop")
     diffusers_logging.set_verbosity_error()
     try:

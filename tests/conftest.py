@@ -21,7 +21,7 @@ from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 from diffusers.utils import logging
 from filelock import FileLock
 
-import vbench_sweep
+from flexivid.commands import sweep as vbench_sweep
 from flexivid.shapes.build import TEXT_DIM, build_pipeline, build_text_encoder, build_tokenizer
 from flexivid.video import write_mp4
 

@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[1]
 FILES = {
     "t2v": "pipelines/t2v.py",
     "train": "flexivid/train.py",
-    "flexivid": "flexivid/__main__.py",
+    "adapters": "flexivid/commands/adapters.py",
     **{path.stem: f"eval/{path.name}" for path in (ROOT / "eval").glob("*.py")},
 }
 # What is right, so that nothing is wrong but what a line of the table adds.
@@ -42,9 +42,9 @@ RIGHT = {
     "budget_picture": "--output {out}/budgets.png",
     "data_speed": "--config {there}/train.yaml",
     "pareto": "--output {out}/pareto.png {there}/results.json",
-    "flexivid": "merge --output {out} {adapter}",
+    "adapters": "merge --output {out} {adapter}",
 }
-WRITES_AT_ONCE = ("pareto", "flexivid")  # no model is loaded before
+WRITES_AT_ONCE = ("pareto", "adapters")  # no model is loaded before
 
 # script: (arguments that are added to the right ones, what is said)
 TABLE = {
@@ -105,6 +105,9 @@ TABLE = {
         ("--adapter {there}/nowhere", "neither a folder nor a hub id"),
         ("--adapter {there}/empty.txt", "neither a folder nor a hub id"),
         ("--adapter {there}/folder", "has no flexivid_config.json"),
+        ("--adapter {there}/own-adapter --adapter-subfolder second", "has no flexivid_config.json"),
+        ("--adapter {there}/own-adapter --adapter-revision v1", "a revision is of a hub id"),
+        ("--adapter-revision v1", "revision is about an adapter; give one"),
         ("--adapter {there}/other-adapter", "num_layers 3 != 2"),
         ("--adapter {there}/without-tensors", "flexivid.safetensors is missing"),
         ("--adapter {there}/cut-adapter", "is not a whole safetensors file"),
@@ -122,6 +125,7 @@ TABLE = {
     ],
     "train": [
         ("--config {there}/missing.yaml", "no config file at"),
+        ("--config shapes", "none of that name ships with flexivid"),
         ("--config {there}/folder", "Is a directory"),
         ("--config {there}/empty.txt", "holds NoneType, not a mapping"),
         ("--config {there}/latin.txt", "latin.txt"),
@@ -320,7 +324,7 @@ TABLE = {
         ("--output {out}/pareto.txt", "must be an .png file"),
         ("--output {there}/empty.txt/pareto.png", "empty.txt is a file"),
     ],
-    "flexivid": [
+    "adapters": [
         ("{there}/nowhere", "has no flexivid_config.json"),
         ("{there}/empty.txt", "has no flexivid_config.json"),
         ("{there}/broken-config", "is not JSON"),
@@ -451,7 +455,9 @@ def call(there, tmp_path, monkeypatch):
 
 
 def main_of(script: str):
-    name = {"t2v": "pipelines.t2v", "train": "flexivid.train", "flexivid": "flexivid.__main__"}.get(script, script)
+    name = {"t2v": "pipelines.t2v", "train": "flexivid.train", "adapters": "flexivid.commands.adapters"}.get(
+        script, script
+    )
     return importlib.import_module(name).main
 
 

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from test_training_scale import ONE, TWO, losses, run, write
 
 import flexivid
+from flexivid.commands import sample as t2v
 from flexivid.model.adapter import AdapterConfig, save_adapter
 from flexivid.model.family import patch_size_of
 from flexivid.model.recipe import Recipe
@@ -32,7 +33,6 @@ from flexivid.training.loop import train
 from flexivid.training.noise import NoiseLevels
 from flexivid.training.optimizers import build_optimizers
 from flexivid.training.parallel.sharding import check_sharding
-from pipelines import t2v
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 SIZES = ["2x4x4", "1x4x4", "1x2x2", "1x4x4"]  # a weak one after the powerful one is not corrected

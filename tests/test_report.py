@@ -7,19 +7,14 @@ import time
 from types import SimpleNamespace
 
 import pytest
-from selenium import webdriver
+from browser import browser_at, needs_browser, wait_for
 from selenium.webdriver.common.actions.action_builder import ActionBuilder
 from selenium.webdriver.common.by import By
 
-from sweep.report import write_report
-from sweep.sampling import clips_of
+from flexivid.sweep.report import write_report
+from flexivid.sweep.sampling import clips_of
 
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-pytestmark = pytest.mark.skipif(
-    not (CHROMIUM and DRIVER), reason="no Chromium here: apt-get install chromium chromium-driver"
-)
-SWITCHES = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
-SWITCHES += ["--disable-component-update", "--disable-sync", "--autoplay-policy=no-user-gesture-required"]
+pytestmark = needs_browser
 
 
 @pytest.fixture(scope="module")
@@ -40,31 +35,10 @@ def page(finished_sweep, tmp_path_factory):
     return copy / "report.html"
 
 
-def before_driver():
-    """Tests are held to a core each (conftest); the browser gets all of them."""
-    os.sched_setaffinity(0, range(os.cpu_count()))
-
-
 @pytest.fixture(scope="module")
 def browser(page, tmp_path_factory):
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for switch in [*SWITCHES, f"--user-data-dir={tmp_path_factory.mktemp('profile')}", "--window-size=1400,1000"]:
-        options.add_argument(switch)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    service = webdriver.ChromeService(executable_path=DRIVER, popen_kw={"preexec_fn": before_driver})
-    with webdriver.Chrome(options=options, service=service) as driver:
-        driver.command_executor.client_config.timeout = 60  # seconds that a command may take
-        driver.get(page.as_uri())
+    with browser_at(page.as_uri(), tmp_path_factory.mktemp("profile")) as driver:
         yield driver
-
-
-def wait_for(condition, what: str, seconds: float = 20.0):
-    until = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < until, f"waited {seconds:g} s for {what}"
-        time.sleep(0.05)
-    return found
 
 
 def videos(browser) -> list[dict]:

@@ -13,10 +13,10 @@ from families import tiny_pipeline as tiny_pipeline_of
 
 from flexivid.inputs import shapes_scenes
 from flexivid.sampling.places import reuse_places
-from sweep import arms, dbcache, levels, metrics, scoring, settings, tuning
-from sweep.probe import Probe, Trial
-from sweep.rivals import RIVALS, Rival
-from sweep.sampling import Clip, sample, stock_run
+from flexivid.sweep import arms, dbcache, levels, metrics, scoring, settings, tuning
+from flexivid.sweep.probe import Probe, Trial
+from flexivid.sweep.rivals import RIVALS, Rival
+from flexivid.sweep.sampling import Clip, sample, stock_run
 
 CALL = {"frames": 9, "height": 32, "width": 32, "steps": 8, "guidance_scale": 3.0, "text_length": 16, "fps": 8}
 CLIPS = [Clip("a plain red circle growing on a black background", 0, 3), Clip("a blue square", 0, 4)]

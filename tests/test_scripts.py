@@ -12,12 +12,12 @@ import pytest
 import torch
 from test_bad_input import FILES, ROOT, TABLE, main_of
 
-import latency
 import spectrum
 from flexivid import command_line, inputs
+from flexivid.__main__ import COMMANDS
+from flexivid.commands import latency, sample
 from flexivid.shapes.world import all_scenes
-from pipelines import t2v
-from sweep import settings
+from flexivid.sweep import settings
 
 SCRIPTS = sorted(path.stem for path in (Path(__file__).parents[1] / "eval").glob("*.py"))
 
@@ -77,7 +77,8 @@ def test_an_option_means_the_same_wherever_it_is(options_of, name, kind, scripts
 def test_the_page_of_commands_has_every_script_and_what_is_the_same():
     page = (ROOT / "docs/commands.md").read_text()
     missing = [name for name in (*FILES.values(), "--prompts", "--device", "--rounds", "--batch") if name not in page]
-    assert missing == ["flexivid/__main__.py"] and "python -m flexivid merge" in page
+    assert missing == ["flexivid/commands/adapters.py"]
+    assert [name for name in COMMANDS if f"`flexivid {name}`" not in page] == []
 
 
 def options_without_help(source: str) -> list[str]:
@@ -105,7 +106,7 @@ def test_former_names_still_do():
     assert (arguments.batch, arguments.rounds, arguments.device) == ([1, 8], 3, torch.device("cpu"))
     arguments = settings.parse_arguments("", "--timed-rounds 2 --cpu".split())
     assert (arguments.rounds, arguments.device) == (2, torch.device("cpu"))
-    assert t2v.parse_arguments(["--prompt-file", "a.txt"]).prompts == "a.txt"
+    assert sample.parse_arguments(["--prompt-file", "a.txt"]).prompts == "a.txt"
 
 
 def test_sets_of_prompts_and_files(tmp_path):

@@ -17,13 +17,13 @@ from PIL import Image
 
 import flexivid
 import pareto
-import vbench_sweep
+from flexivid.commands import sweep as vbench_sweep
 from flexivid.inputs import empty_wan_pipeline
 from flexivid.model.adapter import AdapterConfig
 from flexivid.shapes.embedded import ADAPTER, MODEL, SAMPLING
 from flexivid.shapes.world import Scene, fixed_layout, render
+from flexivid.sweep import arms, bootstrap, curve, metrics, sampling, scoring, settings, vbench
 from flexivid.video import write_mp4
-from sweep import arms, bootstrap, curve, metrics, sampling, scoring, settings, vbench
 
 ROOT = Path(__file__).parents[1]
 

@@ -1,6 +1,5 @@
-"""pipelines/t2v.py, called in process on a tiny random pipeline."""
+"""flexivid sample, called in process on a tiny random pipeline."""
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -14,19 +13,11 @@ from families import tiny_pipeline as tiny_family_pipeline
 from PIL import Image
 from test_flexible import attach, config_of
 
+from flexivid.commands import sample as t2v
 from flexivid.model.adapter import save_adapter
 from flexivid.sampling.flops import flops_text
 
-SCRIPT = Path(__file__).parents[1] / "pipelines/t2v.py"
 CAPTION = "a plain red circle growing on a black background"
-
-
-@pytest.fixture(scope="module")
-def t2v():
-    spec = importlib.util.spec_from_file_location("t2v", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +28,7 @@ def model(tmp_path_factory):
 
 
 @pytest.fixture
-def call(t2v, model, tmp_path):
+def call(model, tmp_path):
     def run(*arguments, output=tmp_path / "out/clip.mp4"):
         fixed = f"--model {model} --steps 4 --frames 9 --height 32 --width 32 --fps 4 --device cpu".split()
         return t2v.main([*fixed, "--output", str(output), *map(str, arguments)])
@@ -148,7 +139,7 @@ def test_a_schedule_file(call, tmp_path, capsys):
         (["--prompt-file", "missing.txt"], "missing.txt"),
     ],
 )
-def test_bad_input_is_refused_before_weights_are_read(call, t2v, tmp_path, capsys, monkeypatch, arguments, message):
+def test_bad_input_is_refused_before_weights_are_read(call, tmp_path, capsys, monkeypatch, arguments, message):
     def read_weights(*args, **kwargs):
         raise AssertionError("weights were read")
 
@@ -201,7 +192,7 @@ def test_adapters_that_do_not_fit(call, tmp_path, capsys):
         ("wan2.2-ti2v", WanPipeline, []),
     ],
 )
-def test_other_families(t2v, tmp_path, name, pipeline, arguments):
+def test_other_families(tmp_path, name, pipeline, arguments):
     with_text(pipeline.from_pipe(tiny_image_pipeline(name, text_length=226)[0])).save_pretrained(tmp_path / "model")
     Image.new("RGB", (96, 64), (200, 40, 40)).save(tmp_path / "image.png")
     sizes = "--steps 8 --frames 9 --height 64 --width 96 --budget 0.9 --device cpu".split()
@@ -213,7 +204,7 @@ def test_other_families(t2v, tmp_path, name, pipeline, arguments):
     assert record["flops"]["ratio"] <= 0.9 and record["seconds"]["text"] > 0 and record["seconds"]["decode"] > 0
 
 
-def test_images_for_a_model_that_takes_none(t2v, tmp_path, capsys):
+def test_images_for_a_model_that_takes_none(tmp_path, capsys):
     with_text(tiny_family_pipeline("mochi")[0]).save_pretrained(tmp_path / "model")
     arguments = ["--prompt", CAPTION, "--output", str(tmp_path / "clip.mp4")]
     assert t2v.main([*arguments, "--model", str(tmp_path / "model"), "--image", "image.png"]) == 2

@@ -7,14 +7,14 @@ import pytest
 from accelerate import Accelerator
 from conftest import tiny_pipeline, write_clip
 
+from flexivid.commands import sample as t2v
 from flexivid.sampling.schedule import read_schedule
+from flexivid.sweep import settings
 from flexivid.text import read_lines, read_text
 from flexivid.training.config import ClipsConfig, load_config
 from flexivid.training.data import latents
 from flexivid.training.data.captions import find_clips
 from flexivid.training.data.latents import clips_of
-from pipelines import t2v
-from sweep import settings
 
 RARE = {"U+2028": "\u2028", "U+2029": "\u2029", "NEL": "\x85", "VT": "\x0b", "FF": "\x0c", "FS": "\x1c"}
 LATIN = "a caf\xe9 at night".encode("latin-1")

@@ -11,7 +11,6 @@ The LoRA file carries diffusers' key names and metadata under the prefix `<compo
 """
 
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -110,24 +109,6 @@ def read_config(folder: Path) -> AdapterConfig:
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
         raise AdapterError(f"{path}: {problems}") from None
-
-
-def locate_adapter(adapter: str | os.PathLike) -> Path:
-    """The local folder of an adapter given as a folder or as a hub id. Raises AdapterError if it is neither."""
-    folder = Path(adapter)
-    if folder.is_dir():
-        return folder
-    if folder.exists() or str(adapter).count("/") != 1:
-        raise AdapterError(f"no adapter at {adapter}: it is neither a folder nor a hub id")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        return Path(snapshot_download(str(adapter), allow_patterns=["*.json", "*.safetensors"]))
-    except HFValidationError:
-        raise AdapterError(f"no adapter at {adapter}: it is neither a folder nor a hub id") from None
-    except Exception as error:
-        raise AdapterError(f"no folder {adapter}, and the hub does not have it either: {error}") from None
 
 
 def check_matches(config: AdapterConfig, component: str, flex: FlexTransformer) -> None:
@@ -232,7 +213,9 @@ def save_adapter(folder: Path, config: AdapterConfig, flexes: dict[str, FlexTran
 
     write: no for the processes that only hold a part of the weights, and have to give it.
     """
-    weights, lora, metadata = {}, {}, {}
+    weights: dict[str, torch.Tensor] = {}
+    lora: dict[str, torch.Tensor] = {}
+    metadata: dict[str, object] = {}
     for component, flex in flexes.items():
         for stock, names in zip(flex.stock_layers, stock_names(component), strict=True):
             weights |= zip(names, stock.to_train_beside(), strict=True)
@@ -275,8 +258,8 @@ def merge_adapters(sources: list[Path], output: Path) -> None:
     Raises AdapterError if they are no adapters, differ in modes, parametrisation, rank or model, or share a component.
     """
     configs = [read_config(source) for source in sources]
-    shared = ("patch_sizes", "parametrisation", "lora_rank", "transformer_class", "transformer_shape")
-    shared += ("base_model", "max_sequence_length", "guidance_scale", "recipe")
+    shared = ["patch_sizes", "parametrisation", "lora_rank", "transformer_class", "transformer_shape"]
+    shared += ["base_model", "max_sequence_length", "guidance_scale", "recipe"]
     first = configs[0]
     for source, config in zip(sources[1:], configs[1:], strict=True):
         if differing := [name for name in shared if getattr(config, name) != getattr(first, name)]:
@@ -288,7 +271,7 @@ def merge_adapters(sources: list[Path], output: Path) -> None:
     tensors = {name: {k: v for source in sources for k, v in _read_tensors(source / name).items()} for name in names}
     facts = {config.components[0]: config.training for config in configs}
     merged = first.model_copy(update={"components": components, "training": facts})
-    metadata = {}
+    metadata: dict[str, object] = {}
     for source in sources if first.lora_rank else []:
         with safe_open(source / LORA_NAME, "pt") as file:
             facts_of_lora = (file.metadata() or {}).get("lora_adapter_metadata")

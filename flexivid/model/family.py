@@ -131,7 +131,7 @@ class Family:
             return call["hidden_states"]
         sizes = {axis: call.get(argument, argument) for axis, argument in self.sizes}
         if "t" in sizes:
-            sizes["t"] = sum(self._clips(call))
+            sizes["t"] = sum(self._clips(call) or ())
         return rearrange(call["hidden_states"], f"{self.layout} -> b c t h w", **sizes)
 
     def folding(self, call: dict, multiple: Size3, patch_size: Size3) -> Folding:
@@ -195,6 +195,6 @@ def centred_tables(tables: Tables, folding: Folding, token_axis: int) -> Tables:
     """Rotary tables of the base grid, tokens on `token_axis`, read at the centres of the coarse tokens."""
     if math.prod(folding.multiple) == 1:
         return tables
-    grids = (table.movedim(token_axis, 0).unflatten(0, folding.grid) for table in tables)
-    centred = centred_rope(*grids, folding.centres, folding.aside)
+    cos, sin = (table.movedim(token_axis, 0).unflatten(0, folding.grid) for table in tables)
+    centred = centred_rope(cos, sin, folding.centres, folding.aside)
     return tuple(table.flatten(0, 2).movedim(0, token_axis) for table in centred)

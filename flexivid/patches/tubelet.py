@@ -5,6 +5,8 @@ pseudo-inverse resize (FlexiViT, arXiv 2212.08013; FlexiDiT, arXiv 2502.20126), 
 training at any patch size trains the same parameter.
 """
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -15,7 +17,7 @@ from flexivid.patches.resize import PatchSize, apply_to_embedder, apply_to_head,
 Grid = tuple[int, int, int]
 
 
-def patch_name(patch_size: PatchSize) -> str:
+def patch_name(patch_size: tuple[int, ...]) -> str:
     """(1, 4, 4) -> "1x4x4": time, height, width in latent pixels."""
     return "x".join(map(str, patch_size))
 
@@ -44,12 +46,12 @@ class _FlexTubelet(nn.Module):
         self._build_matrices()
         return self
 
-    def _choose(self, patch_size: PatchSize | None) -> PatchSize:
-        patch_size = self.patch_size if patch_size is None else tuple(patch_size)
+    def _choose(self, asked: PatchSize | None) -> PatchSize:
+        patch_size = self.patch_size if asked is None else tuple(asked)
         if patch_size != self.patch_size and patch_size not in self.coarse_sizes:
             known = ", ".join(map(patch_name, (self.patch_size, *self.coarse_sizes)))
             raise ValueError(f"patch size {patch_name(patch_size)} is not one of this layer's: {known}")
-        return patch_size
+        return cast(PatchSize, patch_size)  # of three numbers, as this layer's are
 
 
 class FlexTubeletEmbed(_FlexTubelet):
@@ -117,14 +119,14 @@ class FlexTubeletUnembed(_FlexTubelet):
 
         Raises ValueError for a patch size that the layer was not built with, einops.EinopsError if N is not the grid's.
         """
-        patch_size = self._choose(patch_size)
-        if patch_size == self.patch_size:
+        chosen = self._choose(patch_size)
+        if chosen == self.patch_size:
             patches = self.proj(tokens)
         else:
             # The coarse output patch is the up-sampled fine one: w' = R w.
-            matrix = self._matrix(patch_size)
+            matrix = self._matrix(chosen)
             patches = F.linear(tokens, apply_to_head(matrix, self.proj.weight), apply_to_head(matrix, self.proj.bias))
-        sizes = dict(zip(("t", "h", "w", "pt", "ph", "pw"), (*grid, *patch_size), strict=True))
+        sizes = dict(zip(("t", "h", "w", "pt", "ph", "pw"), (*grid, *chosen), strict=True))
         x = rearrange(patches, "b (t h w) (pt ph pw c) -> b c (t pt) (h ph) (w pw)", **sizes)
         t, h, w = size or x.shape[2:]
         return x[:, :, :t, :h, :w]

@@ -108,7 +108,7 @@ class _Purse:
         return (mode,) * self.branches
 
     def cost(self, *steps: tuple[str, ...]) -> Fraction:
-        return sum(self.prices[mode] for mode in Schedule(steps).forwards(self.modes[-1]))
+        return sum((self.prices[mode] for mode in Schedule(steps).forwards(self.modes[-1])), Fraction())
 
     @property
     def coarsest(self) -> tuple[str, ...]:
@@ -209,17 +209,18 @@ def _reusing(purse: _Purse) -> list[tuple[str, ...]]:
     Where these are few, guided steps take the place of one of them, and come before all others: the layout, which they
     decide, asks for many steps and little detail.
     """
-    powerful, guided = purse.affordable, 0
+    powerful, guided, early_step = purse.affordable, 0, purse.powerful
     if not powerful:
         raise purse.too_small(purse.cost(purse.powerful))
     if purse.guided is not None and powerful < min(GUIDED_BELOW, purse.steps):
         powerful = max(powerful - 1, 1)
         left = purse.limit - powerful * purse.cost(purse.powerful)
-        guided = min(GUIDED_STEPS, left // purse.cost(purse.all_at(purse.guided)))
+        early_step = purse.all_at(purse.guided)
+        guided = min(GUIDED_STEPS, left // purse.cost(early_step))
     early, late = places_after_guided(guided, powerful, purse.steps)
     planned = [purse.all_at(REUSED)] * purse.steps
     for place in early:
-        planned[place] = purse.all_at(purse.guided)
+        planned[place] = early_step
     for place in late:
         planned[place] = purse.powerful
     return planned

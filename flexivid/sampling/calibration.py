@@ -7,7 +7,7 @@ run and e_q what a kind of weak step errs by. Steps that reuse hold it until the
 
 the last hold in the second term only.
 An error of x0 in one step moves the latents a little, later steps take most of that back, and within a hold they add up
-in one direction; the last prediction is what is seen. Pure functions; `eval/calibrate.py` measures x0 and the errors.
+in one direction; the last prediction is what is seen. Pure functions; `flexivid calibrate` measures x0 and the errors.
 """
 
 import math

@@ -21,7 +21,7 @@ def reuse_places(count: int, steps: int) -> list[int]:
 
     x0 changes most at high noise, and the first step has nothing to reuse. The last computed step is what is seen, and
     comes late, but with few steps it is better to be right about the layout than about the last of the detail. A fit to
-    the places that leave the least error along full runs (`eval/calibrate.py`).
+    the places that leave the least error along full runs (`flexivid calibrate`).
     """
     last = (steps - 1) * (1 - (1 - count / steps) * math.exp(-((count / LAST) ** 2)))
     return _spaced([last * (k / max(count - 1, 1)) ** REUSE for k in range(count)], steps)

@@ -170,7 +170,7 @@ def powerful_of(costs: Mapping[str, float]) -> str:
 
     But for a guided one of that size, which stands for two forwards and has a larger head.
     """
-    return max((name for name in costs if not name.endswith(GUIDED)), key=costs.get)
+    return max((name for name in costs if not name.endswith(GUIDED)), key=costs.__getitem__)
 
 
 def _check_mixed(index: int, step: tuple[str, ...], name: str) -> None:
@@ -233,7 +233,7 @@ def explicit_schedule(text: str, steps: int, branches: int, patch_sizes: Collect
 
 
 def read_schedule(path: Path) -> Schedule:
-    """The schedule of a JSON file such as `eval/calibrate.py` writes, `{"schedule": [["2x4x4", "2x4x4"], ...], ...}`.
+    """The schedule of a JSON file such as `flexivid calibrate` writes, `{"schedule": [["2x4x4", "2x4x4"], ...], ...}`.
 
     Raises ValueError, or OSError if there is no such file.
     """

@@ -7,10 +7,11 @@ import yaml
 from pydantic import Field, PositiveFloat, ValidationError, model_validator
 
 from flexivid.patches.sizes import parse_mode
+from flexivid.shipped import find_config
 from flexivid.text import read_text
 from flexivid.training.data.buckets import Bucket
 from flexivid.training.few_config import FewConfig
-from flexivid.training.section import Fraction, Positive, Section
+from flexivid.training.section import Fraction, Positive, Section, ShippedPath
 from flexivid.training.unread import check_all_is_read
 
 
@@ -118,7 +119,7 @@ class DistillConfig(Section):
     guidance_scale: float | None = Field(
         None, gt=1, description="of classifier-free guidance, that modes such as 1x4x4-guided give in one forward"
     )
-    adapter: Path | None = Field(
+    adapter: ShippedPath | None = Field(
         None,
         description="adapter folder to go on from, of the same modes and rank; guided modes that it has not start from "
         "the others",
@@ -162,7 +163,7 @@ class Config(Section):
         "shared trains all weights of one for every patch size; few makes an adapter for a few steps without guidance"
     )
     output: Path = Field(description="folder of checkpoints, log.jsonl, samples and the result")
-    base: Path | None = Field(
+    base: ShippedPath | None = Field(
         None, description="what is started from: a VAE (`vae` trains its decoder on), a VAE or pipeline, a teacher"
     )
     component: Literal["transformer", "transformer_2"] = Field(
@@ -237,14 +238,13 @@ def _override(tree: dict, name: str, text: str) -> None:
 
 
 def load_config(path: str | Path, overrides: list[str] = ()) -> Config:
-    """Reads a YAML file and applies `--section.key value` overrides; `null` takes a setting out.
+    """Reads a YAML file, or the one that ships under a name, and applies `--section.key value` overrides.
 
-    Raises ValueError that names what is wrong.
+    `null` takes a setting out. Raises ValueError that names what is wrong.
     """
+    path = find_config(path)
     try:
         tree = yaml.safe_load(read_text(path))
-    except FileNotFoundError:
-        raise ValueError(f"no config file at {path}") from None
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not YAML: {error}") from None
     if not isinstance(tree, dict):

@@ -1,6 +1,5 @@
 """The settings of objective `few`."""
 
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -8,7 +7,7 @@ from pydantic import Field, model_validator
 
 from flexivid.model.recipe import Recipe
 from flexivid.training.noise import shift_sigma
-from flexivid.training.section import Fraction, Positive, Section
+from flexivid.training.section import Fraction, Positive, Section, ShippedPath
 
 
 class FewConfig(Section):
@@ -25,7 +24,7 @@ class FewConfig(Section):
     )
     parametrisation: Literal["snr", "direct"] = Field("snr", description="of the weak patch sizes, see `distill`")
     rank: Positive = Field(32, description="LoRA rank of every patch size, and of the fake score")
-    adapter: Path | None = Field(
+    adapter: ShippedPath | None = Field(
         None, description="adapter folder that the patch sizes start from, of the same rank and parametrisation"
     )
     fake_updates: Positive = Field(

@@ -10,7 +10,7 @@ import matplotlib
 import numpy as np
 
 from flexivid.files import replacing
-from sweep.metrics import HIGHER_IS_BETTER
+from flexivid.sweep.metrics import HIGHER_IS_BETTER
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402

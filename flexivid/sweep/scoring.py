@@ -8,8 +8,8 @@ import torch
 
 from flexivid.files import replacing
 from flexivid.shapes.world import Scene
-from sweep.bootstrap import estimate, estimate_of_sets
-from sweep.metrics import (
+from flexivid.sweep.bootstrap import estimate, estimate_of_sets
+from flexivid.sweep.metrics import (
     RENDERED_CLIPS,
     Features,
     adherence,
@@ -20,8 +20,8 @@ from sweep.metrics import (
     perceptual_distance,
     spread,
 )
-from sweep.sampling import Sampler, read_clip
-from sweep.vbench import values_of_clips
+from flexivid.sweep.sampling import Sampler, read_clip
+from flexivid.sweep.vbench import values_of_clips
 
 FEATURES, DISPLACEMENT = "features", "displacement"  # of which no mean is given
 

@@ -1,6 +1,6 @@
 """Scores one VBench dimension; runs in VBench's own environment (`make vbench`) and speaks JSON on its last line.
 
-.venv-vbench/bin/python eval/sweep/vbench_worker.py VIDEOS DIMENSION [standard]
+.venv-vbench/bin/python flexivid/sweep/vbench_worker.py VIDEOS DIMENSION [standard]
 """
 
 import contextlib

@@ -9,8 +9,8 @@ from tqdm import tqdm
 
 from flexivid.files import write_json
 from flexivid.inputs import read_json
-from sweep.probe import Probe, Trial
-from sweep.rivals import RIVALS, Rival
+from flexivid.sweep.probe import Probe, Trial
+from flexivid.sweep.rivals import RIVALS, Rival
 
 CLOSE = 0.1  # settings whose FLOPs are so close to a budget, as a share of it, are chosen among by their PSNR
 ENOUGH = 0.02  # and those that are so close need not be searched any nearer

@@ -16,7 +16,9 @@ from tqdm import tqdm
 
 from flexivid.files import write_json
 
-ROOT = Path(__file__).parents[2]
+CHECKOUT = Path(__file__).parents[2]
+# Beside an installed flexivid there is no `make`: its environment lies in the folder where one works.
+ROOT = CHECKOUT if (CHECKOUT / "Makefile").exists() else Path.cwd()
 PYTHON = ROOT / ".venv-vbench" / "bin" / "python"
 WORKER = Path(__file__).with_name("vbench_worker.py")
 DEFAULT_CACHE = Path.home() / ".cache" / "vbench"

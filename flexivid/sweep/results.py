@@ -5,8 +5,8 @@ import json
 from pathlib import Path
 
 from flexivid.files import replacing
-from sweep.rivals import RIVALS
-from sweep.vbench import total_scores
+from flexivid.sweep.rivals import RIVALS
+from flexivid.sweep.vbench import total_scores
 
 
 def assemble(facts: dict, sampler, scorer, arms: list, videos_per_prompt: int, vbench: dict) -> dict:

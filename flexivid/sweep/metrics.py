@@ -20,9 +20,9 @@ from tqdm import tqdm
 
 from flexivid.shapes.oracle import judge
 from flexivid.shapes.world import FACTORS, Scene, render, sample_layout
+from flexivid.sweep.sampling import LEAST_HEIGHT, read_clip
+from flexivid.sweep.vbench import DIMENSIONS
 from flexivid.video import enlarge, write_mp4
-from sweep.sampling import LEAST_HEIGHT, read_clip
-from sweep.vbench import DIMENSIONS
 
 FEATURE_FRAMES = 4  # evenly spaced frames of a clip that features are taken of
 FEATURE_SIDE = 224  # what the network was trained at; clips of less than half of that are brought to half

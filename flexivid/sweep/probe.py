@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 from diffusers import DiffusionPipeline
 
-from sweep.metrics import psnr
-from sweep.sampling import Clip, Run, sample, stock_run
+from flexivid.sweep.metrics import psnr
+from flexivid.sweep.sampling import Clip, Run, sample, stock_run
 
 
 class Trial(NamedTuple):

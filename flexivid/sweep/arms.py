@@ -18,9 +18,9 @@ from flexivid.sampling.budget import BudgetError
 from flexivid.sampling.few_steps import call_of, share_of_full
 from flexivid.sampling.places import fewer_steps
 from flexivid.sampling.schedule import read_schedule
-from sweep.rivals import RIVALS
-from sweep.sampling import Run, stock_run
-from sweep.tuning import near
+from flexivid.sweep.rivals import RIVALS
+from flexivid.sweep.sampling import Run, stock_run
+from flexivid.sweep.tuning import near
 
 METHODS = {
     "adapter": "flexivid with its adapter",
@@ -32,7 +32,7 @@ METHODS = {
     "reuse": "flexivid with powerful steps only, whose x0 the steps between hold",
     "adapter-half-steps": "the adapter on half of the steps, at twice the budget",
     "adapter-fbcache": "the adapter at twice the budget, together with the fbcache of diffusers",
-    "calibrated": "the adapter with the --schedules of eval/calibrate.py",
+    "calibrated": "the adapter with the --schedules of flexivid calibrate",
     "few": "few steps without guidance, by the recipes of --few-adapters",
     "steps": "fewer steps",
     "unguided": "fewer steps without guidance, which cost half",
@@ -135,7 +135,7 @@ def all_arms(arguments: Namespace, pipe: DiffusionPipeline, call: dict) -> list[
         for path in arguments.schedules:
             schedule, budget = read_schedule(path), read_json(path).get("budget")
             if not isinstance(budget, float | int):
-                raise ValueError(f"{path} names no budget; the method calibrated takes files of eval/calibrate.py")
+                raise ValueError(f"{path} names no budget; the method calibrated takes files of flexivid calibrate")
             name = f"calibrated-{budget:g}"
             if name in arms:
                 raise ValueError(f"two of --schedules are for a budget of {budget:g}; give one a budget")

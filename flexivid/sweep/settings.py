@@ -25,10 +25,10 @@ from flexivid.inputs import SHAPES_SETS, check_output_folder, read_json, read_pr
 from flexivid.sampling.schedule import read_schedule
 from flexivid.shapes.embedded import ADAPTER, MODEL, USUAL
 from flexivid.stock_pipelines import usual_arguments
-from sweep.arms import METHODS
-from sweep.rivals import RIVALS
-from sweep.sampling import Clip
-from sweep.vbench import DIMENSIONS, standard_prompts
+from flexivid.sweep.arms import METHODS
+from flexivid.sweep.rivals import RIVALS
+from flexivid.sweep.sampling import Clip
+from flexivid.sweep.vbench import DIMENSIONS, standard_prompts
 
 TUNING_CLIPS = 4
 # The methods that use --adapter.
@@ -44,14 +44,16 @@ ADAPTED = (
 
 
 def parse_arguments(description: str, argv: list[str]) -> argparse.Namespace:
-    parser = Parser(description=description)
+    parser = Parser(prog="flexivid sweep", description=description)
     add = parser.add_argument
     add("--model", help="folder or hub id in diffusers format; the embedded model by default")
     add("--adapter", help="flexivid adapter, folder or hub id; the embedded model's by default")
     add("--direct-adapter", help="an adapter of the direct parametrisation, for the method `direct`")
     add("--few-adapters", type=Path, nargs="+", default=[], help="few-step adapter folders, for the method `few`")
     add("--modes", type=patch_size, nargs="+", help="weak patch sizes of training-free arms; the family's by default")
-    add("--schedules", type=Path, nargs="+", default=[], help="files of eval/calibrate.py, for the method `calibrated`")
+    add(
+        "--schedules", type=Path, nargs="+", default=[], help="files of flexivid calibrate, for the method `calibrated`"
+    )
     add("--budgets", type=budget_share, nargs="+", default=[1.0, 0.6, 0.4, 0.25], help="shares of the full run's FLOPs")
     methods = "; ".join(f"{name}: {meaning}" for name, meaning in METHODS.items())
     add("--methods", nargs="+", choices=METHODS, help=methods)
@@ -113,7 +115,7 @@ def _check_methods(arguments: argparse.Namespace) -> None:
         raise ValueError("--methods names the rivals too; give one of --methods and --rivals")
     for method in arguments.methods:
         if method == "calibrated" and not arguments.schedules:
-            raise ValueError("the method calibrated needs --schedules, files that eval/calibrate.py wrote")
+            raise ValueError("the method calibrated needs --schedules, files that flexivid calibrate wrote")
         if method == "direct" and arguments.direct_adapter is None:
             raise ValueError("the method direct needs --direct-adapter")
         if method == "few" and not arguments.few_adapters:

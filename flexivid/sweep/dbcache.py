@@ -12,8 +12,8 @@ from importlib.util import find_spec
 
 from diffusers import DiffusionPipeline
 
-from sweep.probe import Probe
-from sweep.sampling import Run, stock_run
+from flexivid.sweep.probe import Probe
+from flexivid.sweep.sampling import Run, stock_run
 
 WARM_UP, IN_A_ROW = 8, 3  # of its examples: steps computed first, cached steps in a row at most
 THRESHOLDS = [round(0.01 * 400 ** (i / 39), 4) for i in range(40)]  # of the residual difference; its examples: 0.12

@@ -13,8 +13,8 @@ from torch.nn.functional import avg_pool3d, interpolate
 from flexivid.model.families import family_of
 from flexivid.model.family import patch_size_of
 from flexivid.sampling.places import fewer_steps, reuse_places
-from sweep.probe import Probe
-from sweep.sampling import Run, stock_run
+from flexivid.sweep.probe import Probe
+from flexivid.sweep.sampling import Run, stock_run
 
 SHIFTS = (0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0)  # of a schedule, relative to the pipeline's own
 

@@ -22,9 +22,9 @@ from diffusers.hooks import (
     TaylorSeerCacheConfig,
 )
 
-from sweep import dbcache, levels
-from sweep.probe import Probe
-from sweep.sampling import Run, stock_run
+from flexivid.sweep import dbcache, levels
+from flexivid.sweep.probe import Probe
+from flexivid.sweep.sampling import Run, stock_run
 
 
 @dataclass(frozen=True)

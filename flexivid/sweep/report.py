@@ -10,9 +10,9 @@ import numpy as np
 
 from flexivid.files import write_text
 from flexivid.sampling.flops import flops_text
+from flexivid.sweep.curve import DIRECTION, LOOKS, OTHER, curve_of
+from flexivid.sweep.metrics import HIGHER_IS_BETTER
 from flexivid.video import write_mp4
-from sweep.curve import DIRECTION, LOOKS, OTHER, curve_of
-from sweep.metrics import HIGHER_IS_BETTER
 
 TEMPLATE = Path(__file__).with_name("report_template.html")
 PAGE_HEIGHT = 256

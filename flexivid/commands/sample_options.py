@@ -1,4 +1,4 @@
-"""The command line of t2v: what it means, and what is wrong with it before a model is loaded."""
+"""The command line of `flexivid sample`: what it means, and what is wrong with it before a model is loaded."""
 
 import argparse
 import warnings
@@ -20,9 +20,10 @@ from flexivid.command_line import (
     seed,
 )
 from flexivid.inputs import check_model, check_output_file, check_sizes, read_prompts
-from flexivid.model.adapter import locate_adapter, read_config
+from flexivid.model.adapter import read_config
 from flexivid.model.families import family_of
 from flexivid.model.family import transformer_of
+from flexivid.model.hub import locate_adapter
 from flexivid.patches.sizes import is_mixed_size
 from flexivid.sampling.few_steps import call_of, share_of_full
 from flexivid.sampling.schedule import Schedule, read_schedule
@@ -30,34 +31,27 @@ from flexivid.shapes.embedded import ADAPTER, MODEL, USUAL
 from flexivid.stock_pipelines import latent_channels_of, pipeline_class, usual_arguments, without_weights
 
 DEFAULT_PROMPT = "a dotted green cross growing on a black background"
+DEFAULT_BUDGET = 0.25
 
 
 def parse_arguments(argv: list[str] | None, description: str | None = None) -> argparse.Namespace:
-    parser = Parser(description=description)
+    parser = Parser(prog="flexivid sample", description=description)
     _add_what(parser)
-    _add_compute(parser)
-    _add_size(parser)
+    _add_spent(parser)
+    add_model(parser)
     _add_files(parser)
-    arguments = parser.parse_args(argv)
-    arguments.text_length = arguments.recipe = None
-    # What the full run has else than a few-step one, and the share of its FLOPs that these steps would cost at full.
-    arguments.full, arguments.share = {}, Fraction(1)
-    return arguments
+    return parser.parse_args(argv)
 
 
 def _add_what(parser: Parser) -> None:
     add = parser.add_argument
     add("--prompt", action="append", help="what the clip shows; may be given several times, for a clip each")
     add_prompts(parser, "--prompt-file")
-    add("--negative-prompt", default="", help="what the clip is guided away from; nothing by default")
     add("--image", help="file or address of the first frame, for a model that continues images")
-    add("--model", help="folder or hub id in diffusers format; the embedded model by default")
-    add("--adapter", help="folder or hub id; 'none' for training-free; the embedded one with the embedded model")
     add("--seed", type=seed, default=0, help="of the noise, the same for every prompt; %(default)s by default")
 
 
-def _add_compute(parser: Parser) -> None:
-    add = parser.add_argument
+def _add_spent(parser: Parser) -> None:
     spent = parser.add_mutually_exclusive_group()
     spent.add_argument(
         "--budget",
@@ -65,8 +59,17 @@ def _add_compute(parser: Parser) -> None:
         help="share of the full FLOPs, above 0 and up to 1; 0.25 unless there is a --schedule, or a few-step --adapter",
     )
     spent.add_argument(
-        "--schedule", help="instead of a budget, for example 2x4x4:35,1x2x2:5, or a .json file of eval/calibrate.py"
+        "--schedule", help="instead of a budget, for example 2x4x4:35,1x2x2:5, or a .json file of flexivid calibrate"
     )
+
+
+def add_model(parser: Parser) -> None:
+    """What `flexivid app` asks for too: the model, what a budget buys, the sizes of a clip, the device."""
+    add, usual = parser.add_argument, "the pipeline's own by default"
+    add("--model", help="folder or hub id in diffusers format; the embedded model by default")
+    add("--adapter", help="folder or hub id; 'none' for training-free; the embedded one with the embedded model")
+    add("--adapter-revision", dest="revision", help="branch, tag or commit of an adapter on the hub")
+    add("--adapter-subfolder", dest="subfolder", help="in which the adapter lies, of its folder or repository")
     add("--guidance", choices=["same", "kept", "weak-uncond"], help="of weak steps in a budget; see enable()")
     add("--order", choices=["reuse", "interleaved", "weak-first"], help="of the steps of a budget; see enable()")
     add("--modes", type=patch_size, nargs="+", help="weak patch sizes, as 1x4x4 2x4x4; the adapter's by default")
@@ -76,24 +79,23 @@ def _add_compute(parser: Parser) -> None:
         action=argparse.BooleanOptionalAction,
         help="see enable(); yes for the embedded model without mixed patch sizes, else no",
     )
-    add("--compare", action="store_true", help="full and fewer steps of the same cost and seed beside it")
-    add("--show-patches", action="store_true", help="a second clip, the grid of the patches of each step drawn over it")
-
-
-def _add_size(parser: Parser) -> None:
-    add, usual = parser.add_argument, "the pipeline's own by default"
-    add("--steps", type=count, help=f"denoising steps; {usual}")
+    add("--negative-prompt", default="", help="what the clip is guided away from; nothing by default")
     add("--guidance-scale", type=guidance_scale, help=f"of classifier-free guidance, off up to 1; {usual}")
+    add("--steps", type=count, help=f"denoising steps; {usual}")
     add("--frames", type=count, help=f"of the clip; {usual}")
     add("--height", type=count, help=f"in pixels; {usual}")
     add("--width", type=count, help=f"in pixels; {usual}")
     add("--fps", type=count, help="frames a second; the usual ones of the model's family")
+    add("--dtype", choices=["float32", "bfloat16", "float16"], help="float32 on a CPU, else bfloat16")
+    add_device(parser)
+    # What the full run has else than a few-step one, and the share of its FLOPs that these steps would cost at full.
+    parser.set_defaults(text_length=None, recipe=None, full={}, share=Fraction(1))
 
 
 def _add_files(parser: Parser) -> None:
     add = parser.add_argument
-    add("--dtype", choices=["float32", "bfloat16", "float16"], help="float32 on a CPU, else bfloat16")
-    add_device(parser)
+    add("--compare", action="store_true", help="full and fewer steps of the same cost and seed beside it")
+    add("--show-patches", action="store_true", help="a second clip, the grid of the patches of each step drawn over it")
     add(
         "--enlarge",
         action=argparse.BooleanOptionalAction,
@@ -128,6 +130,11 @@ def check_arguments(arguments: argparse.Namespace) -> None:
     check_output_file(arguments.output, ".mp4")
     if arguments.image and not arguments.model:
         raise ValueError("the embedded model takes no --image; give the --model of a pipeline that does")
+    check_model_and_adapter(arguments)
+
+
+def check_model_and_adapter(arguments: argparse.Namespace) -> None:
+    """Fills in which adapter, and what it decides: its recipe, or the budget. Raises ValueError or OSError."""
     if arguments.model:
         check_model(arguments.model)
     if arguments.adapter is None and not arguments.model:
@@ -135,16 +142,16 @@ def check_arguments(arguments: argparse.Namespace) -> None:
     elif arguments.adapter == "none":
         arguments.adapter = None
     if arguments.adapter:
-        config = read_config(locate_adapter(arguments.adapter))
+        config = read_config(locate_adapter(arguments.adapter, arguments.revision, arguments.subfolder))
         fill(arguments, {"text_length": config.max_sequence_length})
         if arguments.budget is None and arguments.schedule is None:
             arguments.recipe = config.recipe
     if arguments.schedule is None and arguments.recipe is None:
-        fill(arguments, {"budget": 0.25})
+        fill(arguments, {"budget": DEFAULT_BUDGET})
 
 
 def enable(pipe: DiffusionPipeline, arguments: argparse.Namespace) -> None:
-    names = ("adapter", "modes", "budget", "schedule", "guidance", "order", "parametrisation")
+    names = ("adapter", "revision", "subfolder", "modes", "budget", "schedule", "guidance", "order", "parametrisation")
     merge_lora = arguments.merge_lora and arguments.adapter is not None
     flexivid.enable(pipe, **{name: getattr(arguments, name) for name in names}, merge_lora=merge_lora)
 
@@ -169,10 +176,10 @@ def plan(pipe: DiffusionPipeline, arguments: argparse.Namespace) -> None:
     flexivid.plan(pipe, **sizes_of(arguments))
 
 
-def check_with_model(arguments: argparse.Namespace) -> type[DiffusionPipeline]:
-    """What can be wrong with the model or does not fit it, from its configs alone. Returns the class of the pipeline.
+def check_with_model(arguments: argparse.Namespace) -> DiffusionPipeline:
+    """What can be wrong with the model or does not fit it, from its configs alone.
 
-    Fills in what the pipeline does when it is not told.
+    Fills in what the pipeline does when it is not told. Returns the pipeline without weights, enabled.
     """
     model = arguments.model or MODEL
     pipeline = pipeline_class(model, arguments.image is not None)
@@ -189,7 +196,7 @@ def check_with_model(arguments: argparse.Namespace) -> type[DiffusionPipeline]:
         plan(empty, arguments)
     if arguments.image:
         arguments.image = load_image(arguments.image)
-    return pipeline
+    return empty
 
 
 def _is_mixed(schedule: Schedule | str | None) -> bool:

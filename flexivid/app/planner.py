@@ -1,0 +1,79 @@
+"""What a budget buys, by the pipeline's configs alone: at once, and beside a clip that is sampled."""
+
+import argparse
+from dataclasses import dataclass
+from threading import Lock
+
+from diffusers import DiffusionPipeline
+
+import flexivid
+from flexivid.commands.sample_options import sizes_of
+from flexivid.patches.sizes import GUIDED
+from flexivid.running import enabled_runner
+from flexivid.sampling.places import fewer_steps
+from flexivid.sampling.schedule import Schedule
+from flexivid.stock_pipelines import set_guidance_scale
+
+MOST_STEPS = 200  # that a strip can show
+
+
+@dataclass(frozen=True)
+class Plan:
+    """schedule: of one clip. patch_sizes: all that the model has here, the finest first. flops_full, flops_used: of the
+    stock call, and of this one."""
+
+    schedule: Schedule
+    patch_sizes: tuple[str, ...]
+    flops_full: int
+    flops_used: int
+
+    @property
+    def steps(self) -> int:
+        return len(self.schedule.steps)
+
+    @property
+    def share(self) -> float:
+        return self.flops_used / self.flops_full
+
+    @property
+    def fewer_steps(self) -> int:
+        """Plain steps that cost no more."""
+        return fewer_steps(self.steps, self.share)
+
+
+class Planner:
+    """pipe: without weights, enabled with a budget for these arguments."""
+
+    def __init__(self, pipe: DiffusionPipeline, arguments: argparse.Namespace):
+        self._pipe, self._arguments = pipe, arguments
+        self._runner = enabled_runner(pipe)
+        self._lock = Lock()  # the runner is one, those who move their dials are many
+        # As in a call: guided patch sizes are bought for the scale that they were trained for only.
+        set_guidance_scale(pipe, arguments.guidance_scale)
+        pipe._guidance_scale = arguments.guidance_scale
+
+    def plan(self, budget: float, steps: int) -> Plan:
+        """Raises BudgetError for a budget that cannot be reached, ValueError for more steps than a page shows."""
+        if steps > MOST_STEPS:
+            raise ValueError(f"steps must be at most {MOST_STEPS} on this page, not {steps}")
+        call = sizes_of(self._arguments) | {"steps": steps}
+        with self._lock:
+            self._runner.budget = budget  # enabling anew would count every FLOP again
+            schedule = flexivid.plan(self._pipe, **call)
+            sizes = {name: call[name] for name in ("frames", "height", "width", "text_length")}
+            costs = flexivid.costs(self._pipe, **sizes)
+        powerful = self._runner.powerful
+        # A temporal patch may cost more on few frames: it is never bought.
+        others = {name: cost for name, cost in costs.items() if cost < costs[powerful] or name.endswith(GUIDED)}
+        costs = {powerful: costs[powerful]} | others
+        full = costs[powerful] * self._clips(steps, call["guided"])
+        stock = steps * len(schedule.steps[0]) * costs[powerful]
+        used = full * schedule.cost(costs) // stock
+        return Plan(schedule, (powerful, *sorted(others, key=others.get, reverse=True)), full, used)
+
+    def _clips(self, steps: int, guided: bool) -> int:
+        """Clips that go through the transformer in a stock call."""
+        family, forwards = self._runner.family, self._runner.usual_forwards(steps, guided)
+        if family.guidance == "batched" and not family.more_forwards:
+            return steps * (2 if guided else 1)
+        return sum(count - 1 + forwards.clips for count in forwards.counts)

@@ -1,0 +1,94 @@
+"""Clips on one device, one after the other: at a budget, in fewer plain steps of the same cost, and in full."""
+
+import argparse
+import shutil
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import uuid4
+
+import numpy as np
+from diffusers import DiffusionPipeline
+
+import flexivid
+from flexivid.app.planner import Plan
+from flexivid.commands.sample import generate, record_of
+from flexivid.commands.sample_options import plan as enable_and_check
+from flexivid.files import write_json
+from flexivid.video import enlarge, write_mp4
+
+ARMS = ("flexivid", "fewer", "full")  # as they are sampled: what was asked for comes first
+KEPT_RUNS, KEPT_CLIPS = 20, 4
+SHOWN_HEIGHT = 384  # at least: a browser would blur smaller clips
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One of three clips. shown: large enough to look at. clip, record: files to take away, of flexivid's alone."""
+
+    name: str
+    steps: int
+    flops: int
+    seconds: float
+    shown: Path
+    clip: Path | None = None
+    record: Path | None = None
+
+
+class Sampler:
+    """arguments: of every clip. folder: for files, of which those of the last runs are kept."""
+
+    def __init__(self, pipe: DiffusionPipeline, arguments: argparse.Namespace, load_seconds: float, folder: Path):
+        self.pipe, self.folder = pipe, folder
+        self._arguments, self._load_seconds = arguments, load_seconds
+        # Stock clips by prompt, seed and steps: the dial changes none of these.
+        self._stock: OrderedDict[tuple, tuple[np.ndarray, float]] = OrderedDict()
+
+    def run(self, prompt: str, budget: float, plan: Plan, seed: int) -> Iterator[Arm]:
+        """The arms of ARMS, each when it is there."""
+        folder = self._new_folder()
+        yield self._ours(folder, prompt, budget, plan, seed)
+        flexivid.disable(self.pipe)
+        for name, steps in (("fewer", plan.fewer_steps), ("full", plan.steps)):
+            frames, seconds = self._stock_clip(prompt, seed, steps)
+            flops = plan.flops_full * steps // plan.steps
+            yield Arm(name, steps, flops, seconds, self._show(frames, folder / f"{name}.mp4"))
+
+    def _ours(self, folder: Path, prompt: str, budget: float, plan: Plan, seed: int) -> Arm:
+        arguments = self._with(budget=budget, steps=plan.steps, seed=seed)
+        enable_and_check(self.pipe, arguments)  # counts FLOPs, which then do not count as denoising time
+        frames, seconds = generate(self.pipe, arguments, prompt)
+        summary, clip = flexivid.summary(self.pipe), folder / "clip.mp4"
+        write_mp4(frames, clip, arguments.fps)
+        all_seconds = {"load": self._load_seconds, **seconds}
+        record = clip.with_suffix(".json")
+        write_json(record, record_of(arguments, prompt, frames, summary, all_seconds))
+        shown = self._show(frames, folder / "flexivid.mp4")
+        return Arm("flexivid", plan.steps, summary.flops_used, seconds["denoise"], shown, clip, record)
+
+    def _stock_clip(self, prompt: str, seed: int, steps: int) -> tuple[np.ndarray, float]:
+        """Frames, and seconds of denoising when they were sampled. The pipeline is disabled."""
+        key = (prompt, seed, steps)
+        if key not in self._stock:
+            frames, seconds = generate(self.pipe, self._with(steps=steps, seed=seed), prompt)
+            self._stock[key] = frames, seconds["denoise"]
+        self._stock.move_to_end(key)
+        while len(self._stock) > KEPT_CLIPS:
+            self._stock.popitem(last=False)
+        return self._stock[key]
+
+    def _with(self, **changed) -> argparse.Namespace:
+        return argparse.Namespace(**vars(self._arguments) | changed)
+
+    def _show(self, frames: np.ndarray, path: Path) -> Path:
+        write_mp4(enlarge(frames, SHOWN_HEIGHT), path, self._arguments.fps)
+        return path
+
+    def _new_folder(self) -> Path:
+        runs = sorted(self.folder.iterdir(), key=lambda run: run.stat().st_mtime_ns)
+        for run in runs[:-KEPT_RUNS]:
+            shutil.rmtree(run)
+        folder = self.folder / uuid4().hex
+        folder.mkdir()
+        return folder

@@ -1,0 +1,11 @@
+"""The page of models: what is supported, and what patch sizes cost on published models. Takes a few seconds a model."""
+
+from flexivid.command_line import Parser, command
+from flexivid.models import page
+
+
+@command
+def main(argv: list[str] | None = None) -> None:
+    Parser(prog="flexivid models", description=__doc__).parse_args(argv)
+    for line in page():
+        print(line, flush=True)

@@ -1,0 +1,1 @@
+"""The parts of `flexivid sweep`: arms, rivals, sampling, scoring, results and the page."""
