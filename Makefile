@@ -1,4 +1,4 @@
-# make demo | test | lint. Each makes the environment .venv itself when it is missing or out of date.
+# make demo | test | test-all | lint. Each makes the environment .venv itself when it is missing or out of date.
 # make test-deepspeed runs those that need DeepSpeed, which it installs into .deepspeed.
 # make test-quantised runs the tests that need torchao and bitsandbytes, which it installs into .quantisers.
 # make vbench makes .venv-vbench, where VBench lives (docs/vbench.md).
@@ -12,7 +12,7 @@ PROMPT ?= a dotted green cross growing on a black background
 VENV := .venv
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-failed test-deepspeed test-quantised lint vbench
+.PHONY: demo test test-all test-failed test-deepspeed test-quantised lint vbench
 
 demo: $(READY)
 	@mkdir -p outputs
@@ -20,8 +20,14 @@ demo: $(READY)
 	@echo "The clips, the picture that compares them and the figures:"
 	@ls -1 outputs/demo*
 
+PYTEST := $(VENV)/bin/python -m pytest -q -n auto --dist worksteal
+
 test: $(READY)
-	$(VENV)/bin/python -m pytest -q -n auto --dist worksteal
+	$(PYTEST) -m "not slow"
+
+# The slow ones too: several processes, sweeps, a browser, every family where a few stand for them in make test.
+test-all: $(READY)
+	$(PYTEST)
 
 # What failed in the last run, one test after the other.
 test-failed: $(READY)
