@@ -1,4 +1,4 @@
-# make demo | test | lint. Each makes the environment .venv itself when it is missing or out of date.
+# make demo | test | test-all | lint. Each makes the environment .venv itself when it is missing or out of date.
 # make test-wheel builds sdist and wheel into dist/check, and runs the wheel there in an empty environment.
 # make test-deepspeed runs those that need DeepSpeed, which it installs into .deepspeed.
 # make test-quantised runs the tests that need torchao and bitsandbytes, which it installs into .quantisers.
@@ -14,7 +14,7 @@ PROMPT ?= a dotted green cross growing on a black background
 VENV := .venv
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-failed test-app test-deepspeed test-quantised test-wheel lint vbench
+.PHONY: demo test test-all test-failed test-app test-deepspeed test-quantised test-wheel lint vbench
 
 demo: $(READY)
 	@mkdir -p outputs
@@ -22,8 +22,14 @@ demo: $(READY)
 	@echo "The clips, the picture that compares them and the figures:"
 	@ls -1 outputs/demo*
 
+PYTEST := $(VENV)/bin/python -m pytest -q -n auto --dist worksteal
+
 test: $(READY)
-	$(VENV)/bin/python -m pytest -q -n auto --dist worksteal
+	$(PYTEST) -m "not slow"
+
+# The slow ones too: several processes, sweeps, a browser, every family where a few stand for them in make test.
+test-all: $(READY)
+	$(PYTEST)
 
 # What failed in the last run, one test after the other.
 test-failed: $(READY)

@@ -55,6 +55,12 @@ def usual_attention_backend():
     _AttentionBackendRegistry.set_active_backend(before)
 
 
+def every_of(names, quick) -> pytest.MarkDecorator:
+    """Runs a test of `name` for each of these: for all in `make test-all`, for those that are quick in `make test`."""
+    params = [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in names]
+    return pytest.mark.parametrize("name", params)
+
+
 def tiny_transformer(seed: int = 0, **overrides) -> WanTransformer3DModel:
     torch.manual_seed(seed)
     settings = dict(

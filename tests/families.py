@@ -1,9 +1,10 @@
 """A tiny random transformer of every family in the table, out of its real diffusers class."""
 
 from dataclasses import replace
+from functools import partial
 
 import torch
-from conftest import tiny_vae
+from conftest import every_of, tiny_vae
 from diffusers import (
     AnyFlowPipeline,
     AnyFlowTransformer3DModel,
@@ -323,6 +324,9 @@ TINY = {
     "pixart": (PixArtTransformer2DModel, IMAGE_WITH_TEXT | {"use_additional_conditions": False, "norm_num_groups": 2}),
 }
 TIMESTEPS = {"timestep": 800.0, "sigma": 800.0, "r_timestep": 500.0}
+# They stand for the others in `make test`: guidance in calls apart, in one call and embedded; tokens that the pipeline
+# packs; noise levels of flow matching, VP and backwards; rotary tables of the model's own, passed in and learned.
+every = partial(every_of, quick=("wan", "ltx", "cogvideox-5b", "hunyuan-video", "mochi"))
 # What their classes allow: one frame, square ones, frames as many as their table has.
 IMAGES = ("dit", "pixart")
 SQUARE = ("dit",)

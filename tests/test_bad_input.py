@@ -485,6 +485,7 @@ def test_one_sentence_and_code_2(call, there, tmp_path, capfd, script, words, sa
     assert not (tmp_path / "out").exists() and contents(there) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("script", "words", "said"),
     [

@@ -113,6 +113,7 @@ class TestReading:
             with pytest.raises(ValueError, match="frames x height x width"):
                 Bucket.parse(text)
 
+    @pytest.mark.slow
     def test_a_config_is_read_without_a_video_decoder(self):
         script = "import sys, flexivid.training.config; print(sorted({'decord', 'av'} & set(sys.modules)))"
         done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)

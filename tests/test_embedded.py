@@ -43,6 +43,7 @@ def test_the_autoencoder_keeps_what_the_oracle_looks_at(embedded, factor):
     assert hits[factor].float().mean().item() >= 0.9
 
 
+@pytest.mark.slow
 def test_the_model_follows_prompts_at_full_compute_and_at_a_quarter(embedded):
     """Far above chance (1/7 colours, 1/3 backgrounds); the figures proper are in docs/results.md."""
     scenes = load_prompts()["seen"][:8]
@@ -54,6 +55,7 @@ def test_the_model_follows_prompts_at_full_compute_and_at_a_quarter(embedded):
     flexivid.disable(embedded)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("budget", [0.75, 0.5])
 @pytest.mark.parametrize("adapter", [None, ADAPTER])
 def test_mixed_guidance_keeps_the_latents_standard_deviation(embedded, adapter, budget):

@@ -11,6 +11,7 @@ from families import (
     add_lora_if_possible,
     attach,
     coarse_patch_sizes,
+    every,
     grid_for,
     inputs,
     randomise_adapter,
@@ -372,7 +373,7 @@ def test_adapters_come_back_as_they_were_saved(name, tmp_path):
         assert torch.equal(run(fresh, call), before[patch_size])
 
 
-@every_family
+@every(TINY)
 @pytest.mark.parametrize("parametrisation", ["snr", "direct"])
 def test_counted_flops_are_those_of_a_real_forward(name, parametrisation):
     transformer = tiny(name)

@@ -4,7 +4,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from families import STEPS, TINY, coarse_patch_sizes, tiny, tiny_pipeline
+from families import STEPS, TINY, coarse_patch_sizes, every, tiny, tiny_pipeline
 from peft import LoraConfig
 from test_family_pipelines import sample
 
@@ -15,7 +15,7 @@ from flexivid.model.flexible import FlexTransformer
 from flexivid.model.lora import add_lora
 
 PIPELINES = [name for name in TINY if name != "wan-i2v"]
-every_pipeline = pytest.mark.parametrize("name", PIPELINES)
+every_pipeline = every(PIPELINES)
 TRAINED = [name for name in PIPELINES if family_of(tiny(name)).lora_targets is not None]
 QUERIES = (".to_q", ".to_query")
 # Whose pipelines call the transformer once a branch; that of Motif-Video, which does too, asks its guider.
@@ -23,7 +23,7 @@ SEPARATE = ["wan", "skyreels-v2"]
 BATCHED = ["ltx"]  # the stock pipelines of the others cannot end it
 
 
-@pytest.mark.parametrize("name", TRAINED)
+@every(TRAINED)
 def test_powerful_steps_are_stock_after_adapters_are_deleted_and_made_active(name, tmp_path):
     pipe, call = tiny_pipeline(name)
     flex = FlexTransformer(tiny(name), coarse_patch_sizes(pipe.transformer)[:1], "snr")

@@ -10,7 +10,7 @@ import pytest
 import torch
 from diffusers import WanTransformer3DModel
 from diffusers.hooks import FirstBlockCacheConfig
-from families import TINY, attach, randomise_adapter, tiny, tiny_pipeline
+from families import TINY, attach, every, randomise_adapter, tiny, tiny_pipeline
 from peft import LoraConfig
 from safetensors.torch import load_file
 from test_family_pipelines import PIPELINES, sample
@@ -50,7 +50,7 @@ def test_costs_on_the_page_are_counted(number):
     assert cost_line(PUBLISHED[number]) in PAGE, "python -m flexivid models > docs/models.md"
 
 
-@pytest.mark.parametrize("name", supported("cache"))
+@every(supported("cache"))
 def test_first_block_cache(name):
     pipe, call = tiny_pipeline(name)
     pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=1e9))  # every step is skipped but the first of a kind
@@ -66,7 +66,7 @@ def test_first_block_cache(name):
     assert not torch.equal(sample(pipe, call), both)
 
 
-@pytest.mark.parametrize("name", supported("compile"))
+@every(supported("compile"))
 def test_compiled_blocks_are_not_compiled_again(name):
     torch._dynamo.reset()
     pipe, call = tiny_pipeline(name)
@@ -79,7 +79,7 @@ def test_compiled_blocks_are_not_compiled_again(name):
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize("name", supported("user LoRA"))
+@every(supported("user LoRA"))
 def test_a_users_lora(name):
     pipe, call = tiny_pipeline(name)
     stock = sample(pipe, call)
@@ -95,7 +95,7 @@ def test_a_users_lora(name):
     assert torch.equal(sample(pipe, call), styled) and not torch.equal(styled, stock)
 
 
-@pytest.mark.parametrize("name", [name for name in supported("offload") if TINY[name][0]._supports_group_offloading])
+@every(name for name in supported("offload") if TINY[name][0]._supports_group_offloading)
 @pytest.mark.parametrize("offload_type", ["block_level", "leaf_level"])
 def test_group_offload(name, offload_type):
     pipe, call = tiny_pipeline(name)
@@ -114,6 +114,7 @@ def test_group_offload(name, offload_type):
     assert torch.equal(sample(pipe, call), sample(stock, call))
 
 
+@pytest.mark.slow
 def test_context_parallel():
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     paths = os.pathsep.join([str(TESTS), str(TESTS.parent), str(TESTS.parent / "eval")])
@@ -133,7 +134,7 @@ def test_context_parallel_that_splits_latents_is_refused():
         flexivid.enable(transformer, schedule="1x2x2")
 
 
-@pytest.mark.parametrize("name", PIPELINES)
+@every(PIPELINES)
 def test_an_attention_backend(name):
     pipe, call = tiny_pipeline(name)
     flexivid.enable(pipe, budget=0.6, order="interleaved")
@@ -173,7 +174,7 @@ def test_a_model_is_saved_as_if_it_were_not_enabled(users_lora, tmp_path):
     assert "save_pretrained" not in vars(pipe.transformer) and torch.equal(sample(pipe, call), stock)
 
 
-@pytest.mark.parametrize("name", supported("offload"))
+@every(supported("offload"))
 def test_offload(name):
     pipe, call = tiny_pipeline(name)
     flexivid.enable(pipe, budget=0.6, order="interleaved")

@@ -2,14 +2,14 @@
 
 import pytest
 import torch
-from families import TINY, attach, coarse_patch_sizes, grid_for, inputs, randomise_adapter, tiny
+from families import TINY, attach, coarse_patch_sizes, every, grid_for, inputs, randomise_adapter, tiny
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 
 from flexivid.model.families import family_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:In CPU autocast")  # Mochi asks for one in float32
-every_family = pytest.mark.parametrize("name", list(TINY))
+every_family = every(TINY)
 
 
 def touched(transformer) -> list[str]:

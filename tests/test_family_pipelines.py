@@ -15,6 +15,7 @@ from families import (
     STEPS,
     TINY,
     coarse_patch_sizes,
+    every,
     tiny,
     tiny_image_pipeline,
     tiny_pipeline,
@@ -31,7 +32,7 @@ from flexivid.stock_pipelines import ARGUMENTS, set_guidance_scale, usual_argume
 PIPELINES = [name for name in TINY if name != "wan-i2v"]
 # Whose pipelines call the transformer once a branch.
 SEPARATE = [name for name in PIPELINES if family_of(tiny(name)).guidance == "separate"]
-every_pipeline = pytest.mark.parametrize("name", PIPELINES)
+every_pipeline = every(PIPELINES)
 
 
 def sample(pipe, call: dict) -> torch.Tensor:
@@ -76,7 +77,7 @@ def test_counted_flops_keep_the_budget_in_every_call(name, order):
     assert torch.equal(*outputs)
 
 
-@pytest.mark.parametrize("name", SEPARATE)
+@every(SEPARATE)
 @pytest.mark.parametrize(("budget", "branches"), [(0.3, 2), (0.6, 1)])
 def test_a_low_budget_and_no_guidance(name, budget, branches):
     pipe, call = tiny_pipeline(name)

@@ -12,7 +12,7 @@ from conftest import sample, tiny_pipeline, tiny_transformer
 from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler, WanTransformer3DModel
 from families import tiny_trainable_pipeline
 from safetensors.torch import load_file
-from test_training_scale import ONE, TWO, losses, run, write
+from training_runs import TWO, losses, run, train_here, write
 
 import flexivid
 from flexivid.commands import sample as t2v
@@ -350,12 +350,13 @@ def test_killed_and_resumed_is_not_killed(tmp_path, settings, accelerator):
     sample(pipe, steps=3, guidance_scale=1.0)
 
 
+@pytest.mark.slow
 def test_processes_and_micro_batches_change_nothing(tmp_path, settings):
-    curves = []
-    for name, command, more in (("whole", ONE, {}), ("both", TWO, {"micro_batches": 2})):
-        path, output = write(tmp_path, name, settings, **more)
-        run(command, path)
-        curves.append(torch.tensor(losses(output)))
+    whole, whole_output = write(tmp_path, "whole", settings)
+    assert train_here(whole) == 0
+    both, output = write(tmp_path, "both", settings, micro_batches=2)
+    run(TWO, both)
+    curves = [torch.tensor(losses(folder)) for folder in (whole_output, output)]
     assert len(curves[0]) == 9 and torch.allclose(*curves, atol=1e-5, rtol=0)
 
 

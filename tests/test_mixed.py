@@ -5,7 +5,18 @@ import math
 import pytest
 import torch
 from diffusers import FirstBlockCacheConfig
-from families import STEPS, TINY, attach, coarse_patch_sizes, grid_for, inputs, randomise_adapter, tiny, tiny_pipeline
+from families import (
+    STEPS,
+    TINY,
+    attach,
+    coarse_patch_sizes,
+    every,
+    grid_for,
+    inputs,
+    randomise_adapter,
+    tiny,
+    tiny_pipeline,
+)
 from test_calls import sample
 
 import flexivid
@@ -27,7 +38,7 @@ COSTS = {"1x2x2": 100, "1x4x4": 20}
 MIXED = "1x2x2+1x4x4@0.5"
 CHOOSING = 0.005  # what it costs to choose blocks is not in the plan; of these tiny models that shows
 LOOSE = [name for name in TINY if not isinstance(family_of(tiny(name)).loose, str)]
-every_family = pytest.mark.parametrize("name", LOOSE)
+every_family = every(LOOSE)
 every_kind = pytest.mark.parametrize("kind", [0, -1])  # larger in space; in time too
 
 
@@ -364,7 +375,7 @@ def schedule_of(pipe, shares=(0.5, 0.25)) -> str:
 
 
 PIPELINES = [name for name in LOOSE if name != "wan-i2v"]
-every_pipeline = pytest.mark.parametrize("name", PIPELINES)
+every_pipeline = every(PIPELINES)
 
 
 @every_pipeline
@@ -471,7 +482,7 @@ def refused(pipe, call: dict, said: str, schedule: str, **settings) -> None:
     flexivid.disable(pipe)
 
 
-@pytest.mark.parametrize("name", [name for name in TINY if name not in LOOSE])
+@every(name for name in TINY if name not in LOOSE)
 def test_a_family_that_cannot_says_why(name):
     pipe, call = tiny_pipeline(name)
     family, (powerful, weak) = family_of(pipe.transformer), patch_sizes_of(pipe)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import forward_inputs, tiny_transformer
 from diffusers import TorchAoConfig, WanTransformer3DModel
-from test_training_scale import ONE, losses, run, start_and_signal, write
+from training_runs import ONE, losses, run, start_and_signal, write
 
 import flexivid
 from flexivid.model.flexible import FlexTransformer

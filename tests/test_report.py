@@ -14,7 +14,7 @@ from selenium.webdriver.common.by import By
 from flexivid.sweep.report import write_report
 from flexivid.sweep.sampling import clips_of
 
-pytestmark = needs_browser
+pytestmark = [pytest.mark.slow, needs_browser]
 
 
 @pytest.fixture(scope="module")

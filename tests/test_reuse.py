@@ -5,7 +5,7 @@ from itertools import pairwise
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
-from families import CONDITIONED, STEPS, TINY, tiny_pipeline
+from families import CONDITIONED, STEPS, TINY, every, tiny_pipeline
 from test_calls import sample
 
 import flexivid
@@ -72,7 +72,7 @@ def test_under_euler_a_reused_step_goes_on_in_a_straight_line():
     assert len(sigmas) == STEPS + 1
 
 
-@pytest.mark.parametrize("name", [name for name in TINY if name not in ("wan-i2v", "dit")])
+@every(name for name in TINY if name not in ("wan-i2v", "dit"))
 def test_every_family_reuses_and_spends_what_it_says(name):
     pipe, call = tiny_pipeline(name)
     if "prompt_attention_mask" in call:  # Mochi computes on valid tokens only, and all are counted

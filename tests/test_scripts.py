@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import every_of
 from test_bad_input import FILES, ROOT, TABLE, main_of
 
 import spectrum
@@ -27,6 +28,7 @@ def test_it_can_be_imported(name):
     assert callable(importlib.import_module(name).main)
 
 
+@pytest.mark.slow
 def test_latency_of_the_embedded_model(tmp_path):
     few = ["--steps", "4", "--repeats", "1", "--budgets", "0.6", "--denoise-only", "--output", str(tmp_path)]
     assert latency.main(few) == 0
@@ -133,7 +135,7 @@ SMALL = {
 }
 
 
-@pytest.mark.parametrize("name", SMALL)
+@every_of(SMALL, quick=["spectrum"])
 def test_a_small_run_writes_whole_files_and_nothing_else(name, tmp_path, monkeypatch):
     words, files = SMALL[name]
     monkeypatch.setattr(spectrum, "STEPS", 4)

@@ -28,6 +28,7 @@ from flexivid.video import write_mp4
 ROOT = Path(__file__).parents[1]
 
 
+@pytest.mark.slow
 def test_every_arm_has_a_row_and_clips_in_vbench_naming(finished_sweep):
     folder, results = finished_sweep
     assert [row["arm"] for row in results["arms"]] == ["full", "budget-0.5", "steps-3", "magcache-0.5"]
@@ -41,6 +42,7 @@ def test_every_arm_has_a_row_and_clips_in_vbench_naming(finished_sweep):
     assert "psnr" not in results["arms"][0]["metrics"] and results["arms"][1]["metrics"]["psnr"]["mean"] < 100
 
 
+@pytest.mark.slow
 def test_counted_flops_are_those_of_the_real_run(finished_sweep):
     full, budget, fewer, cached = finished_sweep[1]["arms"]
     pipe = WanPipeline.from_pretrained(MODEL, dtype=torch.float32)
@@ -55,6 +57,7 @@ def test_counted_flops_are_those_of_the_real_run(finished_sweep):
     assert abs(cached["flops_ratio"] - 0.5) < 0.2  # tuned on other clips, and six steps are few to choose from
 
 
+@pytest.mark.slow
 def test_csv_page_and_plot(finished_sweep):
     folder, results = finished_sweep
     with (folder / "results.csv").open() as file:
@@ -80,6 +83,7 @@ def after(calls: int, function):
     return call
 
 
+@pytest.mark.slow
 def test_a_sweep_killed_five_times_ends_as_one_that_was_not(finished_sweep, tmp_path, monkeypatch):
     _, results = finished_sweep
     for module, name, calls in (
@@ -96,6 +100,7 @@ def test_a_sweep_killed_five_times_ends_as_one_that_was_not(finished_sweep, tmp_
         assert row["metrics"] == other["metrics"] and row["flops"] == other["flops"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="threads cannot be made equal on this system")
 def test_two_processes_are_one(tmp_path):
     """To the last bit: both have one thread a process."""
@@ -114,6 +119,7 @@ def test_two_processes_are_one(tmp_path):
             assert other["metrics"][name] == value, name
 
 
+@pytest.mark.slow
 def test_any_stock_pipeline(tmp_path):
     """Its own sizes' names, frame rate and VAE: a model that is not of this world, on prompts of one's own."""
     tiny_trainable_pipeline("cogvideox-5b").save_pretrained(tmp_path / "model")
@@ -128,6 +134,7 @@ def test_any_stock_pipeline(tmp_path):
     assert results["arms"][1]["flops_ratio"] <= 0.8
 
 
+@pytest.mark.slow
 def test_a_folder_holds_one_sweep(finished_sweep, capsys):
     folder, _ = finished_sweep
     assert vbench_sweep.main([*SWEEP, "--output", str(folder), "--seed", "1"]) == 2

@@ -4,7 +4,6 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ import yaml
 from conftest import forward_inputs, tiny_pipeline, tiny_transformer
 from diffusers import AutoencoderKLWan
 from safetensors.torch import load_file
+from training_runs import ONE, start_and_signal, train_here
 
 from flexivid.diffusion import Level
 from flexivid.model.adapter import AdapterConfig, save_adapter
@@ -130,12 +130,10 @@ def test_settings_that_are_read_are_not_refused(tmp_path):
     assert load_config(path, overrides).distill == DistillConfig()
 
 
-def test_a_dry_run_refuses_them_too(tmp_path):
+def test_a_dry_run_refuses_them_too(tmp_path, capsys):
     path = write_config(tmp_path / "c.yaml", objective="shared", output="o", distill={"mode_weights": [1, 2, 3]})
-    command = [sys.executable, ROOT / "flexivid/train.py", "--config", path, "--dry-run"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 2 and "does not read distill.mode_weights" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert train_here(path, "--dry-run") == 2
+    assert "does not read distill.mode_weights" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -152,14 +150,12 @@ def test_overrides_that_cannot_be_are_no_traceback(tmp_path, overrides, message)
         load_config(path, overrides)
 
 
-def test_words_that_are_not_in_the_world_are_refused_at_once(tmp_path):
+def test_words_that_are_not_in_the_world_are_refused_at_once(tmp_path, capsys):
     data = {"word_weights": {"cross": 2.0, "sideways": 1.0}}
     path = write_config(tmp_path / "c.yaml", objective="pretrain", output=str(tmp_path / "o"), data=data)
-    done = subprocess.run(
-        [sys.executable, ROOT / "flexivid/train.py", "--config", path], capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 2 and "word_weights names sideways; the words are black" in done.stderr
-    assert not (tmp_path / "o").exists() and "Traceback" not in done.stderr
+    assert train_here(path) == 2
+    assert "word_weights names sideways; the words are black" in capsys.readouterr().err
+    assert not (tmp_path / "o").exists()
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)
@@ -172,6 +168,7 @@ def test_the_page_of_settings_is_up_to_date():
     assert "| `lr` | float, > 0 | `0.0008` | peak learning rate |" in page()
 
 
+@pytest.mark.slow
 def test_train_exits_with_2_and_one_line_for_a_bad_config(tmp_path):
     path = write_config(tmp_path / "c.yaml", objective="vae", output=str(tmp_path / "out"), colour=1)
     done = subprocess.run(
@@ -294,21 +291,13 @@ def losses_by_step(output: Path) -> dict[int, float]:
     return {line["step"]: line["loss"] for line in lines}
 
 
-def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path, training_config, monkeypatch):
-    # The final picture needs 64x64 clips; it is not what is tested here.
-    command = [sys.executable, str(ROOT / "tests/train_without_samples.py"), "--config"]
+@pytest.mark.slow
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path, training_config):
     whole = write_config(tmp_path / "whole.yaml", **training_config, output=str(tmp_path / "whole"))
-    subprocess.run([*command, whole], check=True, capture_output=True)
+    assert train_here(whole) == 0
     killed = write_config(tmp_path / "killed.yaml", **training_config, output=str(tmp_path / "killed"))
-    process = subprocess.Popen([*command, killed], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    log = tmp_path / "killed/log.jsonl"
-    while not (log.exists() and len(log.read_text().splitlines()) >= 5):
-        assert process.poll() is None, "the run ended before it could be killed"
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert not (tmp_path / "killed/result").exists()
-    subprocess.run([*command, killed], check=True, capture_output=True)
+    start_and_signal(ONE, killed, tmp_path / "killed", after=5, number=signal.SIGKILL)
+    assert train_here(killed) == 0
     assert losses_by_step(tmp_path / "killed") == losses_by_step(tmp_path / "whole")
     assert set(losses_by_step(tmp_path / "whole")) == set(range(1, 13))
     for name in ("flexivid.safetensors", "pytorch_lora_weights.safetensors"):
@@ -323,18 +312,16 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path, training_conf
         assert not torch.allclose(averaged[f"transformer.{mode}.{key}.weight"].float(), last, rtol=1e-2)
 
 
-def test_a_checkpoint_of_another_run_is_refused(tmp_path, training_config):
+def test_a_checkpoint_of_another_run_is_refused(tmp_path, training_config, capsys):
     settings = training_config | {"output": str(tmp_path / "out"), "steps": 2, "save_every": 2}
     path = write_config(tmp_path / "c.yaml", **settings)
-    command = [sys.executable, str(ROOT / "tests/train_without_samples.py"), "--config", str(path)]
-    subprocess.run(command, check=True, capture_output=True)
+    assert train_here(path) == 0
     for override, message in (
         (["--distill.rank", "2"], "belongs to a run with another distill"),
         (["--steps", "1"], "is at step 2, past the 1 steps"),
     ):
-        done = subprocess.run([*command, *override], capture_output=True, text=True)
-        assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
-    subprocess.run([*command, "--optim.lr", "1e-4", "--steps", "3"], check=True, capture_output=True)
+        assert train_here(path, *override) == 2 and message in capsys.readouterr().err
+    assert train_here(path, "--optim.lr", "1e-4", "--steps", "3") == 0
 
 
 def test_training_a_decoder_on_leaves_the_encoder_and_the_latents_as_they_are(tmp_path):
@@ -349,7 +336,7 @@ def test_training_a_decoder_on_leaves_the_encoder_and_the_latents_as_they_are(tm
         data={"size": 16},
         vae={"crop": 16, "frames": 5, "full_share": 0.0, "latent_noise": 0.1},
     )
-    subprocess.run([sys.executable, ROOT / "flexivid/train.py", "--config", path], check=True, capture_output=True)
+    assert train_here(path) == 0
     before, after = (AutoencoderKLWan.from_pretrained(tmp_path / name) for name in ("vae", "out/result"))
     assert after.config.latents_mean == before.config.latents_mean
     changed = {

@@ -6,8 +6,9 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from conftest import every_of
 from diffusers import DiffusionPipeline
-from families import TRAINABLE, tiny_trainable_pipeline
+from families import TRAINABLE, every, tiny_trainable_pipeline
 
 import flexivid
 from flexivid.model.families import family_of
@@ -50,7 +51,7 @@ def trained(config: Config, accelerator: Accelerator) -> DistillObjective:
     return objective
 
 
-@pytest.mark.parametrize("name", TRAINABLE)
+@every_of(TRAINABLE, quick=["ltx"])
 @pytest.mark.parametrize("source", ["folder", "prompts"])
 def test_an_adapter_for_another_family(tmp_path, folder, accelerator, name, source):
     pipe = tiny_trainable_pipeline(name)
@@ -86,7 +87,7 @@ def test_an_adapter_for_another_family(tmp_path, folder, accelerator, name, sour
     assert latents.isfinite().all() and flexivid.summary(pipe).ratio <= 0.9
 
 
-@pytest.mark.parametrize("name", TRAINABLE)
+@every(TRAINABLE)
 def test_conditions_are_what_the_pipeline_passes(name):
     pipe = tiny_trainable_pipeline(name)
     pipe.set_progress_bar_config(disable=True)
@@ -111,6 +112,7 @@ def test_conditions_are_what_the_pipeline_passes(name):
         assert conditions["rope_interpolation_scale"][0] == pipe.vae_temporal_compression_ratio / 12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", STANDS_IN)
 def test_every_config_trains_a_tiny_model_of_its_class(tmp_path, folder, accelerator, file):
     name = STANDS_IN[file]

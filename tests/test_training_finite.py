@@ -2,7 +2,6 @@
 
 import json
 import math
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file, save_file
-from test_training_scale import ONE, ROOT, SHARDED, TWO, write
+from training_runs import ONE, SHARDED, TWO, Launch, ended, said_by, write
 
 from flexivid.training.config import Config
 from flexivid.training.finite import TrainingFailed
@@ -163,15 +162,14 @@ def test_errors_that_are_not_finite_are_drawn_and_recorded(tmp_path):
     assert (tmp_path / "error.png").exists()
 
 
-def check_stopped(command: list[str], tmp_path: Path, settings: dict, monkeypatch) -> None:
+def check_stopped(launch: Launch, tmp_path: Path, settings: dict, monkeypatch) -> None:
     """Step 3 is left out, steps 5 to 7 end the run; with several processes only the last one's losses are broken."""
     monkeypatch.setenv("FLEXIVID_NAN", "2,4,5,6,7,8")
     path, output = write(tmp_path, "broken", settings, steps=10, save_every=2, max_nonfinite_steps=3)
-    command = [*command[:-1], str(ROOT / "tests/train_with_nan.py"), command[-1]]
-    done = subprocess.run([*command, "--config", str(path)], capture_output=True, text=True, timeout=300)
-    assert done.returncode != 0, "a run that is not finite was a success"
-    assert "error: step 7: the loss is nan" in done.stderr and "3 such steps in a row" in done.stderr
-    assert "Likely cause" in done.stderr and done.stderr.count("error: step") == 1
+    assert ended(launch.start(path, "train_with_nan.py")) != 0, "a run that is not finite was a success"
+    said = said_by(path).read_text()
+    assert "error: step 7: the loss is nan" in said and "3 such steps in a row" in said
+    assert "Likely cause" in said and said.count("error: step") == 1
     lines = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if line.get("left_out")] == [3, 5, 6]
     (kept,) = output.glob("checkpoint-*.safetensors")
@@ -179,6 +177,7 @@ def check_stopped(command: list[str], tmp_path: Path, settings: dict, monkeypatc
     assert all(value.isfinite().all() for value in load_file(kept).values())
 
 
-@pytest.mark.parametrize("command", [ONE, TWO, SHARDED], ids=["one", "ddp", "fsdp"])
-def test_all_processes_leave_a_step_out_and_stop_together(tmp_path, training_config, monkeypatch, command):
-    check_stopped(command, tmp_path, training_config, monkeypatch)
+@pytest.mark.slow
+@pytest.mark.parametrize("launch", [ONE, TWO, SHARDED], ids=["one", "ddp", "fsdp"])
+def test_all_processes_leave_a_step_out_and_stop_together(tmp_path, training_config, monkeypatch, launch):
+    check_stopped(launch, tmp_path, training_config, monkeypatch)

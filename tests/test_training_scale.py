@@ -1,10 +1,6 @@
 """Training at more than one process, in parts, stopped and killed; on real clips; and what a dry run says of it."""
 
-import json
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,6 +14,7 @@ from accelerate.utils import DistributedType
 from conftest import sample, tiny_pipeline, tiny_transformer, write_clip
 from diffusers import WanPipeline
 from safetensors.torch import load_file
+from training_runs import LAUNCHED, ONE, ROOT, SHARDED, TWO, losses, run, start_and_signal, train_here, write
 
 import flexivid
 from flexivid.__main__ import main as flexivid_command
@@ -31,88 +28,37 @@ from flexivid.training.forecast import check_model, forecast
 from flexivid.training.parallel.sharding import check_sharding
 from flexivid.training.student import build_student
 
-ROOT = Path(__file__).parents[1]
-SCRIPT = str(ROOT / "tests/train_without_samples.py")
-ONE = [sys.executable, SCRIPT]
-TWO = [
-    "env",
-    "ACCELERATE_USE_CPU=true",
-    sys.executable,
-    "-m",
-    "torch.distributed.run",
-    "--standalone",
-    "--nproc_per_node",
-    "2",
-    SCRIPT,
-]
-
-SHARDED = [*TWO[:-1], str(ROOT / "tests/train_with_fsdp_on_cpu.py")]
-
 
 @pytest.fixture
 def settings(training_config):
     return training_config | {"steps": 10, "save_every": 4}
 
 
-def write(tmp_path: Path, name: str, settings: dict, **more) -> tuple[Path, Path]:
-    """(config file, output folder) of a run."""
-    path, output = tmp_path / f"{name}.yaml", tmp_path / name
-    path.write_text(yaml.safe_dump({**settings, "output": str(output), **more}))
-    return path, output
+def curve_of(tmp_path: Path, name: str, settings: dict, **more) -> torch.Tensor:
+    """Losses of a run of one process."""
+    path, output = write(tmp_path, name, settings, **more)
+    assert train_here(path) == 0
+    return torch.tensor(losses(output))
 
 
-def losses(output: Path) -> list[float]:
-    lines = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines] == list(range(1, len(lines) + 1))
-    return [line["loss"] for line in lines]
-
-
-def run(command: list[str], path: Path) -> None:
-    done = subprocess.run([*command, "--config", str(path)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-
-
-def start_and_signal(command: list[str], path: Path, output: Path, after: int, number: int) -> int:
-    """Starts a run, sends it a signal once it has logged `after` steps, and returns its exit status."""
-    log = output / "log.jsonl"
-    before = len(log.read_text().splitlines()) if log.exists() else 0
-    assert before < after, f"the run before was killed only after {before} steps"
-    process = subprocess.Popen(
-        [*command, "--config", str(path)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-    )
-    while not (log.exists() and len(log.read_text().splitlines()) >= after):
-        assert process.poll() is None, "the run ended before it could be stopped"
-        time.sleep(0.005)
-    if number == signal.SIGKILL:
-        # Every process of the run: those that a launcher has started are in sessions of their own.
-        while subprocess.run(["pkill", "-KILL", "-f", str(path)]).returncode == 0:
-            time.sleep(0.01)
-        assert not (output / "result").exists(), "the run ended before it could be killed"
-    else:
-        process.send_signal(number)
-    return process.wait()
-
-
-def test_processes_and_micro_batches_change_nothing(tmp_path, settings):
+def test_micro_batches_change_nothing(tmp_path, settings):
     """Mean squared errors over equal parts average to that over the whole."""
-    curves = {}
-    for name, command, more in (
-        ("whole", ONE, {}),
-        ("parts", ONE, {"micro_batches": 2}),
-        ("processes", TWO, {}),
-        ("both", TWO, {"micro_batches": 2}),
-    ):
-        path, output = write(tmp_path, name, settings, **more)
-        run(command, path)
-        curves[name] = torch.tensor(losses(output))
-        assert len(curves[name]) == 10
-        assert torch.allclose(curves[name], curves["whole"], atol=1e-5, rtol=0), name
+    whole, parts = (curve_of(tmp_path, f"of {count}", settings, micro_batches=count) for count in (1, 2))
+    assert len(whole) == 10 and torch.allclose(parts, whole, atol=1e-5, rtol=0)
 
 
-def test_a_batch_that_cannot_be_split_is_refused(tmp_path, settings):
+@pytest.mark.slow
+def test_processes_with_micro_batches_change_nothing(tmp_path, settings):
+    whole = curve_of(tmp_path, "whole", settings)
+    path, output = write(tmp_path, "both", settings, micro_batches=2)
+    run(LAUNCHED, path)
+    assert len(whole) == 10 and torch.allclose(torch.tensor(losses(output)), whole, atol=1e-5, rtol=0)
+
+
+def test_a_batch_that_cannot_be_split_is_refused(tmp_path, settings, capsys):
     path, _ = write(tmp_path, "parts", settings, micro_batches=3)
-    done = subprocess.run([*ONE, "--config", str(path)], capture_output=True, text=True)
-    assert done.returncode == 2 and "cannot be split evenly over 1 processes and 3 micro-batches" in done.stderr
+    assert train_here(path) == 2
+    assert "cannot be split evenly over 1 processes and 3 micro-batches" in capsys.readouterr().err
 
 
 def test_an_optimiser_that_is_not_installed(tmp_path, settings, monkeypatch):
@@ -139,13 +85,12 @@ def test_a_finished_adapter_is_uploaded(tmp_path, settings, monkeypatch):
     assert uploaded == {"someone/adapter": files}
 
 
-def test_an_upload_without_login_is_refused_at_once(tmp_path, settings, monkeypatch):
-    monkeypatch.setenv("HF_TOKEN_PATH", str(tmp_path / "no-token"))
+def test_an_upload_without_login_is_refused_at_once(tmp_path, settings, monkeypatch, capsys):
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "no-token"))
     monkeypatch.delenv("HF_TOKEN", raising=False)
     path, output = write(tmp_path, "pushed", settings)
-    command = [*ONE, "--config", str(path), "--push-to-hub", "someone/adapter"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 2 and "push_to_hub someone/adapter needs a login" in done.stderr
+    assert train_here(path, "--push-to-hub", "someone/adapter") == 2
+    assert "push_to_hub someone/adapter needs a login" in capsys.readouterr().err
     assert not output.exists()
 
 
@@ -200,7 +145,7 @@ def test_two_transformers_are_trained_one_at_a_time(tmp_path, settings, folder):
     adapters = []
     for component in ("transformer", "transformer_2"):
         path, output = write(tmp_path, component, settings, clips=clips, component=component, steps=2)
-        run(ONE, path)
+        assert train_here(path) == 0
         adapters.append(str(output / "result"))
     pipe.set_progress_bar_config(disable=True)
     with pytest.raises(ValueError, match="none for transformer_2"):
@@ -215,7 +160,7 @@ def test_two_transformers_are_trained_one_at_a_time(tmp_path, settings, folder):
 
 def test_merging_what_does_not_belong_together(tmp_path, settings, capsys):
     path, output = write(tmp_path, "one", settings, steps=2)
-    run(ONE, path)
+    assert train_here(path) == 0
     same = [str(output / "result")] * 2
     assert flexivid_command(["merge", *same, "--output", str(tmp_path / "both")]) == 2
     assert "both have weights for transformer" in capsys.readouterr().err
@@ -249,15 +194,17 @@ def test_a_base_in_half_precision_trains_and_samples(tmp_path, settings, folder)
         AcceleratorState._reset_state(reset_partial_state=True)
 
 
+@pytest.mark.slow
 def test_two_processes_that_are_killed_go_on_as_if_nothing_had_happened(tmp_path, settings):
-    whole, whole_output = write(tmp_path, "whole", settings, steps=13)
-    run(TWO, whole)
+    """As in one process, and with whole batches."""
+    whole = curve_of(tmp_path, "whole", settings, steps=13)
     killed, output = write(tmp_path, "killed", settings, steps=13)
     start_and_signal(TWO, killed, output, after=5, number=signal.SIGKILL)
     run(TWO, killed)
-    assert torch.allclose(torch.tensor(losses(output)), torch.tensor(losses(whole_output)), atol=1e-5, rtol=0)
+    assert torch.allclose(torch.tensor(losses(output)), whole, atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 def test_sharded_weights_change_nothing(tmp_path, settings, folder):
     """FSDP: the curve of one process; killed, it goes on without FSDP, and killed again, with it."""
     del settings["data"]
@@ -265,7 +212,7 @@ def test_sharded_weights_change_nothing(tmp_path, settings, folder):
     settings["clips"]["max_sequence_length"] = 16
     settings["validation"] = {"prompts": ["a red circle"], "budgets": [1.0, 0.6], "steps": 3}
     whole, whole_output = write(tmp_path, "whole", settings, steps=15)
-    run(ONE, whole)
+    assert train_here(whole) == 0
     moved, output = write(tmp_path, "moved", settings, steps=15, sample_every=3)
     start_and_signal(SHARDED, moved, output, after=5, number=signal.SIGKILL)
     assert (output / "samples/000003.png").exists() and (output / "samples/000003-error.png").exists()
@@ -296,26 +243,27 @@ def test_what_cannot_be_sharded_is_refused(settings, tmp_path, more, message):
         check_sharding(launched, Config(**settings | more, output=tmp_path / "out"))
 
 
+@pytest.mark.slow
 def test_a_run_that_is_told_to_stop_saves_and_exits_with_0(tmp_path, settings):
     whole, whole_output = write(tmp_path, "whole", settings)
-    run(ONE, whole)
+    assert train_here(whole) == 0
     stopped, output = write(tmp_path, "stopped", settings, save_every=1000, keep_checkpoints=2)
     assert start_and_signal(ONE, stopped, output, after=3, number=signal.SIGTERM) == 0
     done = len(losses(output))
     assert 3 <= done < 10 and [path.name for path in output.glob("checkpoint-*")] == [
         f"checkpoint-{done:08d}.safetensors"
     ]
-    run(ONE, stopped)
+    assert train_here(stopped) == 0
     assert losses(output) == losses(whole_output)
     assert len(list(output.glob("checkpoint-*"))) == 2 and list((output / "flexivid").glob("events*"))
 
 
-def test_an_adapter_from_a_folder_of_clips(tmp_path, settings, folder):
+def test_an_adapter_from_a_folder_of_clips(tmp_path, settings, folder, capsys):
     del settings["data"]
     clips = dict(folder=str(folder), cache=str(tmp_path / "cache"), buckets=["5x16x32", "5x32x16"], fps=10)
     clips["max_sequence_length"] = 16
     path, output = write(tmp_path, "real", settings, clips=clips)
-    run(ONE, path)
+    assert train_here(path) == 0
     pipe = WanPipeline.from_pretrained(tmp_path / "base")
     pipe.set_progress_bar_config(disable=True)
     flexivid.enable(pipe, adapter=output / "result", budget=0.5, order="interleaved")
@@ -324,14 +272,13 @@ def test_an_adapter_from_a_folder_of_clips(tmp_path, settings, folder):
     # Of other data it is another run.
     write_clip(folder / "c.mp4")
     path, _ = write(tmp_path, "real", settings, clips={**clips, "fps": 5})
-    done = subprocess.run([*ONE, "--config", str(path)], capture_output=True, text=True)
-    assert done.returncode == 2 and "another clips" in done.stderr
+    assert train_here(path) == 2 and "another clips" in capsys.readouterr().err
 
 
 def test_shared_trains_every_weight_and_saves_a_model_of_its_own(tmp_path, settings):
     distill = {"modes": settings["distill"]["modes"]}
     path, output = write(tmp_path, "shared", settings, objective="shared", distill=distill)
-    run(ONE, path)
+    assert train_here(path) == 0
     curve = losses(output)
     assert len(curve) == 10
     base = load_file(tmp_path / "base/transformer/diffusion_pytorch_model.safetensors")
@@ -389,11 +336,10 @@ def test_on_policy_states_are_those_of_the_students_own_run(tmp_path, settings):
 
 
 class TestDryRun:
-    def test_it_says_what_there_is_and_starts_nothing(self, tmp_path, settings):
+    def test_it_says_what_there_is_and_starts_nothing(self, tmp_path, settings, capsys):
         path, output = write(tmp_path, "dry", settings)
-        done = subprocess.run([*ONE, "--config", str(path), "--dry-run"], capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        assert "budgets from" in done.stdout and not output.exists()
+        assert train_here(path, "--dry-run") == 0
+        assert "budgets from" in capsys.readouterr().out and not output.exists()
 
     def test_its_figures_are_those_of_the_real_thing(self, tmp_path, settings):
         config = Config(**settings, output=tmp_path / "out")

@@ -10,13 +10,13 @@ import torch
 from accelerate.utils import DistributedType
 from safetensors.torch import load_file
 from test_training_finite import check_stopped
-from test_training_scale import ONE, ROOT, TWO, losses, run, start_and_signal, write
+from training_runs import ONE, Launch, losses, run, start_and_signal, write
 
 from flexivid.training.config import Config
 from flexivid.training.parallel import zero
 from flexivid.training.parallel.sharding import check_sharding
 
-ZERO = [*TWO[:-1], str(ROOT / "tests/train_with_zero_on_cpu.py")]
+ZERO = Launch("train_with_zero_on_cpu.py", 2, by_torchrun=True)
 installed = pytest.mark.skipif(find_spec("deepspeed") is None, reason="DeepSpeed is not installed: make test-deepspeed")
 
 

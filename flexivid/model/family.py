@@ -31,9 +31,9 @@ class Loose:
     timed: dict = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Family:
-    """One row.
+    """One row, told from others by identity.
 
     transformer_class: name of the diffusers class that the row describes.
     embedder: attribute path of the layer that embeds patches, a Conv3d, Conv2d or Linear. head: that of the output

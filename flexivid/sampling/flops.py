@@ -105,6 +105,10 @@ class _MixedPatchSize:
         return predict_mixed(flex, call, self.size.coarse, selection, flex.diffusion, level, residual)
 
 
+# Forwards that were counted in this process: a model that is enabled again, at another budget, is not counted again.
+_counted: dict[tuple, int] = {}
+
+
 class FlopCounter:
     """Counts forwards of a flexible transformer at any of its patch sizes.
 
@@ -126,6 +130,8 @@ class FlopCounter:
         self.twin.diffusion = replace(self.twin.diffusion, alphas_cumprod=table)
         if self.twin.lora.layers:
             twin.set_adapter([])
+        adapters = [(name, repr(config)) for name, config in getattr(twin, "peft_config", {}).items()]
+        self._model = self.twin.family, type(twin), repr(twin.config), flex.parametrisation, *adapters
         self._costs: dict[tuple, Mapping[str, int]] = {}
 
     def costs(self, arguments: dict) -> Mapping[str, int]:
@@ -135,15 +141,12 @@ class FlopCounter:
         """
         key = self._key(arguments)
         if key not in self._costs:
-            self._costs[key] = _Costs(self.twin.patch_sizes, partial(self._count, self._inputs(arguments)))
+            self._costs[key] = _Costs(self.twin.patch_sizes, partial(self._cost, key, self._inputs(arguments)))
         return self._costs[key]
 
     def cost_of_adapted(self, arguments: dict, lora: str) -> int:
         """FLOPs of the powerful patch size with a LoRA, such as the one that it has in few-step runs."""
-        key, powerful = (lora, *self._key(arguments)), self.twin.powerful
-        if key not in self._costs:
-            self._costs[key] = {powerful: self._count(self._inputs(arguments), powerful, lora)}
-        return self._costs[key][powerful]
+        return self._cost(self._key(arguments), self._inputs(arguments), self.twin.powerful, lora)
 
     def _key(self, arguments: dict) -> tuple:
         """What the FLOPs of a forward depend on."""
@@ -157,6 +160,13 @@ class FlopCounter:
     def _inputs(self, arguments: dict) -> dict:
         """Arguments without values, of one clip."""
         return {name: _of_one_clip(arguments[name], clips) for name, clips in self._clips(arguments).items()}
+
+    def _cost(self, call: tuple, inputs: dict, patch_size: str, lora: str | None = None) -> int:
+        """call: the key of its arguments, whose shapes the inputs have."""
+        key = self._model, call, patch_size, lora
+        if key not in _counted:
+            _counted[key] = self._count(inputs, patch_size, lora)
+        return _counted[key]
 
     def _count(self, inputs: dict, patch_size: str, lora: str | None = None) -> int:
         if is_mixed_size(patch_size):
