@@ -295,6 +295,11 @@ def test_adapter_round_trip_is_exact(adapter_folder):
     assert torch.equal(run(transformer, **forward_inputs()), expected)
 
 
+def test_whoever_may_read_a_new_file_may_read_an_adapter(adapter_folder, tmp_path):
+    (tmp_path / "new").touch()
+    assert {path.stat().st_mode for path in adapter_folder[0].iterdir()} == {(tmp_path / "new").stat().st_mode}
+
+
 def test_merged_lora_predicts_the_same_costs_nothing_and_leaves_no_trace(adapter_folder):
     folder, _ = adapter_folder
     transformer, inputs = tiny_transformer(), forward_inputs()
