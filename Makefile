@@ -3,6 +3,7 @@
 # make test-deepspeed runs those that need DeepSpeed, which it installs into .deepspeed.
 # make test-quantised runs the tests that need torchao and bitsandbytes, which it installs into .quantisers.
 # make test-app runs those of the page of `flexivid app`, whose gradio it installs into .app.
+# make docs makes the documentation as a site, outputs/site, in an environment of its own, .venv-docs.
 # make vbench makes .venv-vbench, where VBench lives (docs/vbench.md).
 #   make test PYTHON=python3.12                                              another interpreter
 #   PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make test       torch without CUDA, a far smaller download
@@ -14,7 +15,7 @@ PROMPT ?= a dotted green cross growing on a black background
 VENV := .venv
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-all test-failed test-app test-deepspeed test-quantised test-wheel lint vbench
+.PHONY: demo test test-all test-failed test-app test-deepspeed test-quantised test-wheel lint docs vbench
 
 demo: $(READY)
 	@mkdir -p outputs
@@ -84,4 +85,16 @@ vbench: .venv-vbench/.ready
 .venv-vbench/.ready: eval/requirements-vbench.txt
 	$(PYTHON) -m venv .venv-vbench
 	.venv-vbench/bin/python -m pip install -r $<
+	@touch $@
+
+# Nothing may come from outside: what the pages load is in the site.
+docs: .venv-docs/.ready
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/python -m mkdocs build --quiet --strict
+	@! grep -rlE '<(script|img|iframe)[^>]+src="(https?:)?//|<link[^>]+href="(https?:)?//' \
+		--include='*.html' outputs/site || { echo "these pages load something from outside"; exit 1; }
+	@echo outputs/site/index.html
+
+.venv-docs/.ready: docs/requirements.txt constraints.txt
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/python -m pip install -q -c constraints.txt -r $<
 	@touch $@
