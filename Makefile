@@ -1,7 +1,7 @@
 # make demo | test | test-all | lint. Each makes the environment .venv itself when it is missing or out of date.
 # make test-wheel builds sdist and wheel into dist/check, and runs the wheel there in an empty environment.
 # make test-deepspeed runs those that need DeepSpeed, which it installs into .deepspeed.
-# make test-quantised runs the tests that need torchao and bitsandbytes, which it installs into .quantisers.
+# make test-quantised runs the tests that need torchao, bitsandbytes and gguf, which it installs into .quantisers.
 # make test-app runs those of the page of `flexivid app`, whose gradio it installs into .app.
 # make docs makes the documentation as a site, outputs/site, in an environment of its own, .venv-docs.
 # make vbench makes .venv-vbench, where VBench lives (docs/vbench.md).
@@ -38,8 +38,9 @@ test-failed: $(READY)
 
 # Quantisers print warnings wherever they are installed, so they stay beside the environment.
 test-quantised: $(READY)
-	$(VENV)/bin/python -m pip install -q --no-deps --upgrade --target .quantisers torchao==0.18.0 bitsandbytes==0.50.2
-	PYTHONPATH=.quantisers $(VENV)/bin/python -m pytest -q tests/test_quantised.py
+	$(VENV)/bin/python -m pip install -q --no-deps --upgrade --target .quantisers \
+		torchao==0.18.0 bitsandbytes==0.50.2 gguf==0.19.0
+	PYTHONPATH=.quantisers $(VENV)/bin/python -m pytest -q tests/test_quantised.py tests/test_gguf.py
 
 # What gradio needs that the environment has not. Beside it, so that `make test` shows what works without.
 test-app: $(READY)

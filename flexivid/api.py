@@ -60,7 +60,7 @@ def enable(
         target: a pipeline, or a bare transformer that then runs at one fixed patch size.
         adapter: folder or hub id of a flexivid adapter. Without one, weak modes are training-free.
         modes: weak patch sizes as `1x4x4`, t x h x w in latent pixels; the adapter's, or one twice as large in space.
-        budget: share of the stock call's FLOPs that the transformer may spend, in (0, 1].
+        budget: share of the stock call's FLOPs that the transformer may spend, in (0, 1]; over few steps there are few.
         schedule: instead of a budget: a `Schedule`, `2x4x4:35,1x2x2:5`, or one patch size for every step.
             With neither, an adapter's few-step recipe runs: call the pipeline with its steps, guidance off. Until
             `disable` it has a scheduler with the recipe's noise levels.

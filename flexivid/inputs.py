@@ -18,6 +18,7 @@ from flexivid.model.families import family_of
 from flexivid.model.family import patch_size_of
 from flexivid.shapes.prompts import load_prompts
 from flexivid.shapes.world import Scene, all_scenes
+from flexivid.single_file import is_single_file
 from flexivid.stock_pipelines import pipeline_class, without_weights
 
 SHAPES_SETS = ("shapes", "shapes-held-out", "shapes-unjudged")
@@ -78,8 +79,11 @@ def check_output_file(path: Path, *endings: str) -> None:
     check_output_folder(path.parent)
 
 
-def check_model(model: str | Path) -> None:
-    """Raises unless it is a folder with a whole pipeline in diffusers format, or may be a hub id."""
+def check_model(model: str | Path, without: tuple[str, ...] = ()) -> None:
+    """Raises unless it is a folder with a whole pipeline in diffusers format, or may be a hub id.
+
+    without: parts whose weights come from elsewhere.
+    """
     folder = Path(model)
     index = folder / "model_index.json"
     if not index.is_file():
@@ -94,6 +98,8 @@ def check_model(model: str | Path) -> None:
     for name in parts:
         if not (folder / name).is_dir():
             raise ValueError(f"{model} is incomplete: it has no folder {name}")
+        if name in without:
+            continue
         if (folder / name / "config.json").is_file() and not any(
             path.suffix in (".safetensors", ".bin") for path in (folder / name).iterdir()
         ):
@@ -103,6 +109,19 @@ def check_model(model: str | Path) -> None:
             safe_open(path, "pt")
         except SafetensorError as error:
             raise ValueError(f"{path} is not a whole safetensors file: {error}") from None
+
+
+def check_model_and_base(model: str | None, base: str | None) -> None:
+    """Raises unless a pipeline may come of a folder or hub id, or of one file and the base that it belongs to."""
+    is_file = model is not None and is_single_file(model)
+    if is_file and base is None:
+        raise ValueError(f"{model} is a transformer without its pipeline: give --base, the folder or hub id of that")
+    if base is not None and not is_file:
+        raise ValueError("--base is the pipeline of a --model that is one file, .gguf or .safetensors")
+    if is_file and not Path(model).is_file():
+        raise ValueError(f"there is no file {model}")
+    if model is not None:
+        check_model(base or model, without=("transformer",) if is_file else ())
 
 
 def empty_pipeline(model: str | Path, with_image: bool = False) -> DiffusionPipeline:

@@ -21,7 +21,8 @@ def plan(
     """The schedule that a call of these sizes (pixels, denoising steps, padded text tokens) would run.
 
     Counts on the meta device, so it takes a second and the pipeline may be one without weights. Raises ValueError if
-    the pipeline is not enabled, and what the call itself would raise, such as BudgetError.
+    the pipeline is not enabled, and what the call itself would raise, such as BudgetError, which names the budgets that
+    there are over up to 12 steps. Warns as the call would where whole steps make far less of a budget.
     """
     runner = enabled_runner(pipe)
     call = call_of(pipe, runner, frames, height, width, text_length)

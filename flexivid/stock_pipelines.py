@@ -62,14 +62,17 @@ def without_weights(model: str | Path, pipeline: type[DiffusionPipeline]) -> Dif
     return pipeline(**settings)
 
 
-def load(model: str | Path, pipeline: type[DiffusionPipeline], dtype: torch.dtype) -> DiffusionPipeline:
-    """The pipeline with its weights in `dtype`, but its VAE in float32 where it casts what it gives to that: Wan's."""
+def load(model: str | Path, pipeline: type[DiffusionPipeline], dtype: torch.dtype, **parts) -> DiffusionPipeline:
+    """The pipeline with its weights in `dtype`, but its VAE in float32 where it casts what it gives to that: Wan's.
+
+    parts: by name, what is there already, and is not loaded.
+    """
     index = load_index(model)
     is_wan = any(
         index.get(name, [None, None])[1] == "WanTransformer3DModel" for name in ("transformer", "transformer_2")
     )
     precise = {"vae": torch.float32} if is_wan else {}
-    return pipeline.from_pretrained(model, dtype={"default": dtype, **precise})
+    return pipeline.from_pretrained(model, dtype={"default": dtype, **precise}, **parts)
 
 
 def set_guidance_scale(pipe: DiffusionPipeline, scale: float) -> None:

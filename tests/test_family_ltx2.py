@@ -60,7 +60,7 @@ def test_every_forward_of_a_step_is_counted_and_planned(kind):
     call |= more
     with flop_counter_mode() as full:
         sample(pipe, call)
-    flexivid.enable(pipe, budget=0.3, order="interleaved")
+    flexivid.enable(pipe, budget=0.5, order="interleaved")
     sample(pipe, call)
     with flop_counter_mode() as counter:
         sample(pipe, call)
@@ -69,7 +69,7 @@ def test_every_forward_of_a_step_is_counted_and_planned(kind):
     outside = full.get_total_flops() - summary.flops_full
     assert 0 <= outside < 0.01 * summary.flops_full  # connectors
     assert summary.flops_used + outside == pytest.approx(counter.get_total_flops(), rel=0.01)
-    assert 0.2 < summary.ratio <= 0.3
+    assert 0.25 < summary.ratio <= 0.5
     weak = [step for step in summary.steps if step[0] != "1x1x1"]
     assert any(step[1:] == [KEPT] * (forwards - 1) for step in weak)
 

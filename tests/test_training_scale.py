@@ -128,7 +128,7 @@ def test_budgets_of_shared_are_those_without_a_lora(tmp_path, settings, folder):
     modes = settings["distill"]["modes"]
     del settings["data"]
     clips = dict(folder=str(folder), buckets=["5x16x32"], max_sequence_length=16)
-    more = {"clips": clips, "validation": {"prompts": ["a red circle"], "budgets": [0.6], "steps": 3}}
+    more = {"clips": clips, "validation": {"prompts": ["a red circle"], "budgets": [0.6], "steps": 9}}
     with pytest.raises(ValueError, match="cannot be reached"):
         check_model(Config(**settings | more | {"distill": {"modes": modes, "rank": 32}}, output=tmp_path / "out"))
     more |= {"objective": "shared", "distill": {"modes": modes}}
@@ -170,7 +170,7 @@ def test_merging_what_does_not_belong_together(tmp_path, settings, capsys):
 def test_a_base_in_half_precision_trains_and_samples(tmp_path, settings, folder):
     """Under autocast, as `accelerate launch --mixed_precision bf16` sets it."""
     clips = dict(folder=folder, cache=tmp_path / "cache", buckets=["5x32x32"], fps=10, max_sequence_length=16)
-    validation = {"prompts": ["a red circle"], "budgets": [1.0, 0.6], "steps": 3}
+    validation = {"prompts": ["a red circle"], "budgets": [1.0, 0.6], "steps": 9}
     del settings["data"]
     config = Config(**settings, base_dtype="bfloat16", clips=clips, validation=validation, output=tmp_path / "out")
     check_model(config)
@@ -210,7 +210,7 @@ def test_sharded_weights_change_nothing(tmp_path, settings, folder):
     del settings["data"]
     settings["clips"] = dict(folder=str(folder), cache=str(tmp_path / "cache"), buckets=["5x16x32"], fps=10)
     settings["clips"]["max_sequence_length"] = 16
-    settings["validation"] = {"prompts": ["a red circle"], "budgets": [1.0, 0.6], "steps": 3}
+    settings["validation"] = {"prompts": ["a red circle"], "budgets": [1.0, 0.6], "steps": 9}
     whole, whole_output = write(tmp_path, "whole", settings, steps=15)
     assert train_here(whole) == 0
     moved, output = write(tmp_path, "moved", settings, steps=15, sample_every=3)

@@ -23,7 +23,7 @@ installed = pytest.mark.skipif(find_spec("deepspeed") is None, reason="DeepSpeed
 @pytest.fixture
 def settings(training_config, tmp_path, folder):
     clips = dict(folder=str(folder), cache=str(tmp_path / "cache"), buckets=["5x16x32"], fps=10, max_sequence_length=16)
-    validation = {"prompts": ["a red circle"], "budgets": [1.0, 0.6], "steps": 3}
+    validation = {"prompts": ["a red circle"], "budgets": [1.0, 0.6], "steps": 9}
     more = {"steps": 20, "save_every": 2, "micro_batches": 2, "clips": clips, "validation": validation}
     return {key: value for key, value in training_config.items() if key != "data"} | more
 

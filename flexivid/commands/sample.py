@@ -5,6 +5,7 @@
     flexivid sample --schedule 1x2x2:2,1x2x2+1x4x4@0.35:38 --show-patches
     flexivid sample --model Wan-AI/Wan2.1-T2V-1.3B-Diffusers --budget 0.5 --prompt "a cat surfing"
     flexivid sample --model Lightricks/LTX-Video --image cat.png --budget 0.5 --prompt "the cat looks up"
+    flexivid sample --model wan2.1-t2v-14b-Q4_K_M.gguf --base Wan-AI/Wan2.1-T2V-14B-Diffusers --prompt "a cat surfing"
 
 Writes a clip and a JSON file beside it: what ran at which step, FLOPs, seconds, peak memory. Without --model it samples
 the small model that ships with the package, with its adapter.
@@ -28,6 +29,7 @@ from flexivid.commands.sample_options import (
     check_arguments,
     check_with_model,
     parse_arguments,
+    pipeline_of,
     plan,
     prompts_of,
     sizes_of,
@@ -39,7 +41,7 @@ from flexivid.running import next_budget
 from flexivid.sampling.flops import flops_text
 from flexivid.sampling.places import fewer_steps
 from flexivid.sampling.schedule import in_runs
-from flexivid.shapes.embedded import MODEL
+from flexivid.single_file import load_single_file
 from flexivid.stock_pipelines import ARGUMENTS, call_arguments, load, now, set_guidance_scale, timed, unknown_words
 from flexivid.video import enlarge, write_mp4, write_picture, write_side_by_side
 
@@ -51,7 +53,8 @@ def load_pipeline(arguments: argparse.Namespace, pipeline: type[DiffusionPipelin
     began = time.perf_counter()
     dtype = getattr(torch, arguments.dtype or ("float32" if arguments.device.type == "cpu" else "bfloat16"))
     say(f"loading {arguments.model or 'the embedded model'} onto {arguments.device}, {str(dtype).split('.')[1]}")
-    pipe = load(arguments.model or MODEL, pipeline, dtype)
+    parts = {"transformer": load_single_file(Path(arguments.model), arguments.base, dtype)} if arguments.base else {}
+    pipe = load(pipeline_of(arguments), pipeline, dtype, **parts)
     pipe.to(arguments.device)
     return pipe, round(time.perf_counter() - began, 3)
 

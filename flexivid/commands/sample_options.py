@@ -19,7 +19,7 @@ from flexivid.command_line import (
     patch_size,
     seed,
 )
-from flexivid.inputs import check_model, check_output_file, check_sizes, read_prompts
+from flexivid.inputs import check_model_and_base, check_output_file, check_sizes, read_prompts
 from flexivid.model.adapter import read_config
 from flexivid.model.families import family_of
 from flexivid.model.family import transformer_of
@@ -28,6 +28,7 @@ from flexivid.patches.sizes import is_mixed_size
 from flexivid.sampling.few_steps import call_of, share_of_full
 from flexivid.sampling.schedule import Schedule, read_schedule
 from flexivid.shapes.embedded import ADAPTER, MODEL, USUAL
+from flexivid.single_file import check_single_file
 from flexivid.stock_pipelines import latent_channels_of, pipeline_class, usual_arguments, without_weights
 
 DEFAULT_PROMPT = "a dotted green cross growing on a black background"
@@ -66,7 +67,12 @@ def _add_spent(parser: Parser) -> None:
 def add_model(parser: Parser) -> None:
     """What `flexivid app` asks for too: the model, what a budget buys, the sizes of a clip, the device."""
     add, usual = parser.add_argument, "the pipeline's own by default"
-    add("--model", help="folder or hub id in diffusers format; the embedded model by default")
+    add(
+        "--model",
+        help="folder or hub id in diffusers format, or a transformer's .gguf or .safetensors file with --base; the "
+        "embedded model by default",
+    )
+    add("--base", help="folder or hub id of the pipeline whose transformer the file of --model is")
     add("--adapter", help="folder or hub id; 'none' for training-free; the embedded one with the embedded model")
     add("--adapter-revision", dest="revision", help="branch, tag or commit of an adapter on the hub")
     add("--adapter-subfolder", dest="subfolder", help="in which the adapter lies, of its folder or repository")
@@ -105,6 +111,11 @@ def _add_files(parser: Parser) -> None:
     add("--output", type=Path, default=Path("outputs/clip.mp4"), help="an .mp4 file; %(default)s by default")
 
 
+def pipeline_of(arguments: argparse.Namespace) -> str | Path:
+    """Folder or hub id of the pipeline, or of all but its transformer."""
+    return arguments.base or arguments.model or MODEL
+
+
 def fill(arguments: argparse.Namespace, values: dict) -> None:
     """Sets what the user has not given."""
     for name, value in values.items():
@@ -135,8 +146,7 @@ def check_arguments(arguments: argparse.Namespace) -> None:
 
 def check_model_and_adapter(arguments: argparse.Namespace) -> None:
     """Fills in which adapter, and what it decides: its recipe, or the budget. Raises ValueError or OSError."""
-    if arguments.model:
-        check_model(arguments.model)
+    check_model_and_base(arguments.model, arguments.base)
     if arguments.adapter is None and not arguments.model:
         arguments.adapter = str(ADAPTER)
     elif arguments.adapter == "none":
@@ -181,10 +191,12 @@ def check_with_model(arguments: argparse.Namespace) -> DiffusionPipeline:
 
     Fills in what the pipeline does when it is not told. Returns the pipeline without weights, enabled.
     """
-    model = arguments.model or MODEL
+    model = pipeline_of(arguments)
     pipeline = pipeline_class(model, arguments.image is not None)
     with warnings.catch_warnings(action="ignore"):  # of copies between tensors that have no data
         empty = without_weights(model, pipeline)
+        if arguments.base:
+            check_single_file(Path(arguments.model), empty)
         usual = usual_arguments(empty) | ({} if arguments.model else USUAL)
         usual["merge_lora"] = not arguments.model and not _is_mixed(arguments.schedule)
         if arguments.recipe is not None:

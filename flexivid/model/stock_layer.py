@@ -26,7 +26,10 @@ def hook_of(layer: nn.Module, name: str):
 def working_dtype(layer: nn.Module) -> torch.dtype:
     """What a layer computes in: under diffusers' layerwise casting it is stored in less."""
     casting = hook_of(layer, CASTING)
-    return (layer.weight if layer.bias is None else layer.bias).dtype if casting is None else casting.compute_dtype
+    if casting is not None:
+        return casting.compute_dtype
+    stored = layer.weight if layer.bias is None else layer.bias
+    return stored.dtype if stored.is_floating_point() else layer.compute_dtype  # as quantisers call it
 
 
 def bias_of(layer: nn.Module, weight: Tensor) -> Tensor:

@@ -20,31 +20,27 @@ and with classifier-free guidance three ways to treat its two branches:
                   steps are then denser at first
     weak-uncond   mixed steps: the conditional branch powerful, the unconditional one weak. With weak-first only
 
+Runs of few steps end powerful in any order: no later step would mend what a weak or reused last one leaves.
 A patch size is written frames x height x width in latent pixels, as in `1x4x4`.
 """
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from fractions import Fraction
 from numbers import Real
 from typing import Literal
 
 from flexivid.patches.sizes import GUIDED, parse_mode
-from flexivid.sampling.places import denser_first, evenly_spread, places_after_guided
+from flexivid.sampling.places import denser_first, evenly_spread, is_few, places_after_guided
+from flexivid.sampling.purse import BudgetError, Guidance, Purse, exact
 from flexivid.sampling.schedule import KEPT, REUSED, Schedule, powerful_of
 
-Guidance = Literal["same", "kept", "weak-uncond"]
 Order = Literal["interleaved", "weak-first", "reuse"]
 
 LEAST_COMPUTED = 3
 # docs/log.md, "Guided first steps"
 GUIDED_STEPS = 8
 GUIDED_BELOW = 5
-
-
-class BudgetError(ValueError):
-    """A budget that is not a number in (0, 1], or that the patch sizes at hand cannot reach."""
 
 
 def schedule_for_budget(
@@ -54,6 +50,7 @@ def schedule_for_budget(
     guidance_branches: int,
     guidance: Guidance = "same",
     order: Order | None = None,
+    ends_powerful: bool | None = None,
 ) -> Schedule:
     """The schedule that spends at most `budget` of what the powerful patch size would cost on every forward.
 
@@ -64,7 +61,9 @@ def schedule_for_budget(
         guidance_branches: forwards a step makes: 2 with classifier-free guidance, else 1.
         guidance: see above; without guidance all are `same`.
         order: see above; None is weak-first where steps are mixed, interleaved for `kept`, else reuse, or interleaved
-            where hardly a step would be left to reuse.
+            where hardly a step would be left to reuse; over few steps reuse, or weak-first if one powerful step fits.
+        ends_powerful: whether the last step has to be powerful; None is for a whole run, where it has to if these are
+            few (`places.FEW_STEPS`).
 
     Raises:
         BudgetError: the budget is not a number in (0, 1], or less than the cheapest such schedule costs.
@@ -84,61 +83,16 @@ def schedule_for_budget(
     guidance = guidance if guidance_branches == 2 else "same"
     guided = [mode for mode in modes if mode.endswith(GUIDED)] if guidance_branches == 2 else []
     modes = [mode for mode in modes if not mode.endswith(GUIDED)]
-    purse = _Purse(modes, prices, steps, guidance_branches, _exact(budget), guidance, guided[-1] if guided else None)
+    ends = is_few(steps) if ends_powerful is None else ends_powerful
+    finest = guided[-1] if guided else None
+    purse = Purse(modes, prices, steps, guidance_branches, exact(budget), guidance, finest, ends)
     return Schedule(tuple(way(purse)))
 
 
-@dataclass(frozen=True)
-class _Purse:
-    """What there is to spend, and on what.
-
-    modes: patch sizes from cheapest to most expensive. prices: of them and of `guided`, the finest guided one.
-    """
-
-    modes: list[str]
-    prices: Mapping[str, Fraction]
-    steps: int
-    branches: int
-    budget: Fraction
-    guidance: Guidance
-    guided: str | None = None
-
-    def all_at(self, mode: str) -> tuple[str, ...]:
-        """A step with every branch at one patch size."""
-        return (mode,) * self.branches
-
-    def cost(self, *steps: tuple[str, ...]) -> Fraction:
-        return sum((self.prices[mode] for mode in Schedule(steps).forwards(self.modes[-1])), Fraction())
-
-    @property
-    def coarsest(self) -> tuple[str, ...]:
-        return self.all_at(self.modes[0])
-
-    @property
-    def powerful(self) -> tuple[str, ...]:
-        return self.all_at(self.modes[-1])
-
-    @property
-    def affordable(self) -> int:
-        """Powerful steps that fit."""
-        return min(self.steps, self.limit // self.cost(self.powerful))
-
-    @property
-    def limit(self) -> Fraction:
-        """Of all steps together."""
-        return self.budget * self.steps * self.cost(self.powerful)
-
-    def too_small(self, cheapest: Fraction) -> BudgetError:
-        """The error of a budget below the cheapest schedule. The least it names is rounded up: it must be accepted."""
-        least = math.ceil(1000 * cheapest / (self.steps * self.cost(self.powerful))) / 1000
-        return BudgetError(
-            f"budget {float(self.budget):g} cannot be reached: with {self.modes[0]} as the coarsest patch size the "
-            f"least is {least:g}; ask for {least:g} or more, or for modes with a coarser patch size"
-        )
-
-
-def _usual(purse: _Purse) -> list[tuple[str, ...]]:
+def _usual(purse: Purse) -> list[tuple[str, ...]]:
     """By reuse; where that leaves too few steps to compute, weak ones between them, if the budget buys these."""
+    if purse.ends:
+        return _usual_to_the_end(purse)
     if purse.affordable >= LEAST_COMPUTED or (purse.guided is not None and purse.affordable):
         return _reusing(purse)
     try:
@@ -150,7 +104,23 @@ def _usual(purse: _Purse) -> list[tuple[str, ...]]:
         return _reusing(purse)
 
 
-def _interleaved(purse: _Purse) -> list[tuple[str, ...]]:
+def _usual_to_the_end(purse: Purse) -> list[tuple[str, ...]]:
+    """By reuse; where a single powerful step fits, the last one, as many of those before it as fit are weak.
+
+    docs/log.md, "Few steps without guidance".
+    """
+    if purse.affordable >= 2 or purse.guided is not None:
+        return _reusing(purse)
+    powerful, coarsest, before = purse.cost(purse.powerful), purse.cost(purse.coarsest), purse.steps - 1
+    weak = min((purse.limit - powerful) // coarsest, before)
+    if weak == before:
+        return _weak_first(purse)
+    if weak < 1:
+        raise purse.too_small(powerful + (coarsest if before else 0))
+    return [*[purse.coarsest] * weak, *[purse.all_at(REUSED)] * (before - weak), purse.powerful]
+
+
+def _interleaved(purse: Purse) -> list[tuple[str, ...]]:
     """As many powerful steps as fit, all others at the cheapest patch size; weak-first where not even one fits.
 
     With `kept` the weak steps after the first powerful one run their conditional branch only.
@@ -158,21 +128,22 @@ def _interleaved(purse: _Purse) -> list[tuple[str, ...]]:
     steps, keeps = purse.steps, purse.guidance == "kept"
     kept = (purse.modes[0], KEPT)
     for count in range(purse.affordable, 0, -1):
-        usual, *others = denser_first(count, steps) if keeps else evenly_spread(count, steps)
+        usual, *others = (denser_first if keeps else evenly_spread)(count, steps, purse.ends)
         # Weak steps before the first powerful one run both branches: it comes earlier where that is too much.
-        for first in range(usual, -1 if keeps else usual - 1, -1):
+        earliest = 0 if keeps and (others or not purse.ends) else usual
+        for first in range(usual, earliest - 1, -1):
             planned = [kept if keeps and index > first else purse.coarsest for index in range(steps)]
             for index in (first, *others):
                 planned[index] = purse.powerful
             if purse.cost(*planned) <= purse.limit:
                 return planned
-    cheapest = steps * purse.cost(purse.coarsest)
-    if keeps:
-        cheapest = min(cheapest, purse.cost(purse.powerful, *[kept] * (steps - 1)))
-    return _weak_first(purse, cheapest)
+    if not keeps:
+        return _weak_first(purse)
+    ending = [purse.powerful] if purse.ends and steps > 1 else []
+    return _weak_first(purse, purse.cost(purse.powerful, *[kept] * (steps - 1 - len(ending)), *ending))
 
 
-def _weak_first(purse: _Purse, cheapest: Fraction | None = None) -> list[tuple[str, ...]]:
+def _weak_first(purse: Purse, cheapest: Fraction | float = math.inf) -> list[tuple[str, ...]]:
     """From coarse to fine: as many of the last steps as fit are powerful, all others at the cheapest patch size.
 
     What is left of the budget then raises the last weak steps, to the finest weak patch size first. With `weak-uncond`
@@ -181,7 +152,7 @@ def _weak_first(purse: _Purse, cheapest: Fraction | None = None) -> list[tuple[s
     branches, so that the late, fine steps are the last to be guided by weak predictions. Where the cheapest patch size
     costs half the powerful one or more, a mixed step saves nothing and there is none.
 
-    cheapest: of all schedules that were tried before, named where this one does not fit either.
+    cheapest: what a schedule costs that was tried before, named where this one does not fit and costs no less.
     """
     cost, coarsest = purse.cost, purse.coarsest
     finer = [purse.all_at(mode) for mode in purse.modes[1:]]
@@ -192,8 +163,9 @@ def _weak_first(purse: _Purse, cheapest: Fraction | None = None) -> list[tuple[s
         elif cost(mixed_step) < cost(purse.powerful):
             finer[-1] = mixed_step
     slack = purse.limit - purse.steps * cost(coarsest)
-    if slack < 0:
-        raise purse.too_small(purse.steps * cost(coarsest) if cheapest is None else cheapest)
+    least_extra = cost(finer[-1]) - cost(coarsest) if purse.ends and coarsest[0] != purse.modes[-1] else 0
+    if slack < least_extra:
+        raise purse.too_small(min(cheapest, purse.steps * cost(coarsest) + least_extra))
     fine_to_coarse: list[tuple[str, ...]] = []
     for step in reversed(finer):
         left, extra = purse.steps - len(fine_to_coarse), cost(step) - cost(coarsest)
@@ -203,21 +175,24 @@ def _weak_first(purse: _Purse, cheapest: Fraction | None = None) -> list[tuple[s
     return [*[coarsest] * (purse.steps - len(fine_to_coarse)), *reversed(fine_to_coarse)]
 
 
-def _reusing(purse: _Purse) -> list[tuple[str, ...]]:
+def _reusing(purse: Purse) -> list[tuple[str, ...]]:
     """As many powerful steps as fit; all others reuse the last x0.
 
     Where these are few, guided steps take the place of one of them, and come before all others: the layout, which they
-    decide, asks for many steps and little detail.
+    decide, asks for many steps and little detail. Over few steps they take what is left: one powerful step less would
+    be far less than was asked.
     """
-    powerful, guided, early_step = purse.affordable, 0, purse.powerful
-    if not powerful:
-        raise purse.too_small(purse.cost(purse.powerful))
+    powerful, guided, early_step, least = purse.affordable, 0, purse.powerful, purse.cost(purse.powerful)
+    if purse.ends and purse.steps > 1:  # the first step has nothing to reuse
+        least += least if purse.guided is None else purse.cost(purse.all_at(purse.guided))
+    if purse.limit < least:
+        raise purse.too_small(least)
     if purse.guided is not None and powerful < min(GUIDED_BELOW, purse.steps):
-        powerful = max(powerful - 1, 1)
+        powerful = powerful if purse.ends else max(powerful - 1, 1)
         left = purse.limit - powerful * purse.cost(purse.powerful)
         early_step = purse.all_at(purse.guided)
         guided = min(GUIDED_STEPS, left // purse.cost(early_step))
-    early, late = places_after_guided(guided, powerful, purse.steps)
+    early, late = places_after_guided(guided, powerful, purse.steps, purse.ends)
     planned = [purse.all_at(REUSED)] * purse.steps
     for place in early:
         planned[place] = early_step
@@ -229,19 +204,15 @@ def _reusing(purse: _Purse) -> list[tuple[str, ...]]:
 def least_budget(costs: Mapping[str, float]) -> float:
     """The least budget that `schedule_for_budget` can meet at any guidance: the cheapest patch size on every step.
 
-    With `kept` and many steps less will do: one powerful step, whose guidance the others keep.
+    With `kept` and many steps less will do: one powerful step, whose guidance the others keep. Few steps take more:
+    the last one is powerful.
 
     costs: FLOPs of one forward by patch size. Raises ValueError where they are empty or not positive.
     """
     modes, prices = _sorted_modes(costs)
     least = prices[modes[0]] / prices[powerful_of(costs)]
     # The nearest float may lie just below, and would be refused as a budget.
-    return float(least) if _exact(float(least)) >= least else math.nextafter(float(least), math.inf)
-
-
-def _exact(number: float) -> Fraction:
-    """The number as it is written: the float 0.29 is 29/100, so that 29 of 100 is within a budget of 0.29."""
-    return Fraction(number) if isinstance(number, int) else Fraction(str(float(number)))
+    return float(least) if exact(float(least)) >= least else math.nextafter(float(least), math.inf)
 
 
 def check_order(order: Order | None, guidance: Guidance | None) -> None:
@@ -272,4 +243,4 @@ def _sorted_modes(costs: Mapping[str, float]) -> tuple[list[str], dict[str, Frac
         if not (math.isfinite(cost) and cost > 0):
             raise ValueError(f"the cost of {name} must be a positive number of FLOPs, not {cost}")
     modes = sorted(costs, key=lambda name: (costs[name], -math.prod(parse_mode(name)[0])))
-    return modes, {name: _exact(cost) for name, cost in costs.items()}
+    return modes, {name: exact(cost) for name, cost in costs.items()}

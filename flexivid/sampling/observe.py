@@ -10,8 +10,10 @@ from flexivid.patches.mixed import Selection
 
 @dataclass(frozen=True)
 class Forward:
-    """One forward that a pipeline made. patch_size: `kept` where no network ran. seconds: of it all, and of the stock
-    transformer within it, which may have run more than once; 0 without a clock.
+    """One forward that a pipeline made.
+
+    patch_size: `kept` and `reused` where no network ran; none did either in the second branch of a guided patch size.
+    seconds: of it all, and of the stock transformer within it, which may have run more than once; 0 without a clock.
     """
 
     step: int

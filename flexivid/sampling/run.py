@@ -90,18 +90,22 @@ class Run:
             for forward in range(self.calls(count)):
                 flops = self.flops(forward) or self.flops(0)
                 full += flops[self.powerful]
-                used += sum(flops[name] for name in self._computed(later, forward))
+                used += sum(flops[name] for name in self._computed(later, forward, self._compared(later, forward)))
         return used > budget * full
 
-    def _computed(self, index: int, forward: int) -> tuple[str, ...]:
-        """The patch sizes that one forward of a step of the schedule runs, comparisons included."""
+    def _compared(self, index: int, forward: int) -> tuple[str, ...]:
+        """The patch sizes that one forward of a step of the schedule is compared with."""
+        return self._schedule.compared(index, self.powerful, min(forward, len(self._schedule.steps[index]) - 1))
+
+    def _computed(self, index: int, forward: int, compared: tuple[str, ...]) -> tuple[str, ...]:
+        """The patch sizes that one forward of a step of the schedule runs, those that it is compared with included."""
         planned = self._schedule.steps[index]
-        branch = min(forward, len(planned) - 1)
+        name = planned[min(forward, len(planned) - 1)]
         if is_guided(planned) and forward:
             return ()
         # Guidance of a mixed step needs the weak prediction of both branches.
-        times = 0 if planned[branch] in (KEPT, REUSED) else 2 if is_mixed(planned) and forward else 1
-        return (*self._schedule.compared(index, self.powerful, branch), *[planned[branch]] * times)
+        times = 0 if name in (KEPT, REUSED) else 2 if is_mixed(planned) and forward else 1
+        return (*compared, *[name] * times)
 
     def forward(
         self,
@@ -115,7 +119,7 @@ class Run:
         planned, index = self.planned(at.step), at.step - self._first
         branch = min(call.branch, len(planned) - 1)
         name = planned[branch]
-        compared = self._schedule.compared(index, flex.powerful, branch)
+        compared = self._compared(index, call.branch)
         call.memo = self._memo
         if call.branch == 0:
             self.summary.steps.append([])
@@ -125,8 +129,8 @@ class Run:
         self._calls[asked] = max(self.calls(asked), call.branch + 1)
         self.costs[call.branch] = costs
         self._clips[call.branch] = batch = len(call.arguments["hidden_states"])
-        computed = (self.mixing.counted(flex, call.branch, each) for each in self._computed(index, call.branch))
-        self.summary.flops_used += sum(costs[each] for each in computed) * batch
+        computed = self._computed(index, call.branch, compared)
+        self.summary.flops_used += sum(costs[self.mixing.counted(flex, call.branch, each)] for each in computed) * batch
         self.summary.flops_full += costs[flex.powerful] * batch
 
         if name == flex.powerful:

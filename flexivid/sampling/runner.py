@@ -4,6 +4,7 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
+from functools import partial
 from itertools import groupby
 
 from diffusers import DiffusionPipeline, ModularPipeline
@@ -26,8 +27,10 @@ from flexivid.sampling.forwards import (
 )
 from flexivid.sampling.mixing import Mixing
 from flexivid.sampling.observe import Forward, Observer
+from flexivid.sampling.places import is_few
 from flexivid.sampling.run import Run
 from flexivid.sampling.schedule import KEPT, Schedule, explicit_schedule, is_guided, is_reused
+from flexivid.sampling.shares import schedule_of
 from flexivid.sampling.summary import Summary
 
 SAME_SCALE = 0.01  # guidance scales that differ by less are one
@@ -103,7 +106,7 @@ class PipelineRunner:
         self.family.check(arguments)
         costs, steps = self.costs(arguments), len(forwards.counts)
         if self.schedule is None:
-            return self.bought(arguments, forwards, self.budget)
+            return schedule_of(partial(self._buy, arguments, forwards), self.budget, steps)
         if isinstance(self.schedule, Schedule):
             text = self.schedule.to_text()
         else:
@@ -122,19 +125,31 @@ class PipelineRunner:
 
     def bought(self, arguments: dict, forwards: Forwards, budget: float) -> Schedule:
         """What a budget buys of such a call. Raises BudgetError for one that cannot be reached."""
-        costs = self.costs(arguments)
-        return self._bought(forwards.counts, lambda count: forwards.of_step(costs, count), budget)
+        return self._buy(arguments, forwards, budget)[0]
+
+    def _buy(self, arguments: dict, forwards: Forwards, budget: float) -> tuple[Schedule, float]:
+        counts, of_step = forwards.counts, partial(forwards.of_step, self.costs(arguments))
+        try:
+            return self._bought(counts, of_step, budget, is_few(len(counts)))
+        except BudgetError:
+            if min(counts) == max(counts):
+                raise
+            # Of steps after guidance has stopped, a part of the budget may not buy a powerful one.
+            return self._bought(counts, of_step, budget, ends=False)
 
     def _begun(self, arguments: dict, schedule: Schedule, diffusion: Diffusion, forwards: Forwards) -> Run:
         apart = calls_branches_apart(self.pipe, self.family)
         batched = not apart and getattr(self.pipe, "do_classifier_free_guidance", False)
         return Run(schedule, self.powerful, diffusion, forwards, Mixing(self._scale or 1.0, batched))
 
-    def _bought(self, counts: Sequence[int], of_step: Callable[[int], list], budget: float) -> Schedule:
-        """The schedule of so many forwards in each step, within a budget.
+    def _bought(
+        self, counts: Sequence[int], of_step: Callable[[int], list], budget: float, ends: bool
+    ) -> tuple[Schedule, float]:
+        """The schedule of so many forwards in each step, within a budget, and the share of all FLOPs that it costs.
 
         of_step: FLOPs by patch size of every forward of a step that has so many. Where guidance has a start or a stop,
-        what lies before, within and after is planned each by itself, and what is left over goes to the next.
+        what lies before, within and after is planned each by itself, and what is left over goes to the next. ends: the
+        last step has to be powerful.
         """
         planned, full, used = [], 0, 0
         for count, run in groupby(counts):
@@ -153,12 +168,14 @@ class PipelineRunner:
             left = min((Fraction(str(budget)) * Fraction(full) - Fraction(used)) / Fraction(reference), Fraction(1))
             order = self.order or ("interleaved" if self.guidance == "same" else None)
             usual = "kept" if branches == 2 and order == "interleaved" else "same"
-            part = schedule_for_budget(useful, steps, left, branches, self.guidance or usual, order)
+            is_last = len(planned) + steps == len(counts)
+            how = (branches, self.guidance or usual, order, ends and is_last)
+            part = schedule_for_budget(useful, steps, left, *how)
             used += part.cost(useful)
             planned += part.steps
         if min(counts) == 1 < max(counts):  # a branch that is not asked for costs nothing, as one that is kept
             planned = [(*step, step[0] if is_reused(step) else KEPT) if len(step) == 1 else step for step in planned]
-        return Schedule(tuple(planned))
+        return Schedule(tuple(planned)), used / full
 
     def _keep_planned(self, call: Call, at: Position, costs: Mapping[str, int]) -> Run:
         """The run of this call: begun with its first forward, planned anew where guidance has ended or begun."""
@@ -205,12 +222,14 @@ class PipelineRunner:
 
         full = sum(each[self.powerful] for count in counts for each in of_step(count))
         budget = (self.budget * (summary.flops_full + full) - summary.flops_used) / full
-        try:
-            return self._bought(counts, of_step, min(budget, 1.0))
-        except BudgetError:
-            # A guided patch size is for steps with two branches and one scale only.
-            cheapest = min((name for name in costs if not name.endswith(GUIDED)), key=costs.get)
-            return Schedule(((cheapest,) * min(max(counts), 2),) * len(counts))
+        for ends in (True, False) if is_few(at.steps) else (False,):
+            try:
+                return self._bought(counts, of_step, min(budget, 1.0), ends)[0]
+            except BudgetError:
+                continue
+        # A guided patch size is for steps with two branches and one scale only.
+        cheapest = min((name for name in costs if not name.endswith(GUIDED)), key=costs.get)
+        return Schedule(((cheapest,) * min(max(counts), 2),) * len(counts))
 
     @property
     def _scale(self) -> float | None:
