@@ -287,7 +287,7 @@ def browser(address, tmp_path_factory):
         yield driver
 
 
-in_browser = [needs_gradio, needs_browser]
+in_browser = [pytest.mark.slow, needs_gradio, needs_browser]
 
 
 def text_of(browser, selector: str) -> str:
