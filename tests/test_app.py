@@ -11,7 +11,6 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
-from urllib.error import URLError
 from urllib.parse import urljoin
 from urllib.request import urlopen
 
@@ -267,7 +266,7 @@ def address(tmp_path_factory):
             assert server.poll() is None, log.read_text()
             try:
                 return urlopen(where).status == 200
-            except URLError:
+            except OSError:  # nobody listens yet
                 return False
 
         try:
@@ -287,7 +286,7 @@ def browser(address, tmp_path_factory):
         yield driver
 
 
-in_browser = [needs_gradio, needs_browser]
+in_browser = [pytest.mark.slow, needs_gradio, needs_browser]
 
 
 def text_of(browser, selector: str) -> str:
@@ -402,8 +401,9 @@ class TestInABrowser:
         tabs = [first, browser.current_window_handle]
         for tab, seed in zip(tabs, (1, 2), strict=True):
             browser.switch_to.window(tab)
-            type_into(browser, "#steps input", "4")
             type_into(browser, "#seed input", str(seed))
+            type_into(browser, "#steps input", "4")
+            wait_for(lambda: "of 4 steps computed" in text_of(browser, "#plan"), "the plan of 4 steps")
             browser.find_element(By.ID, "sample").click()
         records = []
         for tab in tabs:

@@ -58,7 +58,7 @@ class Planner:
             raise ValueError(f"steps must be at most {MOST_STEPS} on this page, not {steps}")
         call = sizes_of(self._arguments) | {"steps": steps}
         with self._lock:
-            self._runner.budget = budget  # enabling anew would count every FLOP again
+            self._runner.budget = budget  # enabling anew would read the adapter again
             schedule = flexivid.plan(self._pipe, **call)
             sizes = {name: call[name] for name in ("frames", "height", "width", "text_length")}
             costs = flexivid.costs(self._pipe, **sizes)
