@@ -84,5 +84,9 @@ class Clock:
         # Where the network is told sigma itself, nothing was rounded; its scheduler may have that of EDM.
         if self.family.prediction not in ("flow", "reversed_flow") or self.family.time_scale == 1:
             return None
-        sigma = float(pipe.scheduler.sigmas[step + self._begin])
+        sigma = self.sigma_at(pipe, step)
         return 1 - sigma if self.family.prediction == "reversed_flow" else sigma
+
+    def sigma_at(self, pipe: DiffusionPipeline, step: int) -> float:
+        """That of the scheduler at a step of this call; the one after the last is where it ends."""
+        return float(pipe.scheduler.sigmas[step + self._begin])
