@@ -11,8 +11,10 @@ from flexivid.model.flexible import FlexTransformer
 from flexivid.model.hooks import attached
 from flexivid.model.lora import add_lora
 from flexivid.patches.sizes import parse_mode
-from flexivid.sampling.budget import least_budget
+from flexivid.sampling.budget import least_budget, schedule_for_budget
 from flexivid.sampling.flops import flop_counter_mode
+from flexivid.sampling.places import places_of_guided
+from flexivid.sampling.purse import BudgetError
 from flexivid.sampling.schedule import Schedule, explicit_schedule, powerful_of
 from flexivid.training.config import DistillConfig
 from flexivid.training.noise import NoiseLevels
@@ -128,6 +130,44 @@ def test_the_models_own_patch_size_may_be_guided(tmp_path):
     assert Schedule((("1x2x2-guided",) * 2, ("1x2x2",) * 2)).cost(costs) == 303
     assert least_budget(costs) == 0.2
     flexivid.disable(pipe)
+
+
+class TestBudgets:
+    """Small budgets, where one of the model's own patch size is at hand."""
+
+    costs = {"1x2x2": 1000, "1x4x4": 220, "1x4x4-guided": 230, "1x2x2-guided": 1006}
+
+    @pytest.mark.parametrize("budget", [0.03, 0.05, 0.075, 0.1])
+    def test_all_computed_steps_are_guided_the_first_ones_coarse(self, budget):
+        schedule = schedule_for_budget(self.costs, 40, budget, 2)
+        computed = [step[0] for step in schedule.steps if step[0] != "reused"]
+        fine = computed.count("1x2x2-guided")
+        assert computed == ["1x4x4-guided"] * 4 + ["1x2x2-guided"] * fine
+        assert all(step[0] == "1x4x4-guided" for step in schedule.steps[:4])
+        assert schedule.cost(self.costs) <= budget * 80 * 1000 < schedule.cost(self.costs) + 1006
+
+    def test_without_a_coarse_one_and_where_none_fits(self):
+        costs = {name: cost for name, cost in self.costs.items() if name != "1x4x4-guided"}
+        steps = [step[0] for step in schedule_for_budget(costs, 40, 0.05, 2).steps]
+        assert steps[0] == "1x2x2-guided" and steps.count("1x2x2-guided") == 3 and steps.count("reused") == 37
+        # What fits hardly leaves no room for coarse ones, and less than one is refused, with the least that is not.
+        assert [step[0] for step in schedule_for_budget(self.costs, 40, 0.0126, 2).steps].count("reused") == 39
+        with pytest.raises(BudgetError, match="the least is 0.013"):
+            schedule_for_budget(self.costs, 40, 0.0125, 2)
+
+    def test_larger_budgets_and_few_steps_keep_powerful_ones(self):
+        for steps, budget in ((40, 0.125), (40, 0.25), (8, 0.25)):
+            schedule = schedule_for_budget(self.costs, steps, budget, 2)
+            assert ("1x2x2",) * 2 in schedule.steps and ("1x2x2-guided",) * 2 not in schedule.steps
+        assert "1x2x2-guided" not in str(schedule_for_budget(self.costs, 40, 0.25, 1))
+
+    @pytest.mark.parametrize("first", [0, 2, 4])
+    @pytest.mark.parametrize("count", [1, 3, 7, 30])
+    def test_places_rise_and_begin_after_the_first_ones(self, first, count):
+        places = places_of_guided(first, count, 40)
+        assert len(places) == count and places == sorted(set(places))
+        assert places[0] >= first and places[-1] < 40
+        assert first or places[0] == 0
 
 
 def test_another_scale_is_refused(enabled):

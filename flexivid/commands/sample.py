@@ -36,11 +36,15 @@ from flexivid.commands.sample_options import (
 )
 from flexivid.devices import peak_memory_bytes
 from flexivid.files import write_json
+from flexivid.model.adapter import read_config
+from flexivid.model.families import family_of
 from flexivid.patch_grid import FineBlocks, patches_drawn
 from flexivid.running import next_budget
+from flexivid.sampling.few_steps import call_of
 from flexivid.sampling.flops import flops_text
 from flexivid.sampling.places import fewer_steps
 from flexivid.sampling.schedule import in_runs
+from flexivid.shapes.embedded import FEW_ADAPTER
 from flexivid.single_file import load_single_file
 from flexivid.stock_pipelines import ARGUMENTS, call_arguments, load, now, set_guidance_scale, timed, unknown_words
 from flexivid.video import enlarge, write_mp4, write_picture, write_side_by_side
@@ -107,10 +111,24 @@ def record_of(arguments: argparse.Namespace, prompt: str, frames: np.ndarray, su
     }
 
 
-def compare(pipe, arguments: argparse.Namespace, prompt: str, path: Path, ours: dict, ratio: float) -> float:
-    """Shows full and fewer steps of the same seed beside our clip. Returns the full run's seconds of denoising.
+def few_steps(pipe, arguments: argparse.Namespace, prompt: str, full_flops: int) -> dict[str, np.ndarray]:
+    """The clip of the embedded model's few-step adapter, by its label. pipe: stock, as it is again afterwards."""
+    recipe = read_config(FEW_ADAPTER).recipe
+    say(f"to compare with: {recipe.steps} steps without guidance, distilled")
+    flexivid.enable(pipe, adapter=FEW_ADAPTER, merge_lora=True)
+    frames, seconds = generate(pipe, arguments, prompt, **call_of(recipe, family_of(pipe.transformer)))
+    share = flexivid.summary(pipe).flops_used / full_flops
+    flexivid.disable(pipe)
+    return {f"{share:.0%} FLOPs, flexivid, {recipe.steps} distilled steps, {seconds['denoise']:.1f} s": frames}
 
-    ours: its label and frames. ratio: of its FLOPs to those of its own steps at full; the fewer ones do not exceed it.
+
+def compare(
+    pipe, arguments: argparse.Namespace, prompt: str, path: Path, ours: dict, ratio: float, full_flops: int
+) -> float:
+    """Shows full and fewer steps of the same seed beside our clip, and with the embedded model its few-step adapter.
+
+    Returns the full run's seconds of denoising. ours: its label and frames. ratio: of its FLOPs to those of its own
+    steps at full; the fewer ones do not exceed it. full_flops: of the full run.
     """
     flexivid.disable(pipe)
     fewer = fewer_steps(arguments.steps, ratio)
@@ -123,6 +141,8 @@ def compare(pipe, arguments: argparse.Namespace, prompt: str, path: Path, ours: 
         f"100% FLOPs, {seconds['denoise']:.1f} s": frames,
         f"{share:.0%} FLOPs, {fewer} steps, {fewer_seconds['denoise']:.1f} s": fewer_frames,
     } | ours
+    if not arguments.model and arguments.recipe is None:
+        arms |= few_steps(pipe, arguments, prompt, full_flops)
     write_side_by_side(arms, path.with_name(f"{path.stem}-compare.mp4"), arguments.fps)
     write_picture(arms, path.with_name(f"{path.stem}-compare.png"))
     return seconds["denoise"]
@@ -160,7 +180,7 @@ def make_clip(
     flops, full_seconds = record["flops"], "-"
     if arguments.compare:
         ours = {f"{flops['ratio']:.0%} FLOPs, flexivid, {seconds['denoise']:.1f} s": frames}
-        full_seconds = f"{compare(pipe, arguments, prompt, path, ours, summary.ratio):.2f}"
+        full_seconds = f"{compare(pipe, arguments, prompt, path, ours, summary.ratio, flops['full']):.2f}"
     print(f"\n{prompt} -> {path}\nschedule: {record['schedule_in_runs']}")
     print(f"{'':6}{'FLOPs':>14}{'share':>9}{'denoise s':>12}")
     for name, spent in (("full", full_seconds), ("used", f"{seconds['denoise']:.2f}")):

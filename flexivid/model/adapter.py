@@ -188,19 +188,24 @@ def load_adapter(
         names = starts | dict.fromkeys(more)
         add_lora(flex, config.lora_rank, [name for name in names if name not in flex.weak_modes])
         for patch_size, state in loras.items():
-            name = flex.lora.name_of(patch_size)
-            own = get_peft_model_state_dict(flex.transformer, adapter_name=name)
-            differing = {
-                key
-                for key in own.keys() | state.keys()
-                if key not in own or key not in state or own[key].shape != state[key].shape
-            }
-            if differing:
-                raise AdapterError(
-                    f"{folder / LORA_NAME} does not fit the model: {len(differing)} tensors of {patch_size} "
-                    f"are missing, unknown or of another shape, for example {min(differing)}"
-                )
-            set_peft_model_state_dict(flex.transformer, state, adapter_name=name)
+            _fill_lora(flex, patch_size, state, folder / LORA_NAME)
+
+
+def _fill_lora(flex: FlexTransformer, patch_size: str, state: dict[str, torch.Tensor], path: Path) -> None:
+    """Raises AdapterError if the tensors, which are of `path`, are not those of the LoRA that was added."""
+    name = flex.lora.name_of(patch_size)
+    own = get_peft_model_state_dict(flex.transformer, adapter_name=name)
+    differing = {
+        key
+        for key in own.keys() | state.keys()
+        if key not in own or key not in state or own[key].shape != state[key].shape
+    }
+    if differing:
+        raise AdapterError(
+            f"{path} does not fit the model: {len(differing)} tensors of {patch_size} "
+            f"are missing, unknown or of another shape, for example {min(differing)}"
+        )
+    set_peft_model_state_dict(flex.transformer, state, adapter_name=name)
 
 
 def stock_names(component: str) -> list[tuple[str, str]]:

@@ -5,7 +5,8 @@ Coarse ("weak") patches are cheap, the model's own ("powerful") patch is exact. 
 
     reuse         powerful steps, denser at first, and between them steps that compute nothing: they hold the last x0.
                   Where a guided patch size is at hand (`1x4x4-guided`, one forward for both guidance branches), the
-                  first ones of small budgets run at it
+                  first ones of small budgets run at it, and all others at one of the model's own patch size
+                  (`1x2x2-guided`), if that is there too
     weak-first    early steps are weak, late ones powerful (FlexiDiT, arXiv 2502.20126)
     interleaved   powerful steps are spread over all; what the last one knew better than the weak patch size is added to
                   the weak predictions that follow, x0 = x0_weak(t) + [x0_powerful(t_k) - x0_weak(t_k)]. For that a
@@ -31,7 +32,7 @@ from numbers import Real
 from typing import Literal
 
 from flexivid.patches.sizes import GUIDED, parse_mode
-from flexivid.sampling.places import denser_first, evenly_spread, is_few, places_after_guided
+from flexivid.sampling.places import denser_first, evenly_spread, is_few, places_after_guided, places_of_guided
 from flexivid.sampling.purse import BudgetError, Guidance, Purse, exact
 from flexivid.sampling.schedule import KEPT, REUSED, Schedule, powerful_of
 
@@ -41,6 +42,8 @@ LEAST_COMPUTED = 3
 # docs/log.md, "Guided first steps"
 GUIDED_STEPS = 8
 GUIDED_BELOW = 5
+# docs/log.md, "Guided steps at the model's own patch size"
+GUIDED_FIRST = 0.1
 
 
 def schedule_for_budget(
@@ -84,8 +87,10 @@ def schedule_for_budget(
     guided = [mode for mode in modes if mode.endswith(GUIDED)] if guidance_branches == 2 else []
     modes = [mode for mode in modes if not mode.endswith(GUIDED)]
     ends = is_few(steps) if ends_powerful is None else ends_powerful
-    finest = guided[-1] if guided else None
-    purse = Purse(modes, prices, steps, guidance_branches, exact(budget), guidance, finest, ends)
+    own = modes[-1] + GUIDED
+    coarse = next((mode for mode in reversed(guided) if mode != own), None)
+    fine = own if own in guided else None
+    purse = Purse(modes, prices, steps, guidance_branches, exact(budget), guidance, coarse, fine, ends)
     return Schedule(tuple(way(purse)))
 
 
@@ -93,7 +98,8 @@ def _usual(purse: Purse) -> list[tuple[str, ...]]:
     """By reuse; where that leaves too few steps to compute, weak ones between them, if the budget buys these."""
     if purse.ends:
         return _usual_to_the_end(purse)
-    if purse.affordable >= LEAST_COMPUTED or (purse.guided is not None and purse.affordable):
+    has_guided = purse.fine_guided is not None or (purse.guided is not None and purse.affordable)
+    if purse.affordable >= LEAST_COMPUTED or has_guided:
         return _reusing(purse)
     try:
         return _interleaved(purse)
@@ -185,9 +191,12 @@ def _reusing(purse: Purse) -> list[tuple[str, ...]]:
     powerful, guided, early_step, least = purse.affordable, 0, purse.powerful, purse.cost(purse.powerful)
     if purse.ends and purse.steps > 1:  # the first step has nothing to reuse
         least += least if purse.guided is None else purse.cost(purse.all_at(purse.guided))
+    is_small = powerful < min(GUIDED_BELOW, purse.steps)
+    if purse.fine_guided is not None and is_small and not purse.ends:
+        return _all_guided(purse, purse.all_at(purse.fine_guided))
     if purse.limit < least:
         raise purse.too_small(least)
-    if purse.guided is not None and powerful < min(GUIDED_BELOW, purse.steps):
+    if purse.guided is not None and is_small:
         powerful = powerful if purse.ends else max(powerful - 1, 1)
         left = purse.limit - powerful * purse.cost(purse.powerful)
         early_step = purse.all_at(purse.guided)
@@ -198,6 +207,25 @@ def _reusing(purse: Purse) -> list[tuple[str, ...]]:
         planned[place] = early_step
     for place in late:
         planned[place] = purse.powerful
+    return planned
+
+
+def _all_guided(purse: Purse, fine: tuple[str, ...]) -> list[tuple[str, ...]]:
+    """Guided steps alone, as many at the model's own patch size as fit, after a few first ones at a coarser one.
+
+    docs/log.md, "Guided steps at the model's own patch size".
+    """
+    price, first = purse.cost(fine), 0
+    if purse.limit < price:
+        raise purse.too_small(price)
+    coarse = fine
+    if purse.guided is not None:
+        coarse = purse.all_at(purse.guided)
+        first = min(round(purse.steps * GUIDED_FIRST), (purse.limit - price) // purse.cost(coarse))
+    count = min(purse.steps - first, (purse.limit - first * purse.cost(coarse)) // price)
+    planned = [*[coarse] * first, *[purse.all_at(REUSED)] * (purse.steps - first)]
+    for place in places_of_guided(first, count, purse.steps):
+        planned[place] = fine
     return planned
 
 

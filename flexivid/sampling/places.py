@@ -10,6 +10,8 @@ LAST = 4.0
 # docs/log.md, "Guided first steps"
 STOOD_FOR = 3
 AFTER = 1.3
+# docs/log.md, "Guided steps at the model's own patch size"
+BEGUN = 2
 
 
 def fewer_steps(steps: int, share: float) -> int:
@@ -46,6 +48,16 @@ def places_after_guided(guided: int, powerful: int, steps: int, ends: bool) -> t
     late = reuse_places(powerful + replaced, steps, ends)[replaced:]
     count = min(guided, late[0])
     return _spaced([late[0] * (k / count) ** AFTER for k in range(count)], late[0]), late
+
+
+def places_of_guided(first: int, count: int, steps: int) -> list[int]:
+    """Where `count` guided steps of the model's own patch size stand, after `first` coarser ones that begin a run.
+
+    These stand for the first two of all.
+    """
+    replaced = min(BEGUN, steps - count) if first else 0
+    late = reuse_places(count + replaced, steps)[replaced:]
+    return [max(place, first + k) for k, place in enumerate(late)]
 
 
 def _spaced(places: list[float], steps: int) -> list[int]:

@@ -19,8 +19,9 @@ class BudgetError(ValueError):
 class Purse:
     """What there is to spend, and on what.
 
-    modes: patch sizes from cheapest to most expensive. prices: of them and of `guided`, the finest guided one. ends:
-    the last step has to be powerful.
+    modes: patch sizes from cheapest to most expensive. prices: of them and of guided ones. guided: the finest of these
+    that is coarser than the model's own patch size; fine_guided: the one of that size. ends: the last step has to be
+    powerful.
     """
 
     modes: list[str]
@@ -30,6 +31,7 @@ class Purse:
     budget: Fraction
     guidance: Guidance
     guided: str | None = None
+    fine_guided: str | None = None
     ends: bool = False
 
     def all_at(self, mode: str) -> tuple[str, ...]:

@@ -1,10 +1,11 @@
-"""Where the embedded model and its adapter lie, and how they are sampled."""
+"""Where the embedded model and its adapters lie, and how they are sampled."""
 
 from pathlib import Path
 
 ASSETS = Path(__file__).parents[1] / "assets"
 MODEL = ASSETS / "shapes"
 ADAPTER = ASSETS / "shapes-flex"
+FEW_ADAPTER = ASSETS / "shapes-few"  # four steps without guidance, by its recipe
 
 # Arguments of the pipeline call. Text is padded to 32 tokens: the pipeline's own 512 would cost more than a weak mode.
 SAMPLING = {
