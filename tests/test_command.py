@@ -56,12 +56,14 @@ def test_a_missing_extra_is_named(monkeypatch, capsys):
     assert capsys.readouterr().err == 'error: flexivid calibrate needs matplotlib: pip install "flexivid[eval]"\n'
 
 
+@pytest.mark.slow
 def test_who_reads_no_further_hears_nothing():
     command = f"{sys.executable} -m flexivid models | head -1"
     done = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.startswith("<!-- Made by") and done.stderr == ""
 
 
+@pytest.mark.slow
 def test_what_needs_no_extra_does_without():
     absent = f"import sys; sys.modules.update(dict.fromkeys({EXTRAS}))"
     modules = [command.module for command in COMMANDS.values() if command.extra is None]
