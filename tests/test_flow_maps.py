@@ -8,8 +8,10 @@ import math
 
 import pytest
 import torch
-from families import CHANNELS, attach, coarse_patch_sizes, grid_for, inputs, tiny
+from families import CHANNELS, attach, coarse_patch_sizes, grid_for, inputs, tiny, tiny_image_pipeline, tiny_pipeline
+from test_family_pipelines import sample
 
+import flexivid
 from flexivid.model.averaged import Averaged
 from flexivid.model.call import Call
 
@@ -125,3 +127,35 @@ def test_clean_frames_stay_and_are_told_where_the_others_go(parametrisation):
         assert 0 < r[0, 0] < 500 and 0 < t[0, 1] < 800
         assert not output[:, :, 0].any() and output[:, :, 1:].any()
     assert output.isfinite().all()
+
+
+@pytest.mark.parametrize("patch_size", ["1x2x2", "1x4x4"])
+def test_reused_steps_are_one_longer_step(patch_size):
+    """A flow map goes past the steps that compute nothing: as if these were not there."""
+    pipe, call = tiny_pipeline("anyflow")
+    call["num_inference_steps"] = 4
+    told = []
+    pipe.transformer.condition_embedder.register_forward_pre_hook(lambda module, args: told.append(args[1].unique()))
+    flexivid.enable(pipe, schedule=f"{patch_size}:1,reused:2,{patch_size}:1", modes=["1x4x4"])
+    with_reused = sample(pipe, call)
+    sigmas = [1.0, 0.25]  # before the scheduler's shift: those of the steps that compute
+    flexivid.enable(pipe, schedule=f"{patch_size}:2", modes=["1x4x4"])
+    two = sample(pipe, call | {"num_inference_steps": 2, "sigmas": sigmas})
+    torch.testing.assert_close(with_reused, two, atol=1e-4, rtol=1e-4)
+    assert len(told) == 4 and torch.allclose(torch.stack(told[:2]), torch.stack(told[2:]))
+
+
+def test_a_pipeline_with_mean_flow():
+    """HunyuanVideo-1.5 with use_meanflow: its image-to-video pipeline tells r."""
+    pipe, call = tiny_image_pipeline("hunyuan-video-1.5-i2v")
+    pipe.register_modules(transformer=tiny("hunyuan-video-1.5", use_meanflow=True))
+    call["num_inference_steps"] = 4
+    stock = sample(pipe, call)
+    flexivid.enable(pipe, budget=1.0)
+    assert torch.equal(sample(pipe, call), stock)
+    flexivid.enable(pipe, budget=0.7, order="interleaved")
+    weak = sample(pipe, call)
+    assert torch.equal(sample(pipe, call), weak) and weak.isfinite().all() and not torch.equal(weak, stock)
+    assert flexivid.summary(pipe).ratio <= 0.7
+    flexivid.disable(pipe)
+    assert torch.equal(sample(pipe, call), stock)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import takewhile
 
 import torch
 
@@ -13,7 +14,7 @@ from flexivid.sampling.clock import Position
 from flexivid.sampling.forwards import Forwards
 from flexivid.sampling.mixing import Mixing
 from flexivid.sampling.observe import Observer
-from flexivid.sampling.schedule import KEPT, REUSED, Schedule, is_guided, is_mixed
+from flexivid.sampling.schedule import KEPT, REUSED, Schedule, is_guided, is_mixed, is_reused
 from flexivid.sampling.streams import clean_streams, predicted_streams
 from flexivid.sampling.summary import Summary
 
@@ -71,6 +72,10 @@ class Run:
         if not 0 <= step - self._first < len(self._schedule.steps):
             raise ValueError("the transformer was called by something else than the pipeline that was enabled")
         return self._schedule.steps[step - self._first]
+
+    def reused_after(self, step: int) -> int:
+        """How many steps follow that only hold what this one gives."""
+        return len(list(takewhile(is_reused, self._schedule.steps[step - self._first + 1 :])))
 
     def outdated(self, step: int, forwards: Forwards, batch: int, budget: float | None) -> bool:
         """Whether a step is not what was planned for: guidance has ended or begun, or the plan did not know all costs.

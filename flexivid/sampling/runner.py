@@ -74,6 +74,7 @@ class PipelineRunner:
             call.branch = at.branch
             costs = self.costs(call.arguments)
             run = self._keep_planned(call, at, costs)
+            call = self.clock.aimed(self.pipe, call, at, run.reused_after(at.step))
             if self.observer is None:
                 return run.forward(flex, call, at, costs)
             return self._observed(flex, call, at, costs)
