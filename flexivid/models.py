@@ -88,6 +88,14 @@ PUBLISHED = (
         512,
         {"in_channels": 36, "image_dim": 1280, "added_kv_proj_dim": 5120},
     ),
+    Published(  # as diffusers' scripts/convert_anyflow_to_diffusers.py makes it: of Wan2.1's sizes
+        "AnyFlow-Wan2.1-T2V-1.3B",
+        "AnyFlowTransformer3DModel",
+        (81, 480, 832),
+        (21, 60, 104),
+        512,
+        {"num_attention_heads": 12, "ffn_dim": 8960, "num_layers": 30},
+    ),
     Published(
         "SkyReels-V2-14B",
         "SkyReelsV2Transformer3DModel",
@@ -275,7 +283,7 @@ COSTS = """
 FLOPs of one forward of one clip, counted from the models' public configurations, with padded text and flexivid's heads.
 All sizes are frames x height x width, that of the VAE how much it compresses. Twice as large in space is the weak patch
 size that runs if `enable` is given none; the last column is the least budget that these weak patch sizes can reach.
-Motif-Video's configuration was not at hand, AnyFlow's is that of Wan2.1; Cosmos is not counted yet.
+Motif-Video's configuration was not at hand; Cosmos is not counted yet.
 
 | model | pixels | VAE | latents | patch | TFLOP | twice as large in space | in time | both, or 4x in space | least |
 |---|---|---|---|---|---|---|---|---|---|"""

@@ -27,7 +27,7 @@ TESTS = Path(__file__).parent
 PAGE = (TESTS.parent / "docs/models.md").read_text().splitlines()
 
 
-NOT_COUNTED = {"motif-video", "anyflow", "cosmos"}
+NOT_COUNTED = {"motif-video", "cosmos"}
 
 
 def supported(feature: str) -> list[str]:
