@@ -137,13 +137,13 @@ class TestBudgets:
 
     costs = {"1x2x2": 1000, "1x4x4": 220, "1x4x4-guided": 230, "1x2x2-guided": 1006}
 
-    @pytest.mark.parametrize("budget", [0.03, 0.05, 0.075, 0.1])
-    def test_all_computed_steps_are_guided_the_first_ones_coarse(self, budget):
+    @pytest.mark.parametrize("budget, coarse", [(0.03, 4), (0.05, 4), (0.06, 4), (0.075, 0), (0.1, 0)])
+    def test_all_computed_steps_are_guided_and_where_these_are_few_the_first_ones_coarse(self, budget, coarse):
         schedule = schedule_for_budget(self.costs, 40, budget, 2)
         computed = [step[0] for step in schedule.steps if step[0] != "reused"]
         fine = computed.count("1x2x2-guided")
-        assert computed == ["1x4x4-guided"] * 4 + ["1x2x2-guided"] * fine
-        assert all(step[0] == "1x4x4-guided" for step in schedule.steps[:4])
+        assert computed == ["1x4x4-guided"] * coarse + ["1x2x2-guided"] * fine
+        assert all(step[0] == "1x4x4-guided" for step in schedule.steps[:coarse])
         assert schedule.cost(self.costs) <= budget * 80 * 1000 < schedule.cost(self.costs) + 1006
 
     def test_without_a_coarse_one_and_where_none_fits(self):

@@ -211,15 +211,14 @@ def _reusing(purse: Purse) -> list[tuple[str, ...]]:
 
 
 def _all_guided(purse: Purse, fine: tuple[str, ...]) -> list[tuple[str, ...]]:
-    """Guided steps alone, as many at the model's own patch size as fit, after a few first ones at a coarser one.
+    """Guided steps alone, as many at the model's own patch size as fit; where these are few, a few coarser ones first.
 
     docs/log.md, "Guided steps at the model's own patch size".
     """
-    price, first = purse.cost(fine), 0
+    coarse, price, first = fine, purse.cost(fine), 0
     if purse.limit < price:
         raise purse.too_small(price)
-    coarse = fine
-    if purse.guided is not None:
+    if purse.guided is not None and purse.limit // price < GUIDED_BELOW:
         coarse = purse.all_at(purse.guided)
         first = min(round(purse.steps * GUIDED_FIRST), (purse.limit - price) // purse.cost(coarse))
     count = min(purse.steps - first, (purse.limit - first * purse.cost(coarse)) // price)

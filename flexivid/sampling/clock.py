@@ -1,6 +1,6 @@
 """Which step of which call of a pipeline a forward of its transformer belongs to."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from diffusers import DiffusionPipeline
@@ -90,3 +90,11 @@ class Clock:
     def sigma_at(self, pipe: DiffusionPipeline, step: int) -> float:
         """That of the scheduler at a step of this call; the one after the last is where it ends."""
         return float(pipe.scheduler.sigmas[step + self._begin])
+
+    def aimed(self, pipe: DiffusionPipeline, call: Call, at: Position, reused: int) -> Call:
+        """A flow map goes to where it is computed next, past the steps that hold what it gives: one longer step."""
+        name = self.family.destination
+        if not reused or (given := call.given.get(name)) is None:
+            return call
+        there = self.sigma_at(pipe, at.step + reused + 1) * self.family.time_scale
+        return replace(call, given=call.given | {name: torch.full_like(given, there)})

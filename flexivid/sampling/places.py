@@ -11,6 +11,7 @@ LAST = 4.0
 STOOD_FOR = 3
 AFTER = 1.3
 # docs/log.md, "Guided steps at the model's own patch size"
+LAST_GUIDED = 6.5
 BEGUN = 2
 
 
@@ -34,8 +35,8 @@ def reuse_places(count: int, steps: int, ends: bool | None = None) -> list[int]:
     """
     last = steps - 1.0
     if not (is_few(steps) if ends is None else ends):
-        last = (steps - 1) * (1 - (1 - count / steps) * math.exp(-((count / LAST) ** 2)))
-    return _spaced([last * (k / max(count - 1, 1)) ** REUSE for k in range(count)], steps)
+        last = _last(count, steps, LAST)
+    return _denser(count, steps, last)
 
 
 def places_after_guided(guided: int, powerful: int, steps: int, ends: bool) -> tuple[list[int], list[int]]:
@@ -53,11 +54,21 @@ def places_after_guided(guided: int, powerful: int, steps: int, ends: bool) -> t
 def places_of_guided(first: int, count: int, steps: int) -> list[int]:
     """Where `count` guided steps of the model's own patch size stand, after `first` coarser ones that begin a run.
 
-    These stand for the first two of all.
+    As `reuse_places`, but that the last comes earlier: what a guided step errs by is seen where it is the last. The
+    coarser ones stand for the first two of all.
     """
     replaced = min(BEGUN, steps - count) if first else 0
-    late = reuse_places(count + replaced, steps)[replaced:]
+    late = _denser(count + replaced, steps, _last(count + replaced, steps, LAST_GUIDED))[replaced:]
     return [max(place, first + k) for k, place in enumerate(late)]
+
+
+def _last(count: int, steps: int, scale: float) -> float:
+    """Where the last of `count` computed steps stands: the earlier, the fewer there are."""
+    return (steps - 1) * (1 - (1 - count / steps) * math.exp(-((count / scale) ** 2)))
+
+
+def _denser(count: int, steps: int, last: float) -> list[int]:
+    return _spaced([last * (k / max(count - 1, 1)) ** REUSE for k in range(count)], steps)
 
 
 def _spaced(places: list[float], steps: int) -> list[int]:

@@ -7,7 +7,6 @@ from fractions import Fraction
 from functools import partial
 from itertools import groupby
 
-import torch
 from diffusers import DiffusionPipeline, ModularPipeline
 
 from flexivid.diffusion import Diffusion
@@ -75,7 +74,7 @@ class PipelineRunner:
             call.branch = at.branch
             costs = self.costs(call.arguments)
             run = self._keep_planned(call, at, costs)
-            call = self._aimed(run, call, at)
+            call = self.clock.aimed(self.pipe, call, at, run.reused_after(at.step))
             if self.observer is None:
                 return run.forward(flex, call, at, costs)
             return self._observed(flex, call, at, costs)
@@ -84,14 +83,6 @@ class PipelineRunner:
             if self._run is not None:
                 self._run.drop()
             raise
-
-    def _aimed(self, run: Run, call: Call, at: Position) -> Call:
-        """A flow map goes to where it is computed next, past the steps that hold what it gives: one longer step."""
-        name, reused = self.family.destination, run.reused_after(at.step)
-        if not reused or (given := call.given.get(name)) is None:
-            return call
-        there = self.clock.sigma_at(self.pipe, at.step + reused + 1) * self.family.time_scale
-        return replace(call, given=call.given | {name: torch.full_like(given, there)})
 
     def costs(self, arguments: dict) -> Mapping[str, int]:
         """FLOPs of one forward of one clip by patch size, with arguments of `forward` shaped as these."""
