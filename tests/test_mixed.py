@@ -296,11 +296,15 @@ def test_planted_faults_are_found(monkeypatch):
     def scattered(self, sequence):
         return stock_scatter(Selection(self.folding, self.coarse, self.fine.flip(1), self.is_fine), sequence)
 
-    stock_timestep = MixedForward._timestep
+    stock_of_tokens = MixedForward._of_tokens
+
+    def moved_levels(self, name):
+        return stock_of_tokens(self, name).roll(1, 1)
+
     faults = [
         (Selection, "gather", rolled, lambda patch: check_constant_blocks("wan", patch)),
         (Selection, "scatter", scattered, lambda patch: check_constant_blocks("wan", patch)),
-        (MixedForward, "_timestep", lambda self: stock_timestep(self).roll(1, 1), lambda patch: check_levels("wan")),
+        (MixedForward, "_of_tokens", moved_levels, lambda patch: check_levels("wan")),
         (MixedForward, "positions", _positions_in_order, lambda patch: check_order("wan")),
     ]
     for owner, attribute, fault, check in faults:

@@ -57,7 +57,7 @@ def test_budget_one_and_disable_are_the_stock_pipeline(name):
         stock = sample(pipe, call)
     flexivid.enable(pipe, budget=1.0)
     assert torch.equal(sample(pipe, call), stock)
-    for budget in (0.6, 0.3):
+    for budget in (0.6, 0.35):
         flexivid.enable(pipe, budget=budget, order="interleaved")
         weak, summary = sample(pipe, call), flexivid.summary(pipe)
         assert weak.isfinite().all() and not torch.equal(weak, stock)
