@@ -125,6 +125,11 @@ def test_the_models_own_patch_size_may_be_guided(tmp_path):
     summary = flexivid.summary(pipe)
     assert summary.ratio == pytest.approx(used.get_total_flops() / full.get_total_flops(), abs=0.005)
     assert torch.equal(clip, sample(pipe, call))
+    flexivid.enable(pipe, folder, budget=0.15, merge_lora=True)
+    sample(pipe, {**call, "num_inference_steps": 20})
+    computed = [step for step in flexivid.summary(pipe).steps if "reused" not in step]
+    assert computed == [["1x2x2-guided"] * 2] * len(computed) and len(computed) >= 5
+    assert flexivid.summary(pipe).ratio <= 0.15
     costs = {"1x4x4": 20, "1x2x2": 100, "1x2x2-guided": 103}
     assert powerful_of(costs) == "1x2x2"
     assert Schedule((("1x2x2-guided",) * 2, ("1x2x2",) * 2)).cost(costs) == 303

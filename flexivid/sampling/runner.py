@@ -156,9 +156,10 @@ class PipelineRunner:
         for count, run in groupby(counts):
             steps, branches = len(list(run)), min(count, 2)
             costs = costs_of_branches(of_step(count), branches, self.powerful)
-            # On one or two latent frames a temporal patch saves no token, and costs more than the powerful one.
+            # On one or two latent frames a temporal patch costs more than the powerful one. Guided ones stand for two.
             powerful = costs[self.powerful]
-            useful = {name: cost for name, cost in costs.items() if name == self.powerful or cost < powerful}
+            most = {name: powerful * (2 if name.endswith(GUIDED) else 1) for name in costs}
+            useful = {name: cost for name, cost in costs.items() if name == self.powerful or cost < most[name]}
             apart = count == 2 and calls_branches_apart(self.pipe, self.family)
             if not apart or (self._scale is not None and not self._fits(self._scale)):
                 useful = {name: cost for name, cost in useful.items() if not name.endswith(GUIDED)}
