@@ -170,8 +170,7 @@ class PipelineRunner:
             left = min((Fraction(str(budget)) * Fraction(full) - Fraction(used)) / Fraction(reference), Fraction(1))
             order = self.order or ("interleaved" if self.guidance == "same" else None)
             usual = "kept" if branches == 2 and order == "interleaved" else "same"
-            is_last = len(planned) + steps == len(counts)
-            how = (branches, self.guidance or usual, order, ends and is_last)
+            how = (branches, self.guidance or usual, order, ends and len(planned) + steps == len(counts))
             part = schedule_for_budget(useful, steps, left, *how)
             used += part.cost(useful)
             planned += part.steps
