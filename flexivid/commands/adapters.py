@@ -36,7 +36,7 @@ from flexivid.model.adapter import (
 from flexivid.model.family import patch_size_of, transformer_of
 from flexivid.model.hub import locate_adapter
 from flexivid.patches.sizes import format_patch_size
-from flexivid.shapes.embedded import ADAPTER
+from flexivid.shapes.embedded import ADAPTER, FEW_ADAPTER
 from flexivid.shipped import shipped_path
 
 
@@ -60,7 +60,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 def found(folders: list[Path]) -> Iterator[tuple[str, Path]]:
     """Names and folders of adapters: the embedded one, those in the hub's cache, those below some folders."""
-    yield "flexivid/assets/shapes-flex", ADAPTER
+    for folder in (ADAPTER, FEW_ADAPTER):
+        yield f"flexivid/assets/{folder.name}", folder
     try:
         cached = scan_cache_dir().repos
     except CacheNotFound:
