@@ -9,14 +9,16 @@ DOCS = Path(__file__).parent
 STEPS, BRANCHES, POWERFUL = 40, 2, "1x2x2"
 # FLOPs of a forward of the embedded model, in thousandths of a powerful one (docs/results.md).
 COSTS = {POWERFUL: 1000, "2x2x2": 561, "1x4x4": 227, "2x4x4": 143}
-GUIDED = {"1x4x4-guided": 227}
+FINE_GUIDED = "1x2x2-guided"
+GUIDED = {"1x4x4-guided": 227, FINE_GUIDED: 1004}
 WIDTH, MARGIN, CELL = 460, 10, 11
-DARK, BLUE, PALE, ORANGE, GREY = "#1f3a5f", "#6aa6d8", "#b9d6ee", "#e07b00", "#c8c8c8"
+DARK, BLUE, PALE, RED, ORANGE, GREY = "#1f3a5f", "#6aa6d8", "#b9d6ee", "#a63a00", "#f2a33c", "#c8c8c8"
 LEGEND = [
     (DARK, "powerful"),
-    (ORANGE, "guided 1x4x4"),
-    (BLUE, "weak 2x4x4"),
-    (PALE, "weak, guidance kept"),
+    (RED, "guided, fine"),
+    (ORANGE, "guided, coarse"),
+    (BLUE, "weak"),
+    (PALE, "weak, kept"),
     ("white", "nothing"),
 ]
 
@@ -37,7 +39,7 @@ def picture(height: int, *parts: str) -> str:
 
 def colour(step: tuple[str, ...]) -> str:
     if is_guided(step):
-        return ORANGE
+        return RED if step[0] == FINE_GUIDED else ORANGE
     return {POWERFUL: DARK, REUSED: "white"}.get(step[0], PALE if step[-1] == KEPT else BLUE)
 
 
@@ -53,6 +55,7 @@ def schedules() -> str:
         "budget .15": bought(0.15),
         "budget .1": bought(0.1, COSTS | GUIDED),
         "budget .1 without an adapter": bought(0.1),
+        "budget .05": bought(0.05, COSTS | GUIDED),
         "budget .25, interleaved": bought(0.25, guidance="kept"),
         "budget .25, weak-first": bought(0.25, order="weak-first"),
     }
