@@ -131,7 +131,7 @@ class PipelineRunner:
     def _buy(self, arguments: dict, forwards: Forwards, budget: float) -> tuple[Schedule, float]:
         counts, of_step = forwards.counts, partial(forwards.of_step, self.costs(arguments))
         try:
-            return self._bought(counts, of_step, budget, is_few(len(counts)))
+            return self._bought(counts, of_step, budget, self.order is None and is_few(len(counts)))
         except BudgetError:
             if min(counts) == max(counts):
                 raise
@@ -223,7 +223,7 @@ class PipelineRunner:
 
         full = sum(each[self.powerful] for count in counts for each in of_step(count))
         budget = (self.budget * (summary.flops_full + full) - summary.flops_used) / full
-        for ends in (True, False) if is_few(at.steps) else (False,):
+        for ends in (True, False) if self.order is None and is_few(at.steps) else (False,):
             try:
                 return self._bought(counts, of_step, min(budget, 1.0), ends)[0]
             except BudgetError:
