@@ -268,7 +268,7 @@ def test_a_layer_that_accelerate_brings_for_its_forward_only():
 
 
 def test_the_weights_are_read_once_in_a_call(monkeypatch):
-    pipe, call = pipeline(budget=0.5)
+    pipe, call = pipeline(budget=0.5, order="interleaved")
     sample(pipe, call)
     read, stock = [], stock_layer.dense_weights
     monkeypatch.setattr(stock_layer, "dense_weights", lambda layer: read.append(layer) or stock(layer))
