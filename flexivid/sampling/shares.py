@@ -8,7 +8,7 @@ from flexivid.sampling.purse import BudgetError
 from flexivid.sampling.schedule import Schedule
 
 LISTED_STEPS = 12  # of a run whose shares are few enough to be named
-FAR_LESS = 0.9
+FAR_LESS = 0.875
 
 # budget -> a schedule, and the share that it costs
 Buy = Callable[[float], tuple[Schedule, float]]
