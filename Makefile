@@ -65,7 +65,7 @@ test-wheel: $(READY)
 	$(VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
 		> $$(ls -d $(CHECK)/venv/lib/python*/site-packages)/packages.pth
 	$(VENV)/bin/python -m pip --python $(CHECK)/venv/bin/python install -q --no-index $(CHECK)/*.whl
-	cd $(CHECK) && PATH=$$PWD/venv/bin:$$PATH && flexivid models | grep -m1 "^| wan |" && \
+	cd $(CHECK) && PATH=$$PWD/venv/bin:$$PATH && flexivid adapters list && \
 		flexivid train --config shapes-flex-4 --dry-run && flexivid sample --budget 0.25 --output clip.mp4 && ls clip.mp4 clip.json
 
 lint: $(READY)
