@@ -176,9 +176,9 @@ def test_the_dial_follows_budget_and_steps_and_names_the_least(embedded):
     assert quarter.flops_used <= 0.25 * quarter.flops_full < half.flops_used <= 0.5 * half.flops_full
     assert quarter.flops_full == half.flops_full == 2 * planner.plan(1, 20).flops_full
     assert (quarter.fewer_steps, half.fewer_steps) == (10, 20)
-    with pytest.raises(BudgetError, match="the least is 0.025"):
+    with pytest.raises(BudgetError, match="the least is 0.013"):
         planner.plan(0.01, 40)
-    assert planner.plan(0.025, 40).share <= 0.025
+    assert planner.plan(0.013, 40).share <= 0.013
 
 
 def test_guided_patch_sizes_are_planned_for_their_guidance_scale_only():
@@ -240,10 +240,10 @@ def test_what_the_page_refuses(embedded, given, said):
 
     arguments, planner = embedded
     page = Page(planner, Sampler(None, arguments, 1.0, None), arguments)
-    asked, text, *_ = page.ask(*({"prompt": CAPTION, "budget": 0.25, "steps": 4, "seed": 0} | given).values())
+    asked, text, *_ = page.ask(*({"prompt": CAPTION, "budget": 0.5, "steps": 4, "seed": 0} | given).values())
     assert asked is None and said in text and 'role="alert"' in text
     if not given.keys() & {"prompt", "seed"}:
-        text, button = page.move_dial(*({"budget": 0.25, "steps": 4} | given).values())
+        text, button = page.move_dial(*({"budget": 0.5, "steps": 4} | given).values())
         assert said in text and button.interactive is False
 
 
@@ -402,8 +402,8 @@ class TestInABrowser:
         for tab, seed in zip(tabs, (1, 2), strict=True):
             browser.switch_to.window(tab)
             type_into(browser, "#seed input", str(seed))
-            type_into(browser, "#steps input", "4")
-            wait_for(lambda: "of 4 steps computed" in text_of(browser, "#plan"), "the plan of 4 steps")
+            type_into(browser, "#steps input", "10")
+            wait_for(lambda: "of 10 steps computed" in text_of(browser, "#plan"), "the plan of 10 steps")
             browser.find_element(By.ID, "sample").click()
         records = []
         for tab in tabs:
