@@ -21,11 +21,11 @@ from diffusers import WanPipeline
 from tqdm import tqdm
 
 import flexivid
-from flexivid.command_line import Parser, add_batch, command, count
+from flexivid.command_line import Parser, add_batch, add_embedded_adapter, add_embedded_model, command, count
 from flexivid.files import write_text
 from flexivid.inputs import check_arm, check_model, check_output_folder, empty_wan_pipeline, read_json
 from flexivid.model.flexible import compile_blocks
-from flexivid.shapes.embedded import ADAPTER, MODEL, SAMPLING, USUAL
+from flexivid.shapes.embedded import SAMPLING, USUAL
 from flexivid.shapes.oracle import judge
 from flexivid.shapes.prompts import load_prompts
 from flexivid.shapes.world import FACTORS, Scene
@@ -133,13 +133,8 @@ def summarise(results: dict[str, list[dict]], splits: dict[str, list[Scene]]) ->
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(description=__doc__)
     add = parser.add_argument
-    add(
-        "--model",
-        type=Path,
-        default=MODEL,
-        help="folder of a Wan pipeline of the embedded world; the embedded model by default",
-    )
-    add("--adapter", type=Path, default=ADAPTER, help="adapter folder; the embedded one by default")
+    add_embedded_model(parser)
+    add_embedded_adapter(parser)
     add("--direct-adapter", type=Path, help="an adapter of the other parametrisation to compare")
     add("--output", type=Path, default=Path("outputs/adherence"), help="folder; %(default)s by default")
     add("--arms", nargs="+", help="only these, beside full")

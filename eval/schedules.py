@@ -8,7 +8,6 @@ Same captions and noise in every arm, one seed a caption. Captions that no sweep
 import argparse
 import sys
 from dataclasses import astuple
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,9 +15,9 @@ from diffusers import WanPipeline
 from tqdm import tqdm
 
 import flexivid
-from flexivid.command_line import Parser, command, count
+from flexivid.command_line import Parser, add_embedded_adapter, add_embedded_model, command, count
 from flexivid.inputs import check_arm, empty_wan_pipeline, shapes_scenes
-from flexivid.shapes.embedded import ADAPTER, MODEL, SAMPLING, USUAL
+from flexivid.shapes.embedded import SAMPLING, USUAL
 from flexivid.shapes.oracle import judge
 from flexivid.shapes.world import FACTORS, Scene
 
@@ -44,13 +43,8 @@ def row(name: str, flops: float, clips: torch.Tensor, full: torch.Tensor, scenes
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(description=__doc__)
-    parser.add_argument(
-        "--model",
-        type=Path,
-        default=MODEL,
-        help="folder of a Wan pipeline of the embedded world; the embedded model by default",
-    )
-    parser.add_argument("--adapter", type=Path, default=ADAPTER, help="adapter folder; the embedded one by default")
+    add_embedded_model(parser)
+    add_embedded_adapter(parser)
     parser.add_argument("--schedules", nargs="+", required=True, help="of 40 steps, such as 1x2x2:2,reused:38")
     parser.add_argument("--skip", type=count, default=240, help="so many captions before the first one")
     parser.add_argument("--captions", type=count, default=12, help="a clip each; %(default)s by default")

@@ -16,10 +16,10 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline
 from tqdm import tqdm
 
-from flexivid.command_line import Parser, add_prompts, command, count, share
+from flexivid.command_line import Parser, add_embedded_model, add_prompts, command, count, share
 from flexivid.files import replacing, write_json, write_text
 from flexivid.inputs import check_output_folder, empty_wan_pipeline, read_prompts
-from flexivid.shapes.embedded import MODEL, SAMPLING
+from flexivid.shapes.embedded import SAMPLING
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
@@ -84,12 +84,7 @@ def draw(result: dict, path: Path) -> None:
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(description=__doc__)
-    parser.add_argument(
-        "--model",
-        type=Path,
-        default=MODEL,
-        help="folder of a Wan pipeline of the embedded world; the embedded model by default",
-    )
+    add_embedded_model(parser)
     add_prompts(parser, default="shapes")
     parser.add_argument("--max-prompts", type=count, default=16, help="only the first so many")
     parser.add_argument("--cutoff", type=share, default=0.5, help="share of the highest frequency that low-pass keeps")

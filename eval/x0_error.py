@@ -16,12 +16,12 @@ from diffusers import WanPipeline
 from tqdm import tqdm
 
 import flexivid
-from flexivid.command_line import Parser, command, count
+from flexivid.command_line import Parser, add_embedded_model, command, count
 from flexivid.diffusion import PARAMETRISATIONS
 from flexivid.files import replacing, write_json, write_text
 from flexivid.inputs import check_arm, check_output_folder, empty_wan_pipeline
 from flexivid.model.adapter import read_config
-from flexivid.shapes.embedded import MODEL, USUAL
+from flexivid.shapes.embedded import USUAL
 from flexivid.shapes.world import sample_clips
 from flexivid.training.data.encoding import encode
 
@@ -34,12 +34,7 @@ MODES = ("1x4x4", "2x2x2", "2x4x4")
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(description=__doc__)
-    parser.add_argument(
-        "--model",
-        type=Path,
-        default=MODEL,
-        help="folder of a Wan pipeline of the embedded world; the embedded model by default",
-    )
+    add_embedded_model(parser)
     parser.add_argument("--output", type=Path, default=Path("outputs/x0-error"), help="folder; %(default)s by default")
     parser.add_argument("--adapters", type=Path, nargs="*", default=[], help="trained modes to measure too")
     parser.add_argument("--clips", type=count, default=48, help="rendered ones; %(default)s by default")

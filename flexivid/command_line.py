@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Callable
 from functools import wraps
+from pathlib import Path
 
 import torch
 from diffusers.utils import logging as diffusers_logging
@@ -18,6 +19,7 @@ from transformers.utils import logging as transformers_logging
 from flexivid.inputs import SHAPES_SETS
 from flexivid.patches.sizes import parse_patch_size
 from flexivid.sampling.budget import check_budget
+from flexivid.shapes.embedded import ADAPTER, MODEL
 
 MISTAKES = (ValueError, OSError, SafetensorError)
 
@@ -142,6 +144,17 @@ def add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--device", type=device, default=usual, help="of torch: cpu, cuda, cuda:1, ...; cuda where there is one"
     )
+
+
+def add_embedded_model(parser: argparse.ArgumentParser) -> None:
+    """Of scripts that measure in the embedded world."""
+    help_ = "folder of a Wan pipeline of the embedded world; the embedded model by default"
+    parser.add_argument("--model", type=Path, default=MODEL, help=help_)
+
+
+def add_embedded_adapter(parser: argparse.ArgumentParser) -> None:
+    help_ = "adapter folder; the embedded one by default"
+    parser.add_argument("--adapter", type=Path, default=ADAPTER, help=help_)
 
 
 def add_prompts(parser: argparse.ArgumentParser, *other_names: str, default: str | None = None, sets: str = "") -> None:

@@ -17,7 +17,15 @@ from diffusers import WanPipeline
 from tqdm import tqdm
 
 import flexivid
-from flexivid.command_line import Parser, add_prompts, budget_share, command, count
+from flexivid.command_line import (
+    Parser,
+    add_embedded_adapter,
+    add_embedded_model,
+    add_prompts,
+    budget_share,
+    command,
+    count,
+)
 from flexivid.files import replacing, write_json
 from flexivid.inputs import check_arm, check_output_folder, empty_wan_pipeline, read_prompts
 from flexivid.model.adapter import read_config
@@ -25,7 +33,7 @@ from flexivid.patches.sizes import parse_mode
 from flexivid.sampling.budget import schedule_for_budget
 from flexivid.sampling.calibration import best_schedule, hold_errors, predicted_error
 from flexivid.sampling.schedule import powerful_of
-from flexivid.shapes.embedded import ADAPTER, MODEL, SAMPLING, USUAL
+from flexivid.shapes.embedded import SAMPLING, USUAL
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
@@ -90,13 +98,8 @@ def draw(x0: np.ndarray, errors: dict[tuple, np.ndarray], sigmas: np.ndarray, pa
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(prog="flexivid calibrate", description=__doc__)
-    parser.add_argument(
-        "--model",
-        type=Path,
-        default=MODEL,
-        help="folder of a Wan pipeline of the embedded world; the embedded model by default",
-    )
-    parser.add_argument("--adapter", type=Path, default=ADAPTER, help="adapter folder; the embedded one by default")
+    add_embedded_model(parser)
+    add_embedded_adapter(parser)
     parser.add_argument(
         "--budgets", type=budget_share, nargs="+", default=[0.5, 0.25], help="shares of the full FLOPs, a schedule each"
     )
