@@ -5,8 +5,8 @@ Coarse ("weak") patches are cheap, the model's own ("powerful") patch is exact. 
 
     reuse         powerful steps, denser at first, and between them steps that compute nothing: they hold the last x0.
                   Where a guided patch size is at hand (`1x4x4-guided`, one forward for both guidance branches), the
-                  first ones of small budgets run at it, and all others at one of the model's own patch size
-                  (`1x2x2-guided`), if that is there too
+                  first ones of small budgets run at it. Where one of the model's own patch size is (`1x2x2-guided`),
+                  they run at that alone, or, if few of its steps fit, after coarser ones
     weak-first    early steps are weak, late ones powerful (FlexiDiT, arXiv 2502.20126)
     interleaved   powerful steps are spread over all; what the last one knew better than the weak patch size is added to
                   the weak predictions that follow, x0 = x0_weak(t) + [x0_powerful(t_k) - x0_weak(t_k)]. For that a
