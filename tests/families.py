@@ -411,6 +411,17 @@ def randomise_adapter(flex: FlexTransformer, scale: float = 0.05) -> None:
                 p.copy_(scale * torch.randn_like(p))
 
 
+def clip_distance(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """How far two clips are apart, as a share of the second one's norm."""
+    assert found.shape == expected.shape
+    return float((found - expected).norm() / expected.norm())
+
+
+def assert_same_clip(found: torch.Tensor, expected: torch.Tensor) -> None:
+    """The same clip up to rounding, which moves single values of a run by another share on every processor."""
+    assert clip_distance(found, expected) <= 1e-4
+
+
 def upsampled(latents: torch.Tensor, base_patch, coarse_patch) -> torch.Tensor:
     """R on every base patch: (B, C, T, H, W) -> (B, C, T m_t, H m_h, W m_w)."""
     (p_t, p_h, p_w), matrix = base_patch, resize_matrix(base_patch, coarse_patch).float()

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from families import tiny, tiny_pipeline
+from families import assert_same_clip, clip_distance, tiny, tiny_pipeline
 from peft import LoraConfig, get_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file
 from test_family_pipelines import sample
-from test_user_lora import CLOSE, lightx2v, saved_adapter
+from test_user_lora import lightx2v, saved_adapter
 
 import flexivid
 
@@ -172,19 +172,19 @@ def test_what_else_is_done_with_a_lora_while_enabled(adapter, tmp_path):
     )
     pipe.load_lora_weights(lightx2v(4), adapter_name="style", hotswap=True)
     second = sample(pipe, call)
-    assert not torch.allclose(second, first, **CLOSE)
+    assert clip_distance(second, first) > 1e-3
     pipe.delete_adapters("style")
     pipe.transformer.load_lora_adapter(
         str(tmp_path), adapter_name="style", weight_name="pytorch_lora_weights.safetensors"
     )
-    torch.testing.assert_close(sample(pipe, call), first, **CLOSE)
+    assert_same_clip(sample(pipe, call), first)
     pipe.delete_adapters("style")
     pipe.load_lora_weights(lightx2v(4), adapter_name="style")
-    torch.testing.assert_close(sample(pipe, call), second, **CLOSE)
+    assert_same_clip(sample(pipe, call), second)
     fresh, _ = tiny_pipeline("wan")
     fresh.load_lora_weights(lightx2v(4), adapter_name="other")
     flexivid.enable(fresh, adapter=adapter, budget=0.7, order="interleaved")
-    torch.testing.assert_close(sample(fresh, call), second, **CLOSE)
+    assert_same_clip(sample(fresh, call), second)
 
 
 def test_a_fused_lora_may_be_there_before_and_merge_lora_says_why_not(adapter):
@@ -198,7 +198,7 @@ def test_a_fused_lora_may_be_there_before_and_merge_lora_says_why_not(adapter):
     flexivid.enable(pipe, adapter=adapter, budget=1.0)
     assert torch.equal(sample(pipe, call), stock)
     flexivid.enable(pipe, adapter=adapter, schedule="1x4x4")
-    torch.testing.assert_close(sample(pipe, call), expected, **CLOSE)
+    assert_same_clip(sample(pipe, call), expected)
     with pytest.raises(ValueError, match="a LoRA is fused into these weights: call unload_lora_weights"):
         flexivid.enable(pipe, adapter=adapter, schedule="1x4x4", merge_lora=True)
     flexivid.disable(pipe)

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from diffusers import WanTransformer3DModel
-from families import attach, randomise_adapter, tiny, tiny_pipeline
+from families import assert_same_clip, attach, randomise_adapter, tiny, tiny_pipeline
 from peft import LoHaConfig, LoraConfig
 from safetensors.torch import load_file, save_file
 from test_family_pipelines import sample
@@ -21,7 +21,6 @@ from flexivid.shapes.embedded import ADAPTER, MODEL
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:peft")
 WEAK = {"schedule": "1x4x4"}
-CLOSE = {"atol": 1e-3, "rtol": 1e-3}
 
 
 def saved_adapter(folder, name="wan", rank=4, scale=0.05, **overrides):
@@ -99,20 +98,20 @@ def test_a_lora_file_with_the_head_before_after_fused_and_unloaded(adapter, whol
     expected = fused_before([(state, 1.0)], **enable)
     assert (expected - plain).abs().max() > 0.05
     pipe.load_lora_weights(dict(state), adapter_name="style")
-    torch.testing.assert_close(sample(pipe, call), expected, **CLOSE)
+    assert_same_clip(sample(pipe, call), expected)
     pipe.disable_lora()
     assert torch.equal(sample(pipe, call), plain)
     pipe.enable_lora()
     pipe.fuse_lora()
-    torch.testing.assert_close(sample(pipe, call), expected, **CLOSE)
+    assert_same_clip(sample(pipe, call), expected)
     pipe.unfuse_lora()
-    torch.testing.assert_close(sample(pipe, call), expected, **CLOSE)
+    assert_same_clip(sample(pipe, call), expected)
     pipe.delete_adapters("style")
-    torch.testing.assert_close(sample(pipe, call), plain, **CLOSE)
+    assert_same_clip(sample(pipe, call), plain)
     before, call = pipeline()
     before.load_lora_weights(dict(state), adapter_name="style")
     flexivid.enable(before, **enable)
-    torch.testing.assert_close(sample(before, call), expected, **CLOSE)
+    assert_same_clip(sample(before, call), expected)
     if not trained:
         before.unload_lora_weights()
         assert torch.equal(sample(before, call), plain)
@@ -125,7 +124,7 @@ def test_a_lora_that_is_fused_and_unloaded_between_two_calls():
     pipe.load_lora_weights(lightx2v(), adapter_name="style")
     pipe.fuse_lora()
     pipe.unload_lora_weights()
-    torch.testing.assert_close(sample(pipe, call), fused_before([(lightx2v(), 1.0)], **WEAK), **CLOSE)
+    assert_same_clip(sample(pipe, call), fused_before([(lightx2v(), 1.0)], **WEAK))
 
 
 @pytest.mark.parametrize("trained", [False, True])
@@ -140,13 +139,13 @@ def test_several_with_weights_and_a_scale(adapter, trained):
     pipe.set_adapters(both, [1.0, 1.0])
     assert (sample(pipe, call) - expected).abs().max() > 0.05
     pipe.set_adapters(both, [weight for _, weight in states])
-    torch.testing.assert_close(sample(pipe, call), expected, **CLOSE)
+    assert_same_clip(sample(pipe, call), expected)
     if trained:
         with pytest.raises(ValueError, match="attention_kwargs scale would scale flexivid's LoRA too"):
             sample(pipe, call | {"attention_kwargs": {"scale": 0.5}})
         return
     pipe.set_adapters(both, [2 * weight for _, weight in states])
-    torch.testing.assert_close(sample(pipe, call | {"attention_kwargs": {"scale": 0.5}}), expected, **CLOSE)
+    assert_same_clip(sample(pipe, call | {"attention_kwargs": {"scale": 0.5}}), expected)
 
 
 def test_adapters_of_another_kind_and_on_the_embedder():
@@ -165,7 +164,7 @@ def test_adapters_of_another_kind_and_on_the_embedder():
     fused.transformer.fuse_lora()
     fused.transformer.unload_lora()
     flexivid.enable(fused, **WEAK)
-    torch.testing.assert_close(found, sample(fused, call), **CLOSE)
+    assert_same_clip(found, sample(fused, call))
 
 
 @pytest.mark.parametrize("kind", [{"use_dora": True}, {"use_rslora": True}, {"lora_bias": True}])
@@ -182,7 +181,7 @@ def test_variants_of_lora_on_a_bare_transformer(kind):
     fused.transformer.fuse_lora()
     fused.transformer.unload_lora()
     flexivid.enable(fused, **WEAK)
-    torch.testing.assert_close(found, sample(fused, call), **CLOSE)
+    assert_same_clip(found, sample(fused, call))
 
 
 def test_an_adapter_folder_from_before_takes_the_stock_layers_as_they_are(adapter):
@@ -248,14 +247,14 @@ def test_offloaded_layers_are_followed(kind, tmp_path):
     expected = sample(pipe, call)
     pipe, call = pipeline(**WEAK)
     offloads(tmp_path / "here")[kind](pipe)
-    torch.testing.assert_close(sample(pipe, call), plain, **CLOSE)
+    assert_same_clip(sample(pipe, call), plain)
     if kind == "disk":
         return  # diffusers itself cannot load a LoRA into it
     pipe, call = pipeline(**WEAK)
     pipe.load_lora_weights(lightx2v(), adapter_name="style")
     offloads(tmp_path)[kind](pipe)
     for _ in range(2):
-        torch.testing.assert_close(sample(pipe, call), expected, **CLOSE)
+        assert_same_clip(sample(pipe, call), expected)
 
 
 def test_a_layer_that_accelerate_brings_for_its_forward_only():

@@ -166,8 +166,8 @@ class Folding:
         with torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False):
             for axis, matrix in enumerate(self.upsampling):
                 if self.multiple[axis] > 1 or matrix.shape[0] != matrix.shape[1]:  # else every block is a position
-                    matrix = self.on(matrix, x.device, x.dtype)
-                    x = torch.tensordot(x, matrix, dims=([axis + 2], [1])).movedim(-1, axis + 2)
+                    matrix, behind = self.on(matrix, x.device, x.dtype), x.shape[axis + 3 :]
+                    x = (matrix @ x.flatten(axis + 3)).unflatten(-1, behind) if behind else x @ matrix.T
         return x
 
     def noise_gains(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
