@@ -60,7 +60,7 @@ def settings_of(arm: Arm) -> dict:
 def build_pipeline(model: Path, arm: Arm, dtype: str, compiled: bool) -> WanPipeline:
     """The arm's own pipeline, so that its compiled blocks stay valid while the arms alternate."""
     dtypes = {"default": torch.float32, "transformer": getattr(torch, dtype)}
-    pipe = WanPipeline.from_pretrained(model, dtype=dtypes)
+    pipe = WanPipeline.from_pretrained(model, dtype=dtypes, use_safetensors=True)
     pipe.set_progress_bar_config(disable=True)
     if compiled:
         compile_blocks(pipe.transformer)

@@ -62,7 +62,7 @@ def main(argv: list[str] | None = None) -> None:
     if not scenes:
         raise ValueError(f"--skip {arguments.skip} leaves no caption")
     dtypes = {"default": torch.float32, "transformer": getattr(torch, arguments.dtype)}
-    pipe = WanPipeline.from_pretrained(arguments.model, dtype=dtypes)
+    pipe = WanPipeline.from_pretrained(arguments.model, dtype=dtypes, use_safetensors=True)
     pipe.set_progress_bar_config(disable=True)
     full = clips_of(pipe, scenes)
     print("| schedule | FLOPs | PSNR | " + " | ".join((*FACTORS, "all")) + " |")

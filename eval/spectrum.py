@@ -127,7 +127,7 @@ def main(argv: list[str] | None = None) -> None:
     captions = read_prompts(arguments.prompts)[: arguments.max_prompts]
     check_output_folder(arguments.output)
     empty_wan_pipeline(arguments.model)
-    pipe = WanPipeline.from_pretrained(arguments.model, dtype=torch.float32)
+    pipe = WanPipeline.from_pretrained(arguments.model, dtype=torch.float32, use_safetensors=True)
     text, negative = pipe.encode_prompt(captions, max_sequence_length=SAMPLING["max_sequence_length"])
     run = Run(pipe, text, negative, SAMPLING["guidance_scale"])
     shape = (pipe.transformer.config.in_channels, 5, SAMPLING["height"] // 4, SAMPLING["width"] // 4)

@@ -102,7 +102,7 @@ def draw(table: dict[str, list[float]], path: Path) -> None:
 def main(argv: list[str] | None = None) -> None:
     arguments = parse_arguments(argv)
     check_arguments(arguments)
-    pipe = WanPipeline.from_pretrained(arguments.model, dtype=torch.float32)
+    pipe = WanPipeline.from_pretrained(arguments.model, dtype=torch.float32, use_safetensors=True)
     clips, scenes = sample_clips(arguments.clips, torch.Generator().manual_seed(987_654_321))
     x_0 = encode(pipe.vae, clips)
     noise = torch.randn(x_0.shape, generator=torch.Generator().manual_seed(1))

@@ -100,9 +100,13 @@ def check_model(model: str | Path, without: tuple[str, ...] = ()) -> None:
             raise ValueError(f"{model} is incomplete: it has no folder {name}")
         if name in without:
             continue
-        if (folder / name / "config.json").is_file() and not any(
-            path.suffix in (".safetensors", ".bin") for path in (folder / name).iterdir()
-        ):
+        endings = {path.suffix for path in (folder / name).iterdir()}
+        if (folder / name / "config.json").is_file() and ".safetensors" not in endings:
+            if ".bin" in endings:
+                raise ValueError(
+                    f"the weights of {name} in {model} are .bin files, whose loading can run code; only safetensors "
+                    f"are read, as save_pretrained of diffusers writes them"
+                )
             raise ValueError(f"{model} is incomplete: {name} has no weights")
     for path in sorted(folder.rglob("*.safetensors")):
         try:

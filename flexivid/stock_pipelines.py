@@ -72,7 +72,7 @@ def load(model: str | Path, pipeline: type[DiffusionPipeline], dtype: torch.dtyp
         index.get(name, [None, None])[1] == "WanTransformer3DModel" for name in ("transformer", "transformer_2")
     )
     precise = {"vae": torch.float32} if is_wan else {}
-    return pipeline.from_pretrained(model, dtype={"default": dtype, **precise}, **parts)
+    return pipeline.from_pretrained(model, dtype={"default": dtype, **precise}, use_safetensors=True, **parts)
 
 
 def set_guidance_scale(pipe: DiffusionPipeline, scale: float) -> None:

@@ -100,6 +100,7 @@ TABLE = {
         ("--model {there}/nameless-index", "has no _class_name"),
         ("--model {there}/unknown-class", "has no TimeMachinePipeline"),
         ("--model {there}/without-weights", "transformer has no weights"),
+        ("--model {there}/pickled", "are .bin files, whose loading can run code"),
         ("--model {there}/without-vae", "has no folder vae"),
         ("--model {there}/cut-weights", "is not a whole safetensors file"),
         ("--adapter {there}/nowhere", "neither a folder nor a hub id"),
@@ -389,6 +390,8 @@ def write_models(there: Path) -> None:
     index("image-model", lambda content: json.dumps({**content, "_class_name": "WanImageToVideoPipeline"}))
     shutil.rmtree(copy("without-vae") / "vae")
     (copy("without-weights") / "transformer/diffusion_pytorch_model.safetensors").unlink()
+    pickled = copy("pickled") / "transformer/diffusion_pytorch_model.safetensors"
+    pickled.rename(pickled.with_suffix(".bin"))
     weights = copy("cut-weights") / "transformer/diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     shutil.copy(there / "model/transformer/diffusion_pytorch_model.safetensors", there / "foreign-run" / CHECKPOINT)

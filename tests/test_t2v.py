@@ -1,11 +1,13 @@
 """flexivid sample, called in process on a tiny random pipeline."""
 
 import json
+import shutil
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
+import torch
 from conftest import tiny_pipeline, tiny_transformer
 from diffusers import CogVideoXImageToVideoPipeline, LTXPipeline, WanPipeline
 from families import tiny_image_pipeline, with_text
@@ -16,6 +18,7 @@ from test_flexible import attach, config_of
 from flexivid.commands import sample as t2v
 from flexivid.model.adapter import save_adapter
 from flexivid.sampling.flops import flops_text
+from flexivid.stock_pipelines import load
 
 CAPTION = "a plain red circle growing on a black background"
 
@@ -215,3 +218,13 @@ def test_images_for_a_model_that_takes_none(tmp_path, capsys):
     assert "budget 0.01 cannot be reached" in capsys.readouterr().err
     assert t2v.main([*arguments, "--image", "image.png"]) == 2
     assert "the embedded model takes no --image" in capsys.readouterr().err
+
+
+def test_weights_that_are_pickled_are_not_read(model, tmp_path):
+    """Not through a folder that a command was given, where `check_model` looks first, nor by what loads."""
+    folder = tmp_path / "pickled"
+    shutil.copytree(model, folder)
+    torch.save({}, folder / "transformer/diffusion_pytorch_model.bin")
+    (folder / "transformer/diffusion_pytorch_model.safetensors").unlink()
+    with pytest.raises(OSError, match="safetensors"):
+        load(folder, WanPipeline, torch.float32)

@@ -145,7 +145,7 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parse_arguments(argv)
     captions = read_prompts(arguments.prompts)[: arguments.max_prompts]
     check_arguments(arguments)
-    pipe = WanPipeline.from_pretrained(arguments.model, dtype=torch.float32)
+    pipe = WanPipeline.from_pretrained(arguments.model, dtype=torch.float32, use_safetensors=True)
     pipe.set_progress_bar_config(disable=True)
     flexivid.enable(pipe, adapter=arguments.adapter, schedule=f"1x2x2:{arguments.steps}", merge_lora=True)
     x0, errors = measure(pipe, captions, read_config(arguments.adapter).patch_sizes, arguments.steps)

@@ -71,11 +71,11 @@ class PretrainObjective:
         if not (config.base and config.base.is_dir()):
             raise ValueError(f"base must be the folder of what pretrain starts from, not {config.base}")
         if (config.base / "model_index.json").exists():
-            self.pipeline = WanPipeline.from_pretrained(config.base, dtype=torch.float32)
+            self.pipeline = WanPipeline.from_pretrained(config.base, dtype=torch.float32, use_safetensors=True)
         else:
             tokenizer = build_tokenizer()
             torch.manual_seed(config.seed)
-            vae = AutoencoderKLWan.from_pretrained(config.base)
+            vae = AutoencoderKLWan.from_pretrained(config.base, use_safetensors=True)
             self.pipeline = build_pipeline(
                 vae,
                 build_transformer(config.transformer, vae.config.z_dim),

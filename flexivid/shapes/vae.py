@@ -73,7 +73,7 @@ class VaeObjective:
         self.config, self.accelerator = config, accelerator
         torch.manual_seed(config.seed)
         if config.base:
-            vae = AutoencoderKLWan.from_pretrained(config.base, dtype=torch.float32)
+            vae = AutoencoderKLWan.from_pretrained(config.base, dtype=torch.float32, use_safetensors=True)
             self.model = FrozenEncoderAutoencoder(vae, config.vae.latent_noise)
         else:
             self.model = Autoencoder(build_vae(config.vae))

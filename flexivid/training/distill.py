@@ -36,7 +36,7 @@ def load_base(config: Config) -> DiffusionPipeline:
     index = DiffusionPipeline.load_config(str(config.base))
     others = [name for name in ("transformer", "transformer_2") if name != config.component]
     without = {name: None for name in others if index.get(name, [None])[0] is not None}
-    pipe = DiffusionPipeline.from_pretrained(str(config.base), dtype=dtypes, **without)
+    pipe = DiffusionPipeline.from_pretrained(str(config.base), dtype=dtypes, use_safetensors=True, **without)
     if without:
         # As if it were trained for every noise level: the other transformer has no part in this.
         pipe.register_modules(transformer=getattr(pipe, config.component), transformer_2=None)
