@@ -419,7 +419,8 @@ def clip_distance(found: torch.Tensor, expected: torch.Tensor) -> float:
 
 def assert_same_clip(found: torch.Tensor, expected: torch.Tensor) -> None:
     """The same clip up to rounding, which moves single values of a run by another share on every processor."""
-    assert clip_distance(found, expected) <= 1e-4
+    distance = clip_distance(found, expected)
+    assert distance <= 5e-4, f"{distance:.1e} of the clip"
 
 
 def upsampled(latents: torch.Tensor, base_patch, coarse_patch) -> torch.Tensor:
