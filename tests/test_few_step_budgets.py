@@ -35,11 +35,11 @@ def test_a_budget_over_few_steps_ends_powerful(kind, branches, steps):
         for budget in (Fraction(k, 20) for k in range(1, 21)):
             case = (order, guidance, budget)
             try:
-                schedule = schedule_for_budget(costs, steps, float(budget), branches, guidance, order)
+                schedule = schedule_for_budget(costs, steps, float(budget), branches, guidance, order, True)
             except BudgetError as error:
                 least = Fraction(re.search(r"the least is (\S+);", str(error))[1])
                 assert before == 0 and budget < least, case
-                accepted = schedule_for_budget(costs, steps, float(least), branches, guidance, order)
+                accepted = schedule_for_budget(costs, steps, float(least), branches, guidance, order, True)
                 assert share_of(accepted, costs, steps, branches) > least - Fraction(1, 1000), case
                 continue
             last = schedule.steps[-1]
@@ -52,7 +52,7 @@ def test_a_budget_over_few_steps_ends_powerful(kind, branches, steps):
 
 def test_what_few_steps_without_guidance_run():
     def planned(costs, budget, steps=4):
-        return str(schedule_for_budget(costs, steps, budget, 1))
+        return str(schedule_for_budget(costs, steps, budget, 1, ends_powerful=True))
 
     for costs in COSTS.values():
         assert planned(costs, 0.75) == "2 x 1x2x2, 1 x reused, 1 x 1x2x2"
@@ -70,9 +70,8 @@ def test_what_few_steps_without_guidance_run():
 
 
 def test_more_steps_may_end_reused():
-    assert schedule_for_budget(WEAK, 9, 0.5, 1).steps[-1] == (REUSED,)
-    # A part of a longer run, before guidance begins or after it has ended.
-    assert schedule_for_budget(WEAK, 8, 0.5, 1, ends_powerful=False).steps[-1] == (REUSED,)
+    for steps in (8, 9):  # 8 as a part of a longer run, before guidance begins or after it has ended
+        assert schedule_for_budget(WEAK, steps, 0.5, 1).steps[-1] == (REUSED,)
 
 
 def test_places_that_end_with_the_last_step():

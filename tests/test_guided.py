@@ -13,7 +13,7 @@ from flexivid.model.lora import add_lora
 from flexivid.patches.sizes import parse_mode
 from flexivid.sampling.budget import least_budget, schedule_for_budget
 from flexivid.sampling.flops import flop_counter_mode
-from flexivid.sampling.places import places_of_guided
+from flexivid.sampling.places import is_few, places_of_guided
 from flexivid.sampling.purse import BudgetError
 from flexivid.sampling.schedule import Schedule, explicit_schedule, powerful_of
 from flexivid.training.config import DistillConfig
@@ -162,7 +162,7 @@ class TestBudgets:
 
     def test_larger_budgets_and_few_steps_keep_powerful_ones(self):
         for steps, budget in ((40, 0.125), (40, 0.25), (8, 0.25)):
-            schedule = schedule_for_budget(self.costs, steps, budget, 2)
+            schedule = schedule_for_budget(self.costs, steps, budget, 2, ends_powerful=is_few(steps))
             assert ("1x2x2",) * 2 in schedule.steps and ("1x2x2-guided",) * 2 not in schedule.steps
         assert "1x2x2-guided" not in str(schedule_for_budget(self.costs, 40, 0.25, 1))
 

@@ -32,7 +32,7 @@ from numbers import Real
 from typing import Literal
 
 from flexivid.patches.sizes import GUIDED, parse_mode
-from flexivid.sampling.places import denser_first, evenly_spread, is_few, places_after_guided, places_of_guided
+from flexivid.sampling.places import denser_first, evenly_spread, places_after_guided, places_of_guided
 from flexivid.sampling.purse import BudgetError, Guidance, Purse, exact
 from flexivid.sampling.schedule import KEPT, REUSED, Schedule, powerful_of
 
@@ -53,7 +53,7 @@ def schedule_for_budget(
     guidance_branches: int,
     guidance: Guidance = "same",
     order: Order | None = None,
-    ends_powerful: bool | None = None,
+    ends_powerful: bool = False,
 ) -> Schedule:
     """The schedule that spends at most `budget` of what the powerful patch size would cost on every forward.
 
@@ -65,8 +65,7 @@ def schedule_for_budget(
         guidance: see above; without guidance all are `same`.
         order: see above; None is weak-first where steps are mixed, interleaved for `kept`, else reuse, or interleaved
             where hardly a step would be left to reuse; over few steps reuse, or weak-first if one powerful step fits.
-        ends_powerful: whether the last step has to be powerful; None is for a whole run, where it has to if these are
-            few (`places.FEW_STEPS`).
+        ends_powerful: whether the last step has to be powerful, as that of a run of few steps has.
 
     Raises:
         BudgetError: the budget is not a number in (0, 1], or less than the cheapest such schedule costs.
@@ -86,11 +85,10 @@ def schedule_for_budget(
     guidance = guidance if guidance_branches == 2 else "same"
     guided = [mode for mode in modes if mode.endswith(GUIDED)] if guidance_branches == 2 else []
     modes = [mode for mode in modes if not mode.endswith(GUIDED)]
-    ends = is_few(steps) if ends_powerful is None else ends_powerful
     own = modes[-1] + GUIDED
     coarse = next((mode for mode in reversed(guided) if mode != own), None)
     fine = own if own in guided else None
-    purse = Purse(modes, prices, steps, guidance_branches, exact(budget), guidance, coarse, fine, ends)
+    purse = Purse(modes, prices, steps, guidance_branches, exact(budget), guidance, coarse, fine, ends_powerful)
     return Schedule(tuple(way(purse)))
 
 
