@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=1 python eval/planning.py --output outputs/planning.json
 
 Each model is planned in processes of its own, forked from one that has imported the libraries and counted nothing.
-Seconds are the least of several runs: on a machine that does other things too, the others hold more of these. Memory is
+All are the least of several runs; on a machine that does other things too, look at the CPU's. Memory is
 the most that the process held meanwhile, over what it held with the empty transformer built. Both need Linux.
 """
 
@@ -77,7 +77,7 @@ def as_table(rows: dict[str, dict[str, float]]) -> str:
         "|---|---|---|---|---|---|",
     ]
     for name, row in rows.items():
-        ratio = row["seconds"] / rows[REFERENCE]["seconds"]
+        ratio = row["cpu_seconds"] / rows[REFERENCE]["cpu_seconds"]
         numbers = (*(f"{row[key]:.2f}" for key in ("seconds", "enable_seconds", "cpu_seconds")), f"{row['mib']:.0f}")
         lines.append(f"| {name} | {' | '.join(numbers)} | {ratio:.2f} |")
     return "\n".join(lines)
