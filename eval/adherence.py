@@ -30,7 +30,7 @@ from flexivid.shapes.oracle import judge
 from flexivid.shapes.prompts import load_prompts
 from flexivid.shapes.world import FACTORS, Scene
 from flexivid.sweep.bootstrap import interval
-from flexivid.sweep.settings import add_weights
+from flexivid.sweep.settings import digest_of
 
 COLUMNS = (*FACTORS, "all")
 FULL_STEPS = SAMPLING["num_inference_steps"]
@@ -74,7 +74,7 @@ def identity_of(model: Path, arm: Arm, scenes: list[Scene], dtype: str, compiled
     digest = hashlib.sha256("\n".join([f"{dtype} {compiled}", *(scene.caption for scene in scenes)]).encode())
     for folder in (model, arm.adapter):
         if folder:
-            add_weights(digest, folder)
+            digest.update(digest_of(folder).encode())
     return digest.hexdigest()
 
 

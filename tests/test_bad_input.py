@@ -40,11 +40,12 @@ RIGHT = {
     "spectrum": "--output {out}",
     "x0_error": "--adapters {adapter} --output {out}",
     "budget_picture": "--output {out}/budgets.png",
+    "planning": "--runs 1 --output {out}/planning.json",
     "data_speed": "--config {there}/train.yaml",
     "pareto": "--output {out}/pareto.png {there}/results.json",
     "adapters": "merge --output {out} {adapter}",
 }
-WRITES_AT_ONCE = ("pareto", "adapters")  # no model is loaded before
+WRITES_AT_ONCE = ("pareto", "adapters", "planning")  # no model is loaded before
 
 # script: (arguments that are added to the right ones, what is said)
 TABLE = {
@@ -296,6 +297,11 @@ TABLE = {
         ("--adapters {there}/other-adapter", "this model's transformer differs"),
         ("--model {there}/folder", "no model_index.json"),
         ("--output {there}/empty.txt", "empty.txt is a file"),
+    ],
+    "planning": [
+        ("--runs 0", "--runs must be at least 1"),
+        ("--output {there}/planning.txt", "the output must be an .json file"),
+        ("--output {there}/empty.txt/planning.json", "empty.txt is a file"),
     ],
     "budget_picture": [
         ("--budgets 2", "above 0 and up to 1"),

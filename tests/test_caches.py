@@ -9,6 +9,7 @@ from diffusers.hooks import (
     FirstBlockCacheConfig,
     MagCacheConfig,
     PyramidAttentionBroadcastConfig,
+    SeaCacheConfig,
     TaylorSeerCacheConfig,
     TextKVCacheConfig,
     apply_first_block_cache,
@@ -27,6 +28,7 @@ CONFIGS = {
     "PyramidAttentionBroadcastConfig": lambda: PyramidAttentionBroadcastConfig(
         spatial_attention_block_skip_range=2, current_timestep_callback=lambda: 500
     ),
+    "SeaCacheConfig": SeaCacheConfig,
     "TaylorSeerCacheConfig": TaylorSeerCacheConfig,
     "TextKVCacheConfig": TextKVCacheConfig,
 }

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -161,6 +162,42 @@ def test_rivals_may_come_before_the_adapter(tmp_path):
     assert settings.check_identity(path, identity) == later
     with pytest.raises(ValueError, match="a sweep with another adapter"):
         settings.check_identity(path, {**identity, "adapter": "a2"})
+
+
+def test_a_sweep_goes_on_with_the_same_model_wherever_it_lies_and_with_no_other(tmp_path):
+    def identity(model: Path | str, adapter: Path) -> dict:
+        argv = ["--model", str(model), "--adapter", str(adapter), "--methods", "adapter", "--output", str(tmp_path)]
+        arguments = settings.parse_arguments("", argv)
+        return settings.identity_of(arguments, [], {}, torch.device("cpu"))
+
+    def holds(folder: Path, text: str) -> Path:
+        (folder / "part").mkdir(parents=True)
+        (folder / "model_index.json").write_text('{"_class_name": "WanPipeline"}')
+        (folder / "part" / "config.json").write_text('{"layers": 2}')
+        (folder / "part" / "weights.safetensors").write_text(text)
+        return folder
+
+    model, adapter = holds(tmp_path / "here" / "model", "w"), holds(tmp_path / "here" / "adapter", "a")
+    path = tmp_path / "sweep.json"
+    path.write_text(json.dumps(settings.check_identity(path, identity(model, adapter))))
+    shutil.move(tmp_path / "here", tmp_path / "there")
+    model, adapter = tmp_path / "there" / "model", tmp_path / "there" / "adapter"
+    (model / ".cache").mkdir()
+    (model / ".cache" / "download.json").write_text("{}")
+    (model / "README.md").write_text("a model")
+    assert settings.check_identity(path, identity(model, adapter)) == json.loads(path.read_text())
+
+    others = {
+        "model": identity(holds(tmp_path / "other" / "model", "v"), adapter),
+        "adapter": identity(model, holds(tmp_path / "other" / "adapter", "b")),
+    }
+    for name, other in others.items():
+        with pytest.raises(ValueError, match=f"a sweep with another {name};"):
+            settings.check_identity(path, other)
+    (model / "part" / "config.json").write_text('{"layers": 3}')
+    with pytest.raises(ValueError, match="a sweep with another model;"):
+        settings.check_identity(path, identity(model, adapter))
+    assert identity("org/one", adapter)["model"] != identity("org/two", adapter)["model"]
 
 
 @pytest.mark.parametrize(

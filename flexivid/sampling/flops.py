@@ -1,14 +1,15 @@
-"""FLOPs of one forward, counted on the meta device: no weights, no arithmetic, about a second for a large model."""
+"""FLOPs of one forward, counted on the meta device: no weights, no arithmetic, and of blocks that are alike one."""
 
 import copy
 import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 from diffusers.models.attention_dispatch import attention_backend
+from torch import nn
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
@@ -19,6 +20,7 @@ from flexivid.model.mixed import predict_mixed
 from flexivid.patches.choose import largest
 from flexivid.patches.sizes import is_mixed_size, parse_mixed_size
 from flexivid.sampling.schedule import WITH_RESIDUAL
+from flexivid.sampling.twin import each_block_once, without_weights
 
 
 def flop_counter_mode() -> FlopCounterMode:
@@ -112,27 +114,38 @@ _counted: dict[tuple, int] = {}
 class FlopCounter:
     """Counts forwards of a flexible transformer at any of its patch sizes.
 
-    flexivid's heads are included, and its LoRA unless it is merged; a user's own LoRA is not. Works on a
-    twin of the transformer on the meta device, built from its config.
+    flexivid's heads are included, and its LoRA unless it is merged; a user's own LoRA is not: all as it is now. Works
+    on a twin of the transformer on the meta device, built from its config.
     """
 
     def __init__(self, flex: FlexTransformer):
-        with torch.device("meta"):
-            twin = type(flex.transformer).from_config(flex.transformer.config)
-            self.twin = FlexTransformer(twin, list(flex.weak_modes), flex.parametrisation)
-            for name, config in getattr(flex.transformer, "peft_config", {}).items():
-                if name.startswith(HOOK_NAME) and not flex.lora.is_merged:
-                    with warnings.catch_warnings():
-                        warnings.simplefilter("ignore")  # of several adapters, and of copies between meta tensors
-                        twin.add_adapter(copy.deepcopy(config), name)
-        self.twin.lora.find_layers()
-        table = torch.linspace(1, 0, 1000)  # any will do: values cost nothing
-        self.twin.diffusion = replace(self.twin.diffusion, alphas_cumprod=table)
-        if self.twin.lora.layers:
-            twin.set_adapter([])
-        adapters = [(name, repr(config)) for name, config in getattr(twin, "peft_config", {}).items()]
-        self._model = self.twin.family, type(twin), repr(twin.config), flex.parametrisation, *adapters
+        self._flex, self._patch_sizes, self._parametrisation = flex, flex.patch_sizes, flex.parametrisation
+        self._adapters = {
+            name: copy.deepcopy(config)
+            for name, config in getattr(flex.transformer, "peft_config", {}).items()
+            if name.startswith(HOOK_NAME) and not flex.lora.is_merged
+        }
+        adapters = [(name, repr(config)) for name, config in self._adapters.items()]
+        stock = flex.transformer
+        self._model = flex.family, type(stock), repr(stock.config), flex.parametrisation, *adapters
         self._costs: dict[tuple, Mapping[str, int]] = {}
+
+    @cached_property
+    def _twin(self) -> tuple[FlexTransformer, list[nn.Module]]:
+        """The transformer without weights, and the blocks that it repeats. Made once something is to be counted."""
+        with torch.device("meta"):
+            transformer, blocks = without_weights(self._flex.transformer)
+            twin = FlexTransformer(transformer, self._patch_sizes[:-1], self._parametrisation)
+            for name, config in self._adapters.items():
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # of several adapters, and of copies between meta tensors
+                    transformer.add_adapter(config, name)
+        twin.lora.find_layers()
+        table = torch.linspace(1, 0, 1000)  # any will do: values cost nothing
+        twin.diffusion = replace(twin.diffusion, alphas_cumprod=table)
+        if twin.lora.layers:
+            transformer.set_adapter([])
+        return twin, blocks
 
     def costs(self, arguments: dict) -> Mapping[str, int]:
         """FLOPs (2 per multiply-add) of one forward of one clip by patch size, with arguments shaped as these.
@@ -141,12 +154,12 @@ class FlopCounter:
         """
         key = self._key(arguments)
         if key not in self._costs:
-            self._costs[key] = _Costs(self.twin.patch_sizes, partial(self._cost, key, self._inputs(arguments)))
+            self._costs[key] = _Costs(self._patch_sizes, partial(self._cost, key, self._inputs(arguments)))
         return self._costs[key]
 
     def cost_of_adapted(self, arguments: dict, lora: str) -> int:
         """FLOPs of the powerful patch size with a LoRA, such as the one that it has in few-step runs."""
-        return self._cost(self._key(arguments), self._inputs(arguments), self.twin.powerful, lora)
+        return self._cost(self._key(arguments), self._inputs(arguments), self._patch_sizes[-1], lora)
 
     def _key(self, arguments: dict) -> tuple:
         """What the FLOPs of a forward depend on."""
@@ -154,7 +167,7 @@ class FlopCounter:
 
     def _clips(self, arguments: dict) -> dict[str, int]:
         """The arguments that count, and of how many clips each holds rows."""
-        batch, shared = len(arguments["hidden_states"]), self.twin.family.for_all_clips
+        batch, shared = len(arguments["hidden_states"]), self._flex.family.for_all_clips
         return {name: 1 if name in shared else batch for name in arguments if name not in NOT_COUNTED}
 
     def _inputs(self, arguments: dict) -> dict:
@@ -169,18 +182,20 @@ class FlopCounter:
         return _counted[key]
 
     def _count(self, inputs: dict, patch_size: str, lora: str | None = None) -> int:
+        twin, blocks = self._twin
         if is_mixed_size(patch_size):
-            self.twin.runner = _MixedPatchSize(patch_size)
+            twin.runner = _MixedPatchSize(patch_size)
         else:
-            self.twin.fix(patch_size, lora)
+            twin.fix(patch_size, lora)
         # The user's attention backend may not run on meta tensors, or not be known to the counter; and a counter
         # around the user's call is to count what runs, not what is planned.
         with (
             _disable_current_modes(),
             attention_backend("native"),
-            self.twin.family.counting(),
+            twin.family.counting(),
             torch.no_grad(),
             flop_counter_mode() as counter,
+            each_block_once(blocks, counter) as flops,
         ):
-            self.twin.transformer(**inputs, return_dict=False)
-        return counter.get_total_flops()
+            twin.transformer(**inputs, return_dict=False)
+            return flops()

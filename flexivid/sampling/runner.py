@@ -47,14 +47,14 @@ class PipelineRunner:
         self._pipe, self.flexes = weakref.ref(pipe), flexes
         self.budget, self.schedule, self.guidance, self.order = budget, schedule, guidance, order
         # Where there are two transformers they share their shape, so one of them is counted.
-        self.counter = FlopCounter(next(iter(flexes.values())))
-        self.powerful, self.family = self.counter.twin.powerful, self.counter.twin.family
+        self.counter = FlopCounter(flex := next(iter(flexes.values())))
+        self.powerful, self.family, self._diffusion = flex.powerful, flex.family, flex.diffusion
         self.clock = Clock(self.family)
         self._run: Run | None = None
         self.observer: Observer | None = None
         # One transformer's corrections serve the other, so that one runner serves both: both predict the x0 of a clip.
-        for flex in flexes.values():
-            flex.runner = self
+        for each in flexes.values():
+            each.runner = self
 
     @property
     def pipe(self) -> DiffusionPipeline | ModularPipeline | None:
@@ -195,7 +195,7 @@ class PipelineRunner:
             self._check_scale(schedule)
             # The scheduler may have been replaced or changed since the last call.
             table = getattr(self.pipe.scheduler, "alphas_cumprod", None)
-            diffusion = replace(self.counter.twin.diffusion, alphas_cumprod=table)
+            diffusion = replace(self._diffusion, alphas_cumprod=table)
             self._run = self._begun(call.arguments, schedule, diffusion, forwards)
         elif self._run is None or (
             calls_branches_apart(self.pipe, self.family) and at.branch >= forwards.counts[at.step]

@@ -180,10 +180,23 @@ def device_of(state: PartialState, asked: torch.device) -> torch.device:
     return asked
 
 
-def add_weights(digest, folder: Path) -> None:
-    """Updates a hash with every safetensors file of a folder."""
-    for path in sorted(folder.rglob("*.safetensors")):
-        digest.update(path.read_bytes())
+CONTENT = (".safetensors", ".json", ".model", ".txt")  # weights, configurations, vocabularies
+
+
+def digest_of(source: str | Path) -> str:
+    """What a model or an adapter is, wherever its folder lies: by the names in it and what they hold. A hub id is a name.
+
+    What is hidden in the folder, such as the records of a download, does not count.
+    """
+    folder, digest = Path(source), hashlib.sha256()
+    if not folder.is_dir():
+        return hashlib.sha256(str(source).encode()).hexdigest()
+    for path in sorted(folder.rglob("*")):
+        inside = path.relative_to(folder)
+        if path.suffix in CONTENT and path.is_file() and not any(part.startswith(".") for part in inside.parts):
+            with path.open("rb") as file:
+                digest.update(f"{inside.as_posix()} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return digest.hexdigest()
 
 
 CPU_FACTS = ("model name", "cpu family", "model\t")
@@ -210,14 +223,8 @@ def identity_of(arguments: argparse.Namespace, clips: list[Clip], call: dict, de
         "direct_adapter": arguments.direct_adapter if "direct" in arguments.methods else None,
     }
     sources |= {f"few_adapter {folder.name}": folder for folder in arguments.few_adapters if "few" in arguments.methods}
-    weights = dict.fromkeys(sources)
-    for name, source in sources.items():
-        if source is not None:
-            digest = hashlib.sha256(str(source).encode())
-            add_weights(digest, Path(source))  # a hub id has none here
-            weights[name] = digest.hexdigest()
     return {
-        **weights,
+        **{name: source and digest_of(source) for name, source in sources.items()},
         "modes": arguments.modes,
         "guidance": arguments.guidance,
         "schedules": [read_schedule(path).to_text() for path in arguments.schedules],
