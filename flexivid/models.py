@@ -129,6 +129,14 @@ PUBLISHED = (
             "patch_bias": False,
         },
     ),
+    Published(  # CogVideoX-5B's sizes, as its paper says, and the face's by default
+        "ConsisID",
+        "ConsisIDTransformer3DModel",
+        (49, 480, 720),
+        (13, 60, 90),
+        226,
+        _transformer("zai-org/CogVideoX-5b") | {"in_channels": 32, "is_train_face": True},
+    ),
     Published("HunyuanVideo", "HunyuanVideoTransformer3DModel", (129, 720, 1280), (33, 90, 160), 256),
     Published("HunyuanVideo-1.5", "HunyuanVideo15Transformer3DModel", (121, 720, 1280), (31, 45, 80), 1000),
     Published(
@@ -262,6 +270,10 @@ weak pass goes from and to the noise levels that means have there ([test_flow_ma
 
 Cosmos is Cosmos-Predict2.5, and Predict2 before it ([test_family_cosmos](../tests/test_family_cosmos.py)). Its forward
 asks torchvision to resize a padding mask, in whose place the tests have torch, and its pipelines ask for a guardrail.
+
+ConsisID makes a clip of a text and the image of a face ([test_family_consisid](../tests/test_family_consisid.py)). Every
+weak pass looks at the face too. Its pipeline asks for OpenCV, which the tests do without. Its sizes below are those of
+CogVideoX-5B, as its paper says, and of the face those that diffusers has by default: its config could not be read.
 
 LTX-2's sound stays as it is, a stream of few tokens beside the video; of the three forwards of its default step (both
 branches of guidance, a perturbed one, one without sound) weak steps run the first, and keep what the others add

@@ -150,7 +150,7 @@ def positions_of(transformer, call: dict) -> list[torch.Tensor]:
     """The tables that a forward works with: rotary ones as phasors, and what is added to tokens."""
     family, found = family_of(transformer), []
     # CogVideoX embeds text and latents in one.
-    length = call["encoder_hidden_states"].shape[1] if family.name == "cogvideox" else 0
+    length = call["encoder_hidden_states"].shape[1] if family.name in ("cogvideox", "consisid") else 0
 
     def of_module(module, args, output):
         if family.name == "anyflow":
@@ -431,7 +431,10 @@ class TestPlantedFaults:
 
     @pytest.mark.parametrize(
         "name",
-        ["wan", "anyflow", "ltx", "ltx-2", "cogvideox-2b", "cogvideox-5b", "cosmos", "hunyuan-video", "kandinsky5"],
+        [
+            *("wan", "anyflow", "ltx", "ltx-2", "cogvideox-2b", "cogvideox-5b", "consisid", "cosmos", "hunyuan-video"),
+            "kandinsky5",
+        ],
     )
     def test_positions_that_are_not_strided(self, name, monkeypatch):
         def first_ones(table, centres):

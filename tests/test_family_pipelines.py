@@ -96,6 +96,27 @@ def test_a_low_budget_and_no_guidance(name, budget, branches):
     assert full.get_total_flops() - counter.get_total_flops() == pytest.approx(saved, rel=0.01)
 
 
+@every(["consisid", "cogvideox-5b"])
+@pytest.mark.parametrize(("budget", "guidance_scale"), [(0.3, 3.0), (0.6, 1.0), (0.3, 1.0)])
+def test_a_low_budget_and_no_guidance_where_it_is_batched(name, budget, guidance_scale):
+    pipe, call = tiny_pipeline(name)
+    call["guidance_scale"] = guidance_scale
+    with flop_counter_mode() as full:
+        stock = sample(pipe, call)
+    flexivid.enable(pipe, budget=1.0)
+    assert torch.equal(sample(pipe, call), stock)
+    flexivid.enable(pipe, budget=budget, modes=coarse_patch_sizes(pipe.transformer)[-1:])
+    first = sample(pipe, call)
+    with flop_counter_mode() as counter:
+        assert torch.equal(sample(pipe, call), first) and first.isfinite().all()
+    summary = flexivid.summary(pipe)
+    assert {len(step) for step in summary.steps} == {1} and summary.ratio <= budget
+    saved = summary.flops_full - summary.flops_used
+    assert full.get_total_flops() - counter.get_total_flops() == pytest.approx(saved, rel=0.01)
+    flexivid.disable(pipe)
+    assert torch.equal(sample(pipe, call), stock)
+
+
 @pytest.mark.parametrize("name", IMAGE_PIPELINES)
 def test_image_to_video(name):
     pipe, call = tiny_image_pipeline(name)
@@ -178,6 +199,8 @@ def test_several_clips_at_once_are_each_the_clip_alone(name):
     twice = {key: value.repeat_interleave(2, 0) for key, value in call.items() if isinstance(value, torch.Tensor)}
     if name == "dit":
         twice = {"class_labels": call["class_labels"] * 2}
+    if name == "consisid":  # one face for all clips
+        twice = twice | {"image": [call["image"]] * 2, "id_cond": call["id_cond"]}
     both = pipe(**call | twice, generator=generators, return_dict=False)[0]
     torch.testing.assert_close(both[:1], sample(pipe, call), atol=1e-3, rtol=1e-3)
 

@@ -5,6 +5,7 @@ import torch
 from flexivid.model.family import Family
 from flexivid.model.rows.anyflow import ANYFLOW
 from flexivid.model.rows.cogvideox import COGVIDEOX
+from flexivid.model.rows.consisid import CONSISID
 from flexivid.model.rows.cosmos import COSMOS
 from flexivid.model.rows.hunyuan import HUNYUAN_VIDEO, HUNYUAN_VIDEO_15, MOTIF_VIDEO
 from flexivid.model.rows.kandinsky import KANDINSKY5
@@ -25,6 +26,7 @@ FAMILIES = (
     LTX,
     LTX2,
     COGVIDEOX,
+    CONSISID,
     COSMOS,
     HUNYUAN_VIDEO,
     HUNYUAN_VIDEO_15,

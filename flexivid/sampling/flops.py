@@ -43,14 +43,17 @@ NOT_COUNTED = ("return_dict", "attention_kwargs")
 
 
 def _of_one_clip(value, batch: int):
-    """An argument of `forward` without its values: tensors for one clip. Tables come in tuples, for all clips alike.
+    """An argument of `forward` without its values: tensors for one clip, also in lists. Tables come in tuples, for all
+    clips alike.
 
     batch: clips in the call. Wan's first and last frame are two rows of image tokens a clip; some tensors have one row
     for all clips.
     """
     if isinstance(value, dict):
         return {name: _of_one_clip(part, batch) for name, part in value.items()}
-    if isinstance(value, (tuple, list)):
+    if isinstance(value, list):
+        return [_of_one_clip(part, batch) for part in value]
+    if isinstance(value, tuple):
         return tuple(torch.empty_like(part, device="meta") if torch.is_tensor(part) else part for part in value)
     if not torch.is_tensor(value):
         return value
@@ -69,7 +72,9 @@ def _shapes(value, batch: int):
         return (_rows(value, batch), *value.shape[1:])
     if isinstance(value, dict):
         return tuple((name, _shapes(part, batch)) for name, part in value.items())
-    if isinstance(value, (tuple, list)):
+    if isinstance(value, list):
+        return tuple(_shapes(part, batch) for part in value)
+    if isinstance(value, tuple):
         return tuple(tuple(part.shape) if torch.is_tensor(part) else str(part) for part in value)
     return str(value)
 
