@@ -129,7 +129,7 @@ PUBLISHED = (
             "patch_bias": False,
         },
     ),
-    Published(  # CogVideoX-5B's sizes, as its paper says, and the face's by default
+    Published(  # the sizes of CogVideoX-5B, from which it is made, and the face's by default
         "ConsisID",
         "ConsisIDTransformer3DModel",
         (49, 480, 720),
@@ -154,6 +154,14 @@ PUBLISHED = (
         },
     ),
     Published("Mochi 1", "MochiTransformer3DModel", (163, 480, 848), (28, 60, 106), 256),
+    Published(  # its class's defaults, which come to its 12 B parameters
+        "EasyAnimate 5.1 12B",
+        "EasyAnimateTransformer3DModel",
+        (49, 512, 512),
+        (13, 64, 64),
+        256,
+        {"in_channels": 16, "out_channels": 16, "patch_size": 2},
+    ),
     Published("Sana-Video 2B", "SanaVideoTransformer3DModel", (81, 480, 832), (21, 60, 104), 300),
     Published(
         "Latte-1",
@@ -271,9 +279,11 @@ weak pass goes from and to the noise levels that means have there ([test_flow_ma
 Cosmos is Cosmos-Predict2.5, and Predict2 before it ([test_family_cosmos](../tests/test_family_cosmos.py)). Its forward
 asks torchvision to resize a padding mask, in whose place the tests have torch, and its pipelines ask for a guardrail.
 
-ConsisID makes a clip of a text and the image of a face ([test_family_consisid](../tests/test_family_consisid.py)). Every
+ConsisID makes a clip of a text and an image of a face ([test_family_consisid](../tests/test_family_consisid.py)). Every
 weak pass looks at the face too. Its pipeline asks for OpenCV, which the tests do without. Its sizes below are those of
-CogVideoX-5B, as its paper says, and of the face those that diffusers has by default: its config could not be read.
+CogVideoX-5B, from which it is made, and of the face those that diffusers has by default: its config could not be read.
+
+EasyAnimate is 5.1, from text; its size below is its pipeline's, and its sizes are diffusers' defaults.
 
 LTX-2's sound stays as it is, a stream of few tokens beside the video; of the three forwards of its default step (both
 branches of guidance, a perturbed one, one without sound) weak steps run the first, and keep what the others add

@@ -15,6 +15,7 @@ from diffusers import (
     AutoencoderKLLTX2Audio,
     AutoencoderKLLTX2Video,
     AutoencoderKLLTXVideo,
+    AutoencoderKLMagvit,
     AutoencoderKLMochi,
     ChronoEditPipeline,
     ChronoEditTransformer3DModel,
@@ -30,6 +31,8 @@ from diffusers import (
     DiTPipeline,
     DiTTransformer2DModel,
     DPMSolverMultistepScheduler,
+    EasyAnimatePipeline,
+    EasyAnimateTransformer3DModel,
     FlowMapEulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     HunyuanVideo15ImageToVideoPipeline,
@@ -327,6 +330,20 @@ TINY = {
             "max_sequence_length": 7,
         },
     ),
+    "easyanimate": (
+        EasyAnimateTransformer3DModel,
+        {
+            "num_attention_heads": 2,
+            "attention_head_dim": 16,
+            "in_channels": CHANNELS,
+            "out_channels": CHANNELS,
+            "patch_size": 2,
+            "num_layers": 2,
+            "mmdit_layers": 1,
+            "time_embed_dim": 8,
+            "text_embed_dim": TEXT,
+        },
+    ),
     "sana-video": (
         SanaVideoTransformer3DModel,
         {
@@ -491,6 +508,12 @@ def tiny_pipeline(name: str, scheduler=None):
         )
         call = _embeds(mask=False) | {"guidance_scale": 3.0}
         common |= {"height": 32, "width": 48}
+    elif name == "easyanimate":
+        torch.manual_seed(3)
+        sizes = {"block_out_channels": (8,) * 4, "latent_channels": CHANNELS, "layers_per_block": 1}
+        without["vae"] = AutoencoderKLMagvit(**sizes, norm_num_groups=2).eval()  # it is asked for its channels
+        pipe = EasyAnimatePipeline(**without, transformer=transformer, scheduler=scheduler or euler)
+        call = _embeds(mask=True) | {"guidance_scale": 3.0}
     elif name == "sana-video":
         flow = DPMSolverMultistepScheduler(**UNIPC)
         pipe = SanaVideoPipeline(**without, transformer=transformer, scheduler=scheduler or flow)

@@ -309,7 +309,8 @@ def test_a_perfect_network_at_the_coarse_noise_level_gives_the_coarse_x0(name):
         level_coarse = level_at(changed["timestep"])
         # Averaging over 4 latents halves the noise, on every clock.
         assert torch.allclose(level_coarse.s / level_coarse.alpha, s / alpha / 2, rtol=1e-2)
-        noisy = family.latents(changed).unflatten(1, (4, -1)).mean(1)[:, :channels]
+        folded = family.latents(changed)[:, : 4 * stock.shape[1]]  # behind them may be empty channels
+        noisy = folded.unflatten(1, (4, -1)).mean(1)[:, :channels]
         coarse = flex.diffusion.output(noisy, folding.block_mean(x_0), level_coarse)
         rest = 5 * mode.out_channels - channels  # what image models predict beside, and the residual
         return (family.packed(torch.cat([coarse, coarse.new_zeros(len(coarse), rest, *coarse.shape[2:])], 1)),)
@@ -410,6 +411,9 @@ def test_what_a_class_does_not_take_is_refused():
         attach(tiny("hunyuan-video", image_condition_type="token_replace"), ["1x4x4"])
     with pytest.raises(ValueError, match="Kandinsky5Transformer3DModel with attention_type nabla is not supported"):
         attach(tiny("kandinsky5", attention_type="nabla"), ["1x4x4"])
+    for channels in (32, 33):  # of its models for control, and for images and inpainting
+        with pytest.raises(ValueError, match=f"EasyAnimateTransformer3DModel with in_channels {channels} is not supp"):
+            attach(tiny("easyanimate", in_channels=channels, out_channels=16), ["1x4x4"])
     latents = torch.ones(1, 5, 4, 4, 2 * CHANNELS + 1)  # whose mask says that frames are given
     with pytest.raises(ValueError, match="Kandinsky5 image-to-video is not supported: the first frame is clean"):
         KANDINSKY5.check({"hidden_states": latents})
@@ -433,7 +437,7 @@ class TestPlantedFaults:
         "name",
         [
             *("wan", "anyflow", "ltx", "ltx-2", "cogvideox-2b", "cogvideox-5b", "consisid", "cosmos", "hunyuan-video"),
-            "kandinsky5",
+            *("easyanimate", "kandinsky5"),
         ],
     )
     def test_positions_that_are_not_strided(self, name, monkeypatch):

@@ -96,7 +96,7 @@ def test_a_low_budget_and_no_guidance(name, budget, branches):
     assert full.get_total_flops() - counter.get_total_flops() == pytest.approx(saved, rel=0.01)
 
 
-@every(["consisid", "cogvideox-5b"])
+@every(["consisid", "cogvideox-5b", "easyanimate"])
 @pytest.mark.parametrize(("budget", "guidance_scale"), [(0.3, 3.0), (0.6, 1.0), (0.3, 1.0)])
 def test_a_low_budget_and_no_guidance_where_it_is_batched(name, budget, guidance_scale):
     pipe, call = tiny_pipeline(name)

@@ -7,6 +7,7 @@ from flexivid.model.rows.anyflow import ANYFLOW
 from flexivid.model.rows.cogvideox import COGVIDEOX
 from flexivid.model.rows.consisid import CONSISID
 from flexivid.model.rows.cosmos import COSMOS
+from flexivid.model.rows.easyanimate import EASYANIMATE
 from flexivid.model.rows.hunyuan import HUNYUAN_VIDEO, HUNYUAN_VIDEO_15, MOTIF_VIDEO
 from flexivid.model.rows.kandinsky import KANDINSKY5
 from flexivid.model.rows.latte import DIT, LATTE, PIXART
@@ -33,6 +34,7 @@ FAMILIES = (
     MOTIF_VIDEO,
     KANDINSKY5,
     MOCHI,
+    EASYANIMATE,
     SANA_VIDEO,
     LATTE,
     DIT,

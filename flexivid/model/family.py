@@ -61,9 +61,10 @@ class Family:
     example: (config, latent size (T, H, W), text length) -> the arguments of one forward of one clip, for counting.
     counting: a context in which the forward runs on the meta device.
     temporal: patches may be larger in time too. fixed_out_channels: the forward cuts its output into
-        `self.out_channels`, which has to be that of a weak head while one runs. image_by_timestep: image-to-video
-        gives the first frame as clean tokens, not as channels. without_last_step: classes of pipelines that leave out
-        the last timestep of their scheduler.
+        `self.out_channels`, which has to be that of a weak head while one runs. as_many_channels: it gives as many as
+        it is given, so that empty ones come behind folded latents, which the embedder leaves out. image_by_timestep: image-to-video gives
+        the first frame as clean tokens, not as channels. without_last_step: classes of pipelines that leave out the
+        last timestep of their scheduler.
     more_positions: other modules that make positions of the video, by `centred` too. streams: arguments of `forward`
         with the latents of what is made beside the video, such as sound, (B, tokens, channels), at the noise level of
         the step: they stay as they are, and what is predicted for them comes after the video in the output.
@@ -104,6 +105,7 @@ class Family:
     counting: Callable[[], AbstractContextManager] = nullcontext
     temporal: bool = True
     fixed_out_channels: bool = False
+    as_many_channels: bool = False
     image_by_timestep: bool = False
     positions_of_sizes: bool = False
     without_last_step: tuple[str, ...] = ()

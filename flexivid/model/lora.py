@@ -223,7 +223,7 @@ def _stock_names(transformer: nn.Module) -> dict[str, nn.Parameter]:
 def _restore_requires_grad(transformer: nn.Module, before: dict[str, bool]) -> None:
     """peft freezes the model when the first adapter is added, and the user's adapters when ours are toggled.
 
-    By that torch chooses how to multiply by a weight, also without gradients, and stock steps would differ in last bits.
+    By that torch chooses how to multiply by a weight, even without gradients: stock steps would differ in last bits.
     """
     for name, parameter in _stock_names(transformer).items():
         parameter.requires_grad_(before.get(name, parameter.requires_grad))
