@@ -6,6 +6,8 @@ from functools import partial
 import torch
 from conftest import every_of, tiny_vae
 from diffusers import (
+    AllegroPipeline,
+    AllegroTransformer3DModel,
     AnyFlowPipeline,
     AnyFlowTransformer3DModel,
     AutoencoderKL,
@@ -33,6 +35,7 @@ from diffusers import (
     DPMSolverMultistepScheduler,
     EasyAnimatePipeline,
     EasyAnimateTransformer3DModel,
+    EulerAncestralDiscreteScheduler,
     FlowMapEulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     HunyuanVideo15ImageToVideoPipeline,
@@ -70,7 +73,7 @@ from diffusers import (
     WanVACEPipeline,
     WanVACETransformer3DModel,
 )
-from diffusers.models.embeddings import get_3d_rotary_pos_embed
+from diffusers.models.embeddings import get_3d_rotary_pos_embed, get_3d_rotary_pos_embed_allegro
 from diffusers.models.transformers import transformer_cosmos
 from diffusers.pipelines.consisid.pipeline_consisid import ConsisIDPipeline  # diffusers' own name asks for OpenCV
 from diffusers.pipelines.ltx2 import LTX2TextConnectors
@@ -330,6 +333,18 @@ TINY = {
             "max_sequence_length": 7,
         },
     ),
+    "allegro": (
+        AllegroTransformer3DModel,
+        {
+            "num_attention_heads": 2,
+            "attention_head_dim": 12,
+            "in_channels": CHANNELS,
+            "out_channels": CHANNELS,
+            "num_layers": 2,
+            "cross_attention_dim": 24,
+            "caption_channels": TEXT,
+        },
+    ),
     "easyanimate": (
         EasyAnimateTransformer3DModel,
         {
@@ -394,6 +409,16 @@ def grid_for(transformer, height: int, width: int) -> tuple[int, int, int]:
     return frames * p_t, height * p_h, width * p_w
 
 
+def allegro_rope(config, frames: int, space: list[int]) -> tuple:
+    """As its pipeline makes it: tables of each axis, and the row of each that a token stands at."""
+    scale = (config.interpolation_scale_t, config.interpolation_scale_h, config.interpolation_scale_w)
+    *tables, t, h, w = get_3d_rotary_pos_embed_allegro(
+        config.attention_head_dim, ((0, 0), space), space, frames, interpolation_scale=scale
+    )
+    rows = torch.cartesian_prod(t.long(), h.long(), w.long())
+    return tuple(tables), tuple(rows.T[:, None])
+
+
 def inputs(transformer, size: tuple[int, int, int], batch: int = 2, length: int = 7) -> dict:
     """Arguments of one forward, random: those of the row's example, filled."""
     generator = torch.Generator().manual_seed(0)
@@ -402,6 +427,8 @@ def inputs(transformer, size: tuple[int, int, int], batch: int = 2, length: int 
     def fill(name, value):
         if isinstance(value, tuple):  # rotary tables, as CogVideoX's pipeline makes them
             frames, *space = (n // p for n, p in zip(size, patch_size_of(transformer.config), strict=True))
+            if family.name == "allegro":
+                return allegro_rope(transformer.config, frames, space)
             return get_3d_rotary_pos_embed(value[0].shape[1], ((0, 0), space), space, frames)
         if name == "id_vit_hidden":
             return [fill(f"{name}.{index}", features) for index, features in enumerate(value)]
@@ -508,6 +535,11 @@ def tiny_pipeline(name: str, scheduler=None):
         )
         call = _embeds(mask=False) | {"guidance_scale": 3.0}
         common |= {"height": 32, "width": 48}
+    elif name == "allegro":
+        pipe = AllegroPipeline(
+            **without, transformer=transformer, scheduler=scheduler or EulerAncestralDiscreteScheduler()
+        )
+        call = _embeds(mask=True) | {"guidance_scale": 3.0, "negative_prompt": None}
     elif name == "easyanimate":
         torch.manual_seed(3)
         sizes = {"block_out_channels": (8,) * 4, "latent_channels": CHANNELS, "layers_per_block": 1}

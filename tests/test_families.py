@@ -24,7 +24,7 @@ from flexivid.diffusion import Level
 from flexivid.model.adapter import AdapterConfig, load_adapter, read_config, save_adapter
 from flexivid.model.call import Call
 from flexivid.model.families import FAMILIES, family_of
-from flexivid.model.family import centred_tables, patch_size_of
+from flexivid.model.family import patch_size_of
 from flexivid.model.flexible import FlexTransformer
 from flexivid.model.lora import add_lora, remove_lora
 from flexivid.model.rows.kandinsky import KANDINSKY5
@@ -98,7 +98,7 @@ def at_coarse_positions(transformer, flex: FlexTransformer, folding, small: dict
     if "video_coords" in large:
         small = small | {"video_coords": large["video_coords"]}
     if family.rope_argument in small:
-        small = small | {family.rope_argument: centred_tables(large[family.rope_argument], folding, token_axis=0)}
+        small = small | {family.rope_argument: family.centred_argument(large[family.rope_argument], folding)}
     return small
 
 
@@ -160,10 +160,15 @@ def positions_of(transformer, call: dict) -> list[torch.Tensor]:
         found.append(torch.complex(*output) if isinstance(output, tuple) else output[:, length:])
 
     def of_block(block, args, kwargs):
-        if kwargs["image_rotary_emb"] is not None:
-            found.append(torch.complex(*kwargs["image_rotary_emb"]))
+        rope = kwargs["image_rotary_emb"]
+        if family.name == "allegro":  # a table for each axis, and which row of it a token has
+            phasors = [torch.complex(*table)[rows[0]] for table, rows in zip(*rope, strict=True)]
+            found.append(torch.cat(phasors, 1))
+        elif rope is not None:
+            found.append(torch.complex(*rope))
 
-    paths = (family.positions, *family.more_positions)
+    # Allegro's are all in its argument.
+    paths = () if family.name == "allegro" else (family.positions, *family.more_positions)
     handles = [transformer.get_submodule(path).register_forward_hook(of_module) for path in paths]
     if family.rope_argument:
         block = transformer.transformer_blocks[0]
@@ -206,10 +211,11 @@ def test_coarse_tokens_stand_at_the_centre_of_what_they_cover(name):
 MULTIPLES_IN_TIME = (2, 3, 4)
 
 
-def frames_covered(frames: int, multiple: int, patch: int) -> list[tuple[int, int]]:
-    """First and last latent frame of each coarse token: the first frame is a block of `multiple`, then come the others,
-    and a token has `patch` blocks. Padding is no frame."""
-    first = range(1 - multiple, frames, multiple * patch)
+def frames_covered(frames: int, multiple: int, patch: int, causal: bool) -> list[tuple[int, int]]:
+    """First and last latent frame of each coarse token, which has `patch` blocks of `multiple`. Padding is no frame.
+
+    causal: the first frame is such a block, then come the others."""
+    first = range(1 - multiple if causal else 0, frames, multiple * patch)
     return [(max(start, 0), min(start + multiple * patch, frames) - 1) for start in first]
 
 
@@ -224,7 +230,7 @@ def check_positions_in_time(name: str, frames: int) -> None:
     base = positions_of(transformer, call)
     for multiple, patch_size in zip(MULTIPLES_IN_TIME, flex.weak_modes, strict=True):
         flex.fix(patch_size)
-        covered = frames_covered(size[0], multiple, p_t)
+        covered = frames_covered(size[0], multiple, p_t, flex.family.causal)
         # Twice the centres, in latent frames after that of the first base token.
         places = [first + last - (p_t - 1) for first, last in covered]
         for fine, of_coarse in zip(base, positions_of(transformer, call), strict=True):
@@ -437,7 +443,7 @@ class TestPlantedFaults:
         "name",
         [
             *("wan", "anyflow", "ltx", "ltx-2", "cogvideox-2b", "cogvideox-5b", "consisid", "cosmos", "hunyuan-video"),
-            *("easyanimate", "kandinsky5"),
+            *("allegro", "easyanimate", "kandinsky5"),
         ],
     )
     def test_positions_that_are_not_strided(self, name, monkeypatch):

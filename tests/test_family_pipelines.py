@@ -96,7 +96,7 @@ def test_a_low_budget_and_no_guidance(name, budget, branches):
     assert full.get_total_flops() - counter.get_total_flops() == pytest.approx(saved, rel=0.01)
 
 
-@every(["consisid", "cogvideox-5b", "easyanimate"])
+@every(["consisid", "cogvideox-5b", "easyanimate", "allegro"])
 @pytest.mark.parametrize(("budget", "guidance_scale"), [(0.3, 3.0), (0.6, 1.0), (0.3, 1.0)])
 def test_a_low_budget_and_no_guidance_where_it_is_batched(name, budget, guidance_scale):
     pipe, call = tiny_pipeline(name)
@@ -228,6 +228,16 @@ def test_guidance_that_is_batched_cannot_be_mixed_or_kept(guidance):
     pipe, _ = tiny_pipeline("ltx")
     with pytest.raises(ValueError, match=f"{guidance} needs a pipeline that calls its guidance branches apart; ltx"):
         flexivid.enable(pipe, budget=0.6, guidance=guidance)
+
+
+@pytest.mark.parametrize("frames", [16, 17, 18, 19, 20, 21, 23])
+def test_latent_frames_are_those_of_the_pipeline(frames):
+    """Allegro's VAE takes any number, and its pipeline rounds odd and even ones in its own ways."""
+    pipe, call = tiny_pipeline("allegro")
+    flexivid.enable(pipe, budget=1.0)
+    latents = sample(pipe, call | {"num_frames": frames, "num_inference_steps": 1})
+    found = family_of(pipe.transformer).latent_size(pipe, frames, call["height"], call["width"])
+    assert found == tuple(latents.shape[2:])
 
 
 def test_guiders():

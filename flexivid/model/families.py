@@ -3,6 +3,7 @@
 import torch
 
 from flexivid.model.family import Family
+from flexivid.model.rows.allegro import ALLEGRO
 from flexivid.model.rows.anyflow import ANYFLOW
 from flexivid.model.rows.cogvideox import COGVIDEOX
 from flexivid.model.rows.consisid import CONSISID
@@ -34,6 +35,7 @@ FAMILIES = (
     MOTIF_VIDEO,
     KANDINSKY5,
     MOCHI,
+    ALLEGRO,
     EASYANIMATE,
     SANA_VIDEO,
     LATTE,

@@ -22,7 +22,7 @@ from flexivid.model import hooks
 from flexivid.model.averaged import Averaged
 from flexivid.model.call import Call, parts_of
 from flexivid.model.families import family_of
-from flexivid.model.family import centred_tables, patch_size_of
+from flexivid.model.family import patch_size_of
 from flexivid.model.lora import LoraSwitch
 from flexivid.model.mixed import MixedForward
 from flexivid.model.stock_layer import StockLayer, bypassed, working_dtype
@@ -226,7 +226,7 @@ class FlexTransformer:
         changed |= family.levels(call.arguments, timesteps["timestep"])
         tables = call.arguments.get(family.rope_argument)
         if tables is not None:
-            changed[family.rope_argument] = centred_tables(tables, self.folding, token_axis=0)
+            changed[family.rope_argument] = family.centred_argument(tables, self.folding)
         for name in family.conditions:
             if (video := call.arguments.get(name)) is not None:
                 of_it = folding_for(tuple(video.shape[2:]), self.mode.multiple, self.base_patch, family.causal)

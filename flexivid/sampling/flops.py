@@ -54,7 +54,7 @@ def _of_one_clip(value, batch: int):
     if isinstance(value, list):
         return [_of_one_clip(part, batch) for part in value]
     if isinstance(value, tuple):
-        return tuple(torch.empty_like(part, device="meta") if torch.is_tensor(part) else part for part in value)
+        return _without_values(value)
     if not torch.is_tensor(value):
         return value
     dtype = None if value.is_floating_point() else value.dtype  # the twin is in float32
@@ -74,9 +74,20 @@ def _shapes(value, batch: int):
         return tuple((name, _shapes(part, batch)) for name, part in value.items())
     if isinstance(value, list):
         return tuple(_shapes(part, batch) for part in value)
-    if isinstance(value, tuple):
-        return tuple(tuple(part.shape) if torch.is_tensor(part) else str(part) for part in value)
-    return str(value)
+    return _table_shapes(value) if isinstance(value, tuple) else str(value)
+
+
+def _without_values(table):
+    """A table, or tables in tuples."""
+    if isinstance(table, tuple):
+        return tuple(map(_without_values, table))
+    return torch.empty_like(table, device="meta") if torch.is_tensor(table) else table
+
+
+def _table_shapes(table):
+    if isinstance(table, tuple):
+        return tuple(map(_table_shapes, table))
+    return tuple(table.shape) if torch.is_tensor(table) else str(table)
 
 
 class _Costs(dict):
