@@ -6,6 +6,8 @@ from functools import partial
 import torch
 from conftest import every_of, tiny_vae
 from diffusers import (
+    AllegroPipeline,
+    AllegroTransformer3DModel,
     AnyFlowPipeline,
     AnyFlowTransformer3DModel,
     AutoencoderKL,
@@ -15,6 +17,7 @@ from diffusers import (
     AutoencoderKLLTX2Audio,
     AutoencoderKLLTX2Video,
     AutoencoderKLLTXVideo,
+    AutoencoderKLMagvit,
     AutoencoderKLMochi,
     ChronoEditPipeline,
     ChronoEditTransformer3DModel,
@@ -23,12 +26,16 @@ from diffusers import (
     CogVideoXImageToVideoPipeline,
     CogVideoXPipeline,
     CogVideoXTransformer3DModel,
+    ConsisIDTransformer3DModel,
     Cosmos2_5_PredictBasePipeline,
     CosmosTransformer3DModel,
     DDIMScheduler,
     DiTPipeline,
     DiTTransformer2DModel,
     DPMSolverMultistepScheduler,
+    EasyAnimatePipeline,
+    EasyAnimateTransformer3DModel,
+    EulerAncestralDiscreteScheduler,
     FlowMapEulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     HunyuanVideo15ImageToVideoPipeline,
@@ -66,8 +73,9 @@ from diffusers import (
     WanVACEPipeline,
     WanVACETransformer3DModel,
 )
-from diffusers.models.embeddings import get_3d_rotary_pos_embed
+from diffusers.models.embeddings import get_3d_rotary_pos_embed, get_3d_rotary_pos_embed_allegro
 from diffusers.models.transformers import transformer_cosmos
+from diffusers.pipelines.consisid.pipeline_consisid import ConsisIDPipeline  # diffusers' own name asks for OpenCV
 from diffusers.pipelines.ltx2 import LTX2TextConnectors
 from PIL import Image
 from transformers import (
@@ -89,7 +97,7 @@ from flexivid.model.families import family_of
 from flexivid.model.family import patch_size_of
 from flexivid.model.flexible import FlexTransformer
 from flexivid.model.lora import add_lora
-from flexivid.model.rows import cosmos, hunyuan
+from flexivid.model.rows import consisid, cosmos, hunyuan
 from flexivid.models import weak_patch_sizes
 from flexivid.patches.resize import resize_matrix
 from flexivid.shapes.build import build_tokenizer
@@ -97,6 +105,7 @@ from flexivid.shapes.build import build_tokenizer
 CHANNELS, TEXT = 4, 16
 # As many as there are of video, beside which coarse patches would save nothing.
 hunyuan.GLYPH_TOKENS, hunyuan.IMAGE_TOKENS = 1, 4
+consisid.FACE_TOKENS = 3
 # In the place of torchvision's, which no test has: to the nearest pixel, too.
 transformer_cosmos.transforms = cosmos.RESIZE_OF_TORCH
 
@@ -207,6 +216,28 @@ TINY = {
         CogVideoXTransformer3DModel,
         COGVIDEOX | {"use_rotary_positional_embeddings": True, "patch_size_t": 2, "patch_bias": False},
     ),
+    "consisid": (
+        ConsisIDTransformer3DModel,
+        COGVIDEOX
+        | {
+            "in_channels": 2 * CHANNELS,  # beside the latents those of an image
+            "use_rotary_positional_embeddings": True,
+            "is_train_face": True,
+            "cross_attn_interval": 1,
+            "cross_attn_dim_head": 8,
+            "cross_attn_num_heads": 2,
+            "LFE_id_dim": 6,
+            "LFE_vit_dim": 8,
+            "LFE_depth": 2,
+            "LFE_dim_head": 4,
+            "LFE_num_heads": 2,
+            "LFE_num_id_token": 1,
+            "LFE_num_querie": 2,
+            "LFE_output_dim": 21,  # two thirds of the width, rounded down, as its blocks expect
+            "LFE_ff_mult": 1,
+            "LFE_num_scale": 2,
+        },
+    ),
     "cosmos": (
         CosmosTransformer3DModel,
         {
@@ -302,6 +333,32 @@ TINY = {
             "max_sequence_length": 7,
         },
     ),
+    "allegro": (
+        AllegroTransformer3DModel,
+        {
+            "num_attention_heads": 2,
+            "attention_head_dim": 12,
+            "in_channels": CHANNELS,
+            "out_channels": CHANNELS,
+            "num_layers": 2,
+            "cross_attention_dim": 24,
+            "caption_channels": TEXT,
+        },
+    ),
+    "easyanimate": (
+        EasyAnimateTransformer3DModel,
+        {
+            "num_attention_heads": 2,
+            "attention_head_dim": 16,
+            "in_channels": CHANNELS,
+            "out_channels": CHANNELS,
+            "patch_size": 2,
+            "num_layers": 2,
+            "mmdit_layers": 1,
+            "time_embed_dim": 8,
+            "text_embed_dim": TEXT,
+        },
+    ),
     "sana-video": (
         SanaVideoTransformer3DModel,
         {
@@ -352,6 +409,16 @@ def grid_for(transformer, height: int, width: int) -> tuple[int, int, int]:
     return frames * p_t, height * p_h, width * p_w
 
 
+def allegro_rope(config, frames: int, space: list[int]) -> tuple:
+    """As its pipeline makes it: tables of each axis, and the row of each that a token stands at."""
+    scale = (config.interpolation_scale_t, config.interpolation_scale_h, config.interpolation_scale_w)
+    *tables, t, h, w = get_3d_rotary_pos_embed_allegro(
+        config.attention_head_dim, ((0, 0), space), space, frames, interpolation_scale=scale
+    )
+    rows = torch.cartesian_prod(t.long(), h.long(), w.long())
+    return tuple(tables), tuple(rows.T[:, None])
+
+
 def inputs(transformer, size: tuple[int, int, int], batch: int = 2, length: int = 7) -> dict:
     """Arguments of one forward, random: those of the row's example, filled."""
     generator = torch.Generator().manual_seed(0)
@@ -360,7 +427,11 @@ def inputs(transformer, size: tuple[int, int, int], batch: int = 2, length: int 
     def fill(name, value):
         if isinstance(value, tuple):  # rotary tables, as CogVideoX's pipeline makes them
             frames, *space = (n // p for n, p in zip(size, patch_size_of(transformer.config), strict=True))
+            if family.name == "allegro":
+                return allegro_rope(transformer.config, frames, space)
             return get_3d_rotary_pos_embed(value[0].shape[1], ((0, 0), space), space, frames)
+        if name == "id_vit_hidden":
+            return [fill(f"{name}.{index}", features) for index, features in enumerate(value)]
         if name == "padding_mask":
             return torch.ones(value.shape)
         if not isinstance(value, torch.Tensor) or name in family.for_all_clips:
@@ -457,6 +528,8 @@ def tiny_pipeline(name: str, scheduler=None):
         pipeline = WanPipeline if name == "wan" else SkyReelsV2Pipeline
         pipe = pipeline(**without, transformer=transformer, scheduler=scheduler or UniPCMultistepScheduler(**UNIPC))
         call = _embeds(mask=False) | {"guidance_scale": 3.0}
+    elif name == "consisid":
+        pipe, call = _consisid_pipeline(scheduler)
     elif name in CONDITIONED:
         pipe, call = _conditioned_wan_pipeline(name, scheduler or UniPCMultistepScheduler(**UNIPC))
         common |= {"height": 32, "width": 48}
@@ -474,6 +547,17 @@ def tiny_pipeline(name: str, scheduler=None):
         )
         call = _embeds(mask=False) | {"guidance_scale": 3.0}
         common |= {"height": 32, "width": 48}
+    elif name == "allegro":
+        pipe = AllegroPipeline(
+            **without, transformer=transformer, scheduler=scheduler or EulerAncestralDiscreteScheduler()
+        )
+        call = _embeds(mask=True) | {"guidance_scale": 3.0, "negative_prompt": None}
+    elif name == "easyanimate":
+        torch.manual_seed(3)
+        sizes = {"block_out_channels": (8,) * 4, "latent_channels": CHANNELS, "layers_per_block": 1}
+        without["vae"] = AutoencoderKLMagvit(**sizes, norm_num_groups=2).eval()  # it is asked for its channels
+        pipe = EasyAnimatePipeline(**without, transformer=transformer, scheduler=scheduler or euler)
+        call = _embeds(mask=True) | {"guidance_scale": 3.0}
     elif name == "sana-video":
         flow = DPMSolverMultistepScheduler(**UNIPC)
         pipe = SanaVideoPipeline(**without, transformer=transformer, scheduler=scheduler or flow)
@@ -504,9 +588,7 @@ def tiny_pipeline(name: str, scheduler=None):
         pipe = LTX2Pipeline(**parts, transformer=transformer, scheduler=scheduler or euler)
         call = _embeds(mask=True) | LTX2_GUIDANCE
     elif name.startswith("cogvideox"):
-        scheduler = scheduler or CogVideoXDDIMScheduler(
-            prediction_type="v_prediction", rescale_betas_zero_snr=True, snr_shift_scale=3.0
-        )
+        scheduler = scheduler or cogvideox_scheduler()
         pipe = CogVideoXPipeline(**without, transformer=transformer, scheduler=scheduler)
         call = _embeds(mask=False) | {"guidance_scale": 3.0}
     elif name == "hunyuan-video":
@@ -597,7 +679,7 @@ def kandinsky_embeds() -> dict:
 
 
 # Whose pipelines encode videos or images, in which FLOPs are spent too.
-CONDITIONED = ("wan-vace", "wan-animate", "chronoedit")
+CONDITIONED = ("wan-vace", "wan-animate", "chronoedit", "consisid")
 
 
 def pictures(count: int, size: tuple[int, int], seed: int = 2) -> list[Image.Image]:
@@ -626,6 +708,37 @@ def _clip_encoder() -> dict:
     vision = CLIPVisionConfig(**layers, image_size=64, patch_size=4)
     processor = CLIPImageProcessor(size={"shortest_edge": 64}, crop_size={"height": 64, "width": 64})
     return {"image_encoder": CLIPVisionModel(vision).eval(), "image_processor": processor}
+
+
+def cogvideox_scheduler() -> CogVideoXDDIMScheduler:
+    return CogVideoXDDIMScheduler(prediction_type="v_prediction", rescale_betas_zero_snr=True, snr_shift_scale=3.0)
+
+
+def cogvideox_vae() -> AutoencoderKLCogVideoX:
+    torch.manual_seed(3)
+    return AutoencoderKLCogVideoX(
+        down_block_types=("CogVideoXDownBlock3D",) * 4,
+        up_block_types=("CogVideoXUpBlock3D",) * 4,
+        block_out_channels=(8, 8, 8, 8),
+        latent_channels=CHANNELS,
+        layers_per_block=1,
+        norm_num_groups=2,
+    ).eval()
+
+
+def _consisid_pipeline(scheduler):
+    """With learned positions, as published, which have one size."""
+    transformer = tiny("consisid", use_learned_positional_embeddings=True)
+    parts = {"tokenizer": None, "text_encoder": None, "vae": cogvideox_vae()}
+    pipe = ConsisIDPipeline(**parts, transformer=transformer, scheduler=scheduler or cogvideox_scheduler())
+    generator, config = torch.Generator().manual_seed(4), transformer.config
+    face = (1, consisid.FACE_TOKENS, config.LFE_vit_dim)
+    call = {
+        "image": pictures(1, (96, 64))[0],
+        "id_cond": torch.randn(1, config.LFE_id_dim, generator=generator),
+        "id_vit_hidden": [torch.randn(face, generator=generator) for _ in range(config.LFE_num_scale)],
+    }
+    return pipe, _embeds(mask=False) | call | {"guidance_scale": 3.0}
 
 
 def _hunyuan_15_pipeline(pipeline, transformer, scheduler, **parts):
@@ -745,14 +858,6 @@ def tiny_image_pipeline(name: str, text_length: int = 7):
         )
         call |= _embeds(mask=True) | LTX2_GUIDANCE
     else:
-        vae = AutoencoderKLCogVideoX(
-            down_block_types=("CogVideoXDownBlock3D",) * 4,
-            up_block_types=("CogVideoXUpBlock3D",) * 4,
-            block_out_channels=(8, 8, 8, 8),
-            latent_channels=CHANNELS,
-            layers_per_block=1,
-            norm_num_groups=2,
-        ).eval()
         transformer = tiny(
             "cogvideox-5b",
             in_channels=2 * CHANNELS,
@@ -762,7 +867,7 @@ def tiny_image_pipeline(name: str, text_length: int = 7):
         )
         pipe = CogVideoXImageToVideoPipeline(
             **without,
-            vae=vae,
+            vae=cogvideox_vae(),
             transformer=transformer,
             scheduler=CogVideoXDDIMScheduler(prediction_type="v_prediction", rescale_betas_zero_snr=True),
         )

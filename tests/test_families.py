@@ -24,7 +24,7 @@ from flexivid.diffusion import Level
 from flexivid.model.adapter import AdapterConfig, load_adapter, read_config, save_adapter
 from flexivid.model.call import Call
 from flexivid.model.families import FAMILIES, family_of
-from flexivid.model.family import centred_tables, patch_size_of
+from flexivid.model.family import patch_size_of
 from flexivid.model.flexible import FlexTransformer
 from flexivid.model.lora import add_lora, remove_lora
 from flexivid.model.rows.kandinsky import KANDINSKY5
@@ -98,7 +98,7 @@ def at_coarse_positions(transformer, flex: FlexTransformer, folding, small: dict
     if "video_coords" in large:
         small = small | {"video_coords": large["video_coords"]}
     if family.rope_argument in small:
-        small = small | {family.rope_argument: centred_tables(large[family.rope_argument], folding, token_axis=0)}
+        small = small | {family.rope_argument: family.centred_argument(large[family.rope_argument], folding)}
     return small
 
 
@@ -150,7 +150,7 @@ def positions_of(transformer, call: dict) -> list[torch.Tensor]:
     """The tables that a forward works with: rotary ones as phasors, and what is added to tokens."""
     family, found = family_of(transformer), []
     # CogVideoX embeds text and latents in one.
-    length = call["encoder_hidden_states"].shape[1] if family.name == "cogvideox" else 0
+    length = call["encoder_hidden_states"].shape[1] if family.name in ("cogvideox", "consisid") else 0
 
     def of_module(module, args, output):
         if family.name == "anyflow":
@@ -160,10 +160,15 @@ def positions_of(transformer, call: dict) -> list[torch.Tensor]:
         found.append(torch.complex(*output) if isinstance(output, tuple) else output[:, length:])
 
     def of_block(block, args, kwargs):
-        if kwargs["image_rotary_emb"] is not None:
-            found.append(torch.complex(*kwargs["image_rotary_emb"]))
+        rope = kwargs["image_rotary_emb"]
+        if family.name == "allegro":  # a table for each axis, and which row of it a token has
+            phasors = [torch.complex(*table)[rows[0]] for table, rows in zip(*rope, strict=True)]
+            found.append(torch.cat(phasors, 1))
+        elif rope is not None:
+            found.append(torch.complex(*rope))
 
-    paths = (family.positions, *family.more_positions)
+    # Allegro's are all in its argument.
+    paths = () if family.name == "allegro" else (family.positions, *family.more_positions)
     handles = [transformer.get_submodule(path).register_forward_hook(of_module) for path in paths]
     if family.rope_argument:
         block = transformer.transformer_blocks[0]
@@ -206,10 +211,11 @@ def test_coarse_tokens_stand_at_the_centre_of_what_they_cover(name):
 MULTIPLES_IN_TIME = (2, 3, 4)
 
 
-def frames_covered(frames: int, multiple: int, patch: int) -> list[tuple[int, int]]:
-    """First and last latent frame of each coarse token: the first frame is a block of `multiple`, then come the others,
-    and a token has `patch` blocks. Padding is no frame."""
-    first = range(1 - multiple, frames, multiple * patch)
+def frames_covered(frames: int, multiple: int, patch: int, causal: bool) -> list[tuple[int, int]]:
+    """First and last latent frame of each coarse token, which has `patch` blocks of `multiple`. Padding is no frame.
+
+    causal: the first frame is such a block, then come the others."""
+    first = range(1 - multiple if causal else 0, frames, multiple * patch)
     return [(max(start, 0), min(start + multiple * patch, frames) - 1) for start in first]
 
 
@@ -224,7 +230,7 @@ def check_positions_in_time(name: str, frames: int) -> None:
     base = positions_of(transformer, call)
     for multiple, patch_size in zip(MULTIPLES_IN_TIME, flex.weak_modes, strict=True):
         flex.fix(patch_size)
-        covered = frames_covered(size[0], multiple, p_t)
+        covered = frames_covered(size[0], multiple, p_t, flex.family.causal)
         # Twice the centres, in latent frames after that of the first base token.
         places = [first + last - (p_t - 1) for first, last in covered]
         for fine, of_coarse in zip(base, positions_of(transformer, call), strict=True):
@@ -309,7 +315,8 @@ def test_a_perfect_network_at_the_coarse_noise_level_gives_the_coarse_x0(name):
         level_coarse = level_at(changed["timestep"])
         # Averaging over 4 latents halves the noise, on every clock.
         assert torch.allclose(level_coarse.s / level_coarse.alpha, s / alpha / 2, rtol=1e-2)
-        noisy = family.latents(changed).unflatten(1, (4, -1)).mean(1)[:, :channels]
+        folded = family.latents(changed)[:, : 4 * stock.shape[1]]  # behind them may be empty channels
+        noisy = folded.unflatten(1, (4, -1)).mean(1)[:, :channels]
         coarse = flex.diffusion.output(noisy, folding.block_mean(x_0), level_coarse)
         rest = 5 * mode.out_channels - channels  # what image models predict beside, and the residual
         return (family.packed(torch.cat([coarse, coarse.new_zeros(len(coarse), rest, *coarse.shape[2:])], 1)),)
@@ -410,6 +417,9 @@ def test_what_a_class_does_not_take_is_refused():
         attach(tiny("hunyuan-video", image_condition_type="token_replace"), ["1x4x4"])
     with pytest.raises(ValueError, match="Kandinsky5Transformer3DModel with attention_type nabla is not supported"):
         attach(tiny("kandinsky5", attention_type="nabla"), ["1x4x4"])
+    for channels in (32, 33):  # of its models for control, and for images and inpainting
+        with pytest.raises(ValueError, match=f"EasyAnimateTransformer3DModel with in_channels {channels} is not supp"):
+            attach(tiny("easyanimate", in_channels=channels, out_channels=16), ["1x4x4"])
     latents = torch.ones(1, 5, 4, 4, 2 * CHANNELS + 1)  # whose mask says that frames are given
     with pytest.raises(ValueError, match="Kandinsky5 image-to-video is not supported: the first frame is clean"):
         KANDINSKY5.check({"hidden_states": latents})
@@ -431,7 +441,10 @@ class TestPlantedFaults:
 
     @pytest.mark.parametrize(
         "name",
-        ["wan", "anyflow", "ltx", "ltx-2", "cogvideox-2b", "cogvideox-5b", "cosmos", "hunyuan-video", "kandinsky5"],
+        [
+            *("wan", "anyflow", "ltx", "ltx-2", "cogvideox-2b", "cogvideox-5b", "consisid", "cosmos", "hunyuan-video"),
+            *("allegro", "easyanimate", "kandinsky5"),
+        ],
     )
     def test_positions_that_are_not_strided(self, name, monkeypatch):
         def first_ones(table, centres):

@@ -20,7 +20,8 @@ import flexivid
 from flexivid.model.adapter import save_adapter
 from flexivid.model.families import FAMILIES, family_of
 from flexivid.model.lora import add_lora
-from flexivid.models import PUBLISHED, cost_line, family_lines
+from flexivid.models import cost_line, family_lines
+from flexivid.published_sizes import PUBLISHED
 from flexivid.support import FEATURES, SUPPORT
 
 TESTS = Path(__file__).parent

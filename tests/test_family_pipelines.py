@@ -97,6 +97,27 @@ def test_a_low_budget_and_no_guidance(name, budget, branches):
     assert full.get_total_flops() - counter.get_total_flops() == pytest.approx(saved, rel=0.01)
 
 
+@every(["consisid", "cogvideox-5b", "easyanimate", "allegro"])
+@pytest.mark.parametrize(("budget", "guidance_scale"), [(0.3, 3.0), (0.6, 1.0), (0.3, 1.0)])
+def test_a_low_budget_and_no_guidance_where_it_is_batched(name, budget, guidance_scale):
+    pipe, call = tiny_pipeline(name)
+    call["guidance_scale"] = guidance_scale
+    with flop_counter_mode() as full:
+        stock = sample(pipe, call)
+    flexivid.enable(pipe, budget=1.0)
+    assert torch.equal(sample(pipe, call), stock)
+    flexivid.enable(pipe, budget=budget, modes=coarse_patch_sizes(pipe.transformer)[-1:])
+    first = sample(pipe, call)
+    with flop_counter_mode() as counter:
+        assert torch.equal(sample(pipe, call), first) and first.isfinite().all()
+    summary = flexivid.summary(pipe)
+    assert {len(step) for step in summary.steps} == {1} and summary.ratio <= budget
+    saved = summary.flops_full - summary.flops_used
+    assert full.get_total_flops() - counter.get_total_flops() == pytest.approx(saved, rel=0.01)
+    flexivid.disable(pipe)
+    assert torch.equal(sample(pipe, call), stock)
+
+
 @pytest.mark.parametrize("name", IMAGE_PIPELINES)
 def test_image_to_video(name):
     pipe, call = tiny_image_pipeline(name)
@@ -179,6 +200,8 @@ def test_several_clips_at_once_are_each_the_clip_alone(name):
     twice = {key: value.repeat_interleave(2, 0) for key, value in call.items() if isinstance(value, torch.Tensor)}
     if name == "dit":
         twice = {"class_labels": call["class_labels"] * 2}
+    if name == "consisid":  # one face for all clips
+        twice = twice | {"image": [call["image"]] * 2, "id_cond": call["id_cond"]}
     both = pipe(**call | twice, generator=generators, return_dict=False)[0]
     assert_same_clip(both[:1], sample(pipe, call))
 
@@ -206,6 +229,16 @@ def test_guidance_that_is_batched_cannot_be_mixed_or_kept(guidance):
     pipe, _ = tiny_pipeline("ltx")
     with pytest.raises(ValueError, match=f"{guidance} needs a pipeline that calls its guidance branches apart; ltx"):
         flexivid.enable(pipe, budget=0.6, guidance=guidance)
+
+
+@pytest.mark.parametrize("frames", [16, 17, 18, 19, 20, 21, 23])
+def test_latent_frames_are_those_of_the_pipeline(frames):
+    """Allegro's VAE takes any number, and its pipeline rounds odd and even ones in its own ways."""
+    pipe, call = tiny_pipeline("allegro")
+    flexivid.enable(pipe, budget=1.0)
+    latents = sample(pipe, call | {"num_frames": frames, "num_inference_steps": 1})
+    found = family_of(pipe.transformer).latent_size(pipe, frames, call["height"], call["width"])
+    assert found == tuple(latents.shape[2:])
 
 
 def test_guiders():

@@ -23,6 +23,7 @@ LAYERS = [
         "single_file",
         "models",
         "published",
+        "published_sizes",
         "public",
         "__init__",
     },

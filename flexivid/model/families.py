@@ -3,9 +3,12 @@
 import torch
 
 from flexivid.model.family import Family
+from flexivid.model.rows.allegro import ALLEGRO
 from flexivid.model.rows.anyflow import ANYFLOW
 from flexivid.model.rows.cogvideox import COGVIDEOX
+from flexivid.model.rows.consisid import CONSISID
 from flexivid.model.rows.cosmos import COSMOS
+from flexivid.model.rows.easyanimate import EASYANIMATE
 from flexivid.model.rows.hunyuan import HUNYUAN_VIDEO, HUNYUAN_VIDEO_15, MOTIF_VIDEO
 from flexivid.model.rows.kandinsky import KANDINSKY5
 from flexivid.model.rows.latte import DIT, LATTE, PIXART
@@ -25,12 +28,15 @@ FAMILIES = (
     LTX,
     LTX2,
     COGVIDEOX,
+    CONSISID,
     COSMOS,
     HUNYUAN_VIDEO,
     HUNYUAN_VIDEO_15,
     MOTIF_VIDEO,
     KANDINSKY5,
     MOCHI,
+    ALLEGRO,
+    EASYANIMATE,
     SANA_VIDEO,
     LATTE,
     DIT,

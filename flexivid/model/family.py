@@ -47,7 +47,8 @@ class Family:
     positions: attribute path of the module that makes positions, and `centred`, which calls it for coarse tokens:
         (module, its stock forward, folding, *its arguments) -> what the module returns.
     positions_of_sizes: these depend on the sizes of the latents only, and can be used again in a further step.
-    rope_argument: the argument of `forward` with rotary tables (tokens, D), where the pipeline makes them.
+    rope_argument: the argument of `forward` with rotary tables, where the pipeline makes them, and `centred_argument`,
+        which reads them at the centres of coarse tokens: (tables, folding) -> tables. Else they are (tokens, D).
     frame_timesteps: how `forward` holds the timesteps of latent frames, an einops pattern of b and t, if it knows one a
         frame; else (B,) or (B, tokens). destination: the argument with a second timestep, to which a flow map goes.
     prediction: what the network predicts. time_scale: timestep = sigma * time_scale for flow matching.
@@ -57,13 +58,15 @@ class Family:
     lora_targets: regular expression of the modules that LoRA adapts: self-attention and feed-forward, not
         cross-attention (the paper's best). None where diffusers' class takes no adapters.
     vae_factors: attributes of the pipeline with the compression of its VAE in time and in space, None if it has none.
+    latent_frames: (frames, compression in time) -> the frames of its latents.
     fps: frames a second of what its published models make.
     example: (config, latent size (T, H, W), text length) -> the arguments of one forward of one clip, for counting.
     counting: a context in which the forward runs on the meta device.
     temporal: patches may be larger in time too. fixed_out_channels: the forward cuts its output into
-        `self.out_channels`, which has to be that of a weak head while one runs. image_by_timestep: image-to-video
-        gives the first frame as clean tokens, not as channels. without_last_step: classes of pipelines that leave out
-        the last timestep of their scheduler.
+        `self.out_channels`, which has to be that of a weak head while one runs. as_many_channels: it gives as many as
+        it is given, so that empty ones come behind folded latents, which the embedder leaves out. image_by_timestep:
+        image-to-video gives the first frame as clean tokens, not as channels. without_last_step: classes of pipelines
+        that leave out the last timestep of their scheduler.
     more_positions: other modules that make positions of the video, by `centred` too. streams: arguments of `forward`
         with the latents of what is made beside the video, such as sound, (B, tokens, channels), at the noise level of
         the step: they stay as they are, and what is predicted for them comes after the video in the output.
@@ -92,11 +95,13 @@ class Family:
     lora_targets: str | None
     example: Callable[[FrozenDict, Size3, int], dict]
     vae_factors: tuple[str | None, str | None] = ("vae_scale_factor_temporal", "vae_scale_factor_spatial")
+    latent_frames: Callable[[int, int], int] = lambda frames, stride: (frames - 1) // stride + 1
     fps: int = 16
     layout: str = "b c t h w"
     sizes: tuple[tuple[str, str | int], ...] = ()
     completed: Callable[[dict], dict] = dict
     rope_argument: str | None = None
+    centred_argument: Callable = lambda tables, folding: centred_tables(tables, folding, token_axis=0)
     frame_timesteps: str | None = None
     destination: str | None = None
     time_scale: float = 1000.0
@@ -104,6 +109,7 @@ class Family:
     counting: Callable[[], AbstractContextManager] = nullcontext
     temporal: bool = True
     fixed_out_channels: bool = False
+    as_many_channels: bool = False
     image_by_timestep: bool = False
     positions_of_sizes: bool = False
     without_last_step: tuple[str, ...] = ()
@@ -155,7 +161,7 @@ class Family:
         """
         stride, shrink = self.compression(pipe)
         patch_frames = patch_size_of(transformer_of(pipe).config)[0]  # CogVideoX-1.5 pads to them
-        latent_frames = math.ceil(((frames - 1) // stride + 1) / patch_frames) * patch_frames
+        latent_frames = math.ceil(self.latent_frames(frames, stride) / patch_frames) * patch_frames
         return latent_frames + self.reference_frames, height // shrink, width // shrink
 
     def compression(self, pipe: DiffusionPipeline) -> tuple[int, int]:

@@ -22,7 +22,7 @@ from flexivid.model import hooks
 from flexivid.model.averaged import Averaged
 from flexivid.model.call import Call, parts_of
 from flexivid.model.families import family_of
-from flexivid.model.family import centred_tables, patch_size_of
+from flexivid.model.family import patch_size_of
 from flexivid.model.lora import LoraSwitch
 from flexivid.model.mixed import MixedForward
 from flexivid.model.stock_layer import StockLayer, bypassed, working_dtype
@@ -219,11 +219,14 @@ class FlexTransformer:
     def _network(self, call: Call, patch_size: str, folded: torch.Tensor, timesteps: dict) -> torch.Tensor:
         """The stock forward over folded latents (B, M*C, T', H', W') -> (B, C_head, T', H', W') float32."""
         family = self.family
+        if family.as_many_channels:
+            empty = self._head_channels - folded.shape[1]
+            folded = torch.nn.functional.pad(folded, (0, 0) * 3 + (0, empty))
         changed = family.arguments_for(folded.to(call.latents.dtype)) | timesteps | {"return_dict": False}
         changed |= family.levels(call.arguments, timesteps["timestep"])
         tables = call.arguments.get(family.rope_argument)
         if tables is not None:
-            changed[family.rope_argument] = centred_tables(tables, self.folding, token_axis=0)
+            changed[family.rope_argument] = family.centred_argument(tables, self.folding)
         for name in family.conditions:
             if (video := call.arguments.get(name)) is not None:
                 of_it = folding_for(tuple(video.shape[2:]), self.mode.multiple, self.base_patch, family.causal)
@@ -233,10 +236,15 @@ class FlexTransformer:
             if getattr(self.transformer, "is_cache_enabled", False):  # some have no caches
                 around.enter_context(self._cache_of(call, patch_size))
             if family.fixed_out_channels:
-                around.enter_context(self._out_channels_of(self.mode))
+                around.enter_context(self._out_channels())
             output, *beside = parts_of(call.stock_forward(**{**call.arguments, **changed}))
         call.beside = tuple(beside)
         return family.latents({**call.arguments, **changed, "hidden_states": output}).float()
+
+    @property
+    def _head_channels(self) -> int:
+        """What the head of the weak mode that runs gives for every latent."""
+        return self.mode.head.out_features // math.prod(self.base_patch)
 
     @contextmanager
     def _cache_of(self, call: Call, patch_size: str) -> Iterator[None]:
@@ -250,9 +258,9 @@ class FlexTransformer:
             _set_cache_context(self.transformer, call.context)
 
     @contextmanager
-    def _out_channels_of(self, mode: WeakMode) -> Iterator[None]:
+    def _out_channels(self) -> Iterator[None]:
         stock = self.transformer.out_channels
-        self.transformer.out_channels = mode.head.out_features // math.prod(self.base_patch)
+        self.transformer.out_channels = self._head_channels
         try:
             yield
         finally:

@@ -144,8 +144,10 @@ class _SubmoduleHook(ModelHook):
 
 class _EmbedderHook(_SubmoduleHook):
     def weak(self, module, folded):
-        mixed = self.flex.mixed
-        return self.flex.mode.embed(folded) if mixed is None else mixed.embed()
+        mixed, mode = self.flex.mixed, self.flex.mode
+        if self.flex.family.as_many_channels:
+            folded = folded[:, : mode.embedder.in_channels]
+        return mode.embed(folded) if mixed is None else mixed.embed()
 
 
 class _HeadHook(_SubmoduleHook):

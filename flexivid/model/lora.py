@@ -220,6 +220,15 @@ def _stock_names(transformer: nn.Module) -> dict[str, nn.Parameter]:
     return {name.replace(".base_layer.", "."): parameter for name, parameter in transformer.named_parameters()}
 
 
+def _restore_requires_grad(transformer: nn.Module, before: dict[str, bool]) -> None:
+    """peft freezes the model when the first adapter is added, and the user's adapters when ours are toggled.
+
+    By that torch chooses how to multiply by a weight, even without gradients: stock steps would differ in last bits.
+    """
+    for name, parameter in _stock_names(transformer).items():
+        parameter.requires_grad_(before.get(name, parameter.requires_grad))
+
+
 def add_lora(flex: "FlexTransformer", rank: int, more: Iterable[str] = ()) -> None:
     """Adds one idle LoRA per weak mode, of `rank`, to self-attention and feed-forward layers. more: names of others.
 
@@ -241,6 +250,7 @@ def add_lora(flex: "FlexTransformer", rank: int, more: Iterable[str] = ()) -> No
         for layer, adapters in zip(fused, before, strict=True):
             layer.merged_adapters = adapters
     transformer.set_adapter(active)
+    _restore_requires_grad(transformer, flex.lora.requires_grad_before)
     flex.lora.find_layers()
     for layer in flex.lora.layers:
         for name, stand_in in STAND_INS.items():
@@ -277,6 +287,4 @@ def remove_lora(flex: "FlexTransformer") -> None:
                 transformer.set_submodule(name, layer.base_layer)
     if not transformer._hf_peft_config_loaded:
         vars(transformer).pop("_hf_peft_config_loaded", None)
-    # peft freezes the model when the first adapter is added, and the user's adapters when ours are toggled.
-    for name, parameter in _stock_names(transformer).items():
-        parameter.requires_grad_(requires_grad.get(name, parameter.requires_grad))
+    _restore_requires_grad(transformer, requires_grad)

@@ -45,15 +45,18 @@ NOT_COUNTED = ("return_dict", "attention_kwargs")
 
 
 def _of_one_clip(value, batch: int):
-    """An argument of `forward` without its values: tensors for one clip. Tables come in tuples, for all clips alike.
+    """An argument of `forward` without its values: tensors for one clip, also in lists. Tables come in tuples, for all
+    clips alike.
 
     batch: clips in the call. Wan's first and last frame are two rows of image tokens a clip; some tensors have one row
     for all clips.
     """
     if isinstance(value, dict):
         return {name: _of_one_clip(part, batch) for name, part in value.items()}
-    if isinstance(value, (tuple, list)):
-        return tuple(torch.empty_like(part, device="meta") if torch.is_tensor(part) else part for part in value)
+    if isinstance(value, list):
+        return [_of_one_clip(part, batch) for part in value]
+    if isinstance(value, tuple):
+        return _without_values(value)
     if not torch.is_tensor(value):
         return value
     dtype = None if value.is_floating_point() else value.dtype  # the twin is in float32
@@ -71,9 +74,22 @@ def _shapes(value, batch: int):
         return (_rows(value, batch), *value.shape[1:])
     if isinstance(value, dict):
         return tuple((name, _shapes(part, batch)) for name, part in value.items())
-    if isinstance(value, (tuple, list)):
-        return tuple(tuple(part.shape) if torch.is_tensor(part) else str(part) for part in value)
-    return str(value)
+    if isinstance(value, list):
+        return tuple(_shapes(part, batch) for part in value)
+    return _table_shapes(value) if isinstance(value, tuple) else str(value)
+
+
+def _without_values(table):
+    """A table, or tables in tuples."""
+    if isinstance(table, tuple):
+        return tuple(map(_without_values, table))
+    return torch.empty_like(table, device="meta") if torch.is_tensor(table) else table
+
+
+def _table_shapes(table):
+    if isinstance(table, tuple):
+        return tuple(map(_table_shapes, table))
+    return tuple(table.shape) if torch.is_tensor(table) else str(table)
 
 
 class _Costs(dict):

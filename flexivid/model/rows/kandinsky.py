@@ -52,7 +52,7 @@ KANDINSKY5 = Family(
     example=_kandinsky_example,
     fps=24,
     layout="b t h w c",
-    for_all_clips=("text_rope_pos",),
+    for_all_clips=("text_rope_pos", "visual_rope_pos"),
     bare_output=True,
     # Sparse attention, over blocks that values choose.
     unsupported=(("attention_type", "nabla"),),
