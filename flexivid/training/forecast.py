@@ -17,12 +17,13 @@ from flexivid.patches.sizes import parse_mode
 from flexivid.published import load_index, load_part
 from flexivid.sampling.budget import least_budget, schedule_for_budget
 from flexivid.sampling.flops import FlopCounter, flop_counter_mode
-from flexivid.stock_pipelines import latent_channels_of, pipeline_class, without_weights
+from flexivid.stock_pipelines import latent_channels_of, without_weights
 from flexivid.tensors import on_rows
 from flexivid.training.batches import clips_per_part
 from flexivid.training.config import Config, DistillConfig
 from flexivid.training.data.buckets import Bucket
 from flexivid.training.data.latents import check_buckets, clips_of
+from flexivid.training.data.media import check_media, taken_by, trained_class
 from flexivid.training.noise import State
 from flexivid.training.student import Student, build_student, distillation_loss, unfrozen_student, weak_errors
 
@@ -33,7 +34,7 @@ def meta_pipeline(config: Config) -> DiffusionPipeline:
     """The pipeline on the meta device, the transformer that is trained as its only one."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of copies between tensors that have no data
-        pipe = without_weights(config.base, pipeline_class(config.base, with_image=False))
+        pipe = without_weights(config.base, trained_class(config))
     pipe.register_modules(transformer=getattr(pipe, config.component))
     return pipe
 
@@ -112,7 +113,9 @@ def check_model(config: Config, with_clips: bool = True) -> None:
         raise ValueError(f"{config.base} has two transformers, which the objective shared cannot keep together yet")
     if config.component == "transformer_2" and not two:
         raise ValueError(f"{config.base} has one transformer: component must be transformer")
-    if transformer["in_channels"] != (latent_channels := latent_channels_of(pipe.vae)):
+    check_media(config)
+    latent_channels = latent_channels_of(pipe.vae)
+    if transformer["in_channels"] != latent_channels and taken_by(type(pipe)) is None:
         raise ValueError(
             f"{config.base} takes {transformer['in_channels']} channels and its VAE has {latent_channels}: it has "
             f"conditions beside the text, which cannot be trained yet"
