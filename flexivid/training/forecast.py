@@ -13,6 +13,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from flexivid.diffusion import FLOWS, Level
 from flexivid.model.families import family_of
 from flexivid.model.family import Family, patch_size_of
+from flexivid.patches.folding import token_grid
 from flexivid.patches.sizes import parse_mode
 from flexivid.published import load_index, load_part
 from flexivid.sampling.budget import least_budget, schedule_for_budget
@@ -23,7 +24,7 @@ from flexivid.training.batches import clips_per_part
 from flexivid.training.config import Config, DistillConfig
 from flexivid.training.data.buckets import Bucket
 from flexivid.training.data.latents import check_buckets, clips_of
-from flexivid.training.data.media import check_media, taken_by, trained_class
+from flexivid.training.data.media import check_has_media, check_media, gives_clean_frame, taken_by, trained_class
 from flexivid.training.noise import State
 from flexivid.training.student import Student, build_student, distillation_loss, unfrozen_student, weak_errors
 
@@ -67,10 +68,15 @@ def meta_call(config: Config, pipe: DiffusionPipeline, clips: int, dtype: torch.
     size = family.latent_size(pipe, bucket.frames, bucket.height, bucket.width)
 
     def repeated(tensor: torch.Tensor) -> torch.Tensor:
-        kind = dtype if tensor.is_floating_point() and tensor.ndim > 1 else tensor.dtype
+        is_timestep = tensor is call["timestep"]
+        kind = dtype if tensor.is_floating_point() and tensor.ndim > 1 and not is_timestep else tensor.dtype
         return torch.empty(clips, *tensor.shape[1:], dtype=kind, device="meta")
 
-    return on_rows(family.example(pipe.transformer.config, size, length), repeated)
+    call = family.example(pipe.transformer.config, size, length)
+    if gives_clean_frame(pipe):  # every token has a timestep of its own
+        tokens = math.prod(token_grid(size, patch_size_of(pipe.transformer.config)))
+        call["timestep"] = torch.empty(1, tokens, device="meta")
+    return on_rows(call, repeated)
 
 
 def meta_state(pipe: DiffusionPipeline, call: dict) -> State:
@@ -113,7 +119,7 @@ def check_model(config: Config, with_clips: bool = True) -> None:
         raise ValueError(f"{config.base} has two transformers, which the objective shared cannot keep together yet")
     if config.component == "transformer_2" and not two:
         raise ValueError(f"{config.base} has one transformer: component must be transformer")
-    check_media(config)
+    check_media(config, pipe)
     latent_channels = latent_channels_of(pipe.vae)
     if transformer["in_channels"] != latent_channels and taken_by(type(pipe)) is None:
         raise ValueError(
@@ -129,7 +135,7 @@ def check_model(config: Config, with_clips: bool = True) -> None:
         raise ValueError(f"flow_shift is {config.flow_shift}, and the scheduler of {config.base} has {shift}")
     if config.clips is not None:
         if with_clips:
-            clips_of(config.clips)
+            check_has_media(taken_by(type(pipe)), clips_of(config.clips))
         stride, shrink = family.compression(pipe)
         patch_frames, _, patch_width = patch_size_of(transformer)
         check_buckets(config.clips, stride, shrink * patch_width, patch_frames)
@@ -212,6 +218,16 @@ def _part_flops(student: Student, state: State, settings: DistillConfig, teacher
     return (teacher + settings.modes_per_step * mean_of_modes) * _noise_levels(settings)
 
 
+def _data_lines(config: Config, pipe: DiffusionPipeline, call: dict, clips: int) -> list[str]:
+    """What a clip takes of the disk, in half precision, and what the transformer is given of it beside latents."""
+    if config.clips is None:
+        return []
+    taken = taken_by(type(pipe))
+    kept = 2 * sum(value.numel() for value in call.values() if torch.is_tensor(value)) / clips
+    given = "" if taken is None else f", with what the pipeline makes of {taken}"
+    return [f"a clip of this size takes up to {kept / 2**20:.1f} MiB of {config.clips.cache}{given}"]
+
+
 def _noise_levels(settings: DistillConfig) -> int:
     return 2 if settings.correction_gap else 1
 
@@ -239,6 +255,7 @@ def forecast(config: Config, processes: int, mixed_precision: bool) -> str:
         + f"), {len(settings.modes)} modes",
         f"a step: {config.batch_size} clips, {processes} processes x {config.micro_batches} micro-batches x {clips}, "
         f"latents {'x'.join(map(str, state.x_t.shape[1:]))}, text {call['encoder_hidden_states'].shape[1]}",
+        *_data_lines(config, pipe, call, clips),
         "",
         *cost_table(student, state, costs, saved),
     ]

@@ -8,6 +8,7 @@ prompts.
 import hashlib
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from flexivid.training.data.buckets import Bucket
 from flexivid.training.data.captions import CaptionedClip, find_clips
 from flexivid.training.data.conditions import of_clips
 from flexivid.training.data.held_out import Places, choose_held_out, split
+from flexivid.training.data.media import CONTROL, taken_by
 from flexivid.training.data.shards import Encode, Place, filled, is_made_from, read_places, write_shard
 from flexivid.training.data.sources import empty_conditions, encoders_of, made_with, of_captions, of_files, of_teacher
 
@@ -180,6 +182,8 @@ def build_cache(
     folder or the file is not what it should be, or no clip can be used.
     """
     device, clips, encoders = accelerator.device, clips_of(config), encoders_of(pipe)
+    if taken_by(type(pipe)) != CONTROL:  # what the clips have beside them is not read, and may change
+        clips = [replace(clip, control=None, mask=None) for clip in clips]
     for part in encoders.values():
         part.to(device)
     facts = made_with(config, pipe, captions_only)

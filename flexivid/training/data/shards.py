@@ -59,13 +59,21 @@ def is_made_from(path: Path, clips: list[CaptionedClip], made_with: dict) -> boo
         return False
     with safe_open(path, "pt") as shard:
         metadata = shard.metadata()
-    names = [[str(clip.path), clip.caption] for clip in clips]
     if "rows" not in metadata:  # of an earlier version
         return False
-    if json.loads(metadata["made_with"]) != made_with or json.loads(metadata["clips"]) != names:
+    if json.loads(metadata["made_with"]) != made_with or json.loads(metadata["clips"]) != _names(clips):
         return False
-    sources = [Source(*values) for values in json.loads(metadata["sources"])]
-    return all(source.still_is(clip.path) for source, clip in zip(sources, clips, strict=True))
+    paths = [clip.path for clip in clips] + _beside(clips)
+    sources = [Source(*values) for name in ("sources", "beside") for values in json.loads(metadata.get(name, "[]"))]
+    return all(source.still_is(path) for source, path in zip(sources, paths, strict=True))
+
+
+def _names(clips: list[CaptionedClip]) -> list[list[str]]:
+    return [[str(clip.path), clip.caption, *map(str, clip.beside)] for clip in clips]
+
+
+def _beside(clips: list[CaptionedClip]) -> list[Path]:
+    return [path for clip in clips for path in clip.beside]
 
 
 def read_places(path: Path) -> tuple[dict[str, list[Place]], list[tuple[str, str]]]:
@@ -87,7 +95,10 @@ def write_shard(path: Path, start: int, clips: list[CaptionedClip], made_with: d
     groups: dict[str, list[tuple[torch.Tensor, dict]]] = {}
     broken, rows = [], {}
     # Before the clips are read: one that is still being copied is then seen to have changed.
-    sources = [list(vars(Source.of(clip.path)).values()) for clip in clips]
+    sources, beside = (
+        [list(vars(Source.of(path)).values()) for path in paths]
+        for paths in ([clip.path for clip in clips], _beside(clips))
+    )
     for number, clip in enumerate(clips):
         try:
             bucket, *values = encode(start + number, clip)
@@ -99,8 +110,9 @@ def write_shard(path: Path, start: int, clips: list[CaptionedClip], made_with: d
         rows.setdefault(str(bucket), []).append(number)
     metadata = {
         "made_with": made_with,
-        "clips": [[str(clip.path), clip.caption] for clip in clips],
+        "clips": _names(clips),
         "sources": sources,
+        "beside": beside,
         "broken": broken,
         "rows": rows,
     }

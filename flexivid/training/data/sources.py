@@ -71,7 +71,7 @@ def of_files(config: ClipsConfig, pipe: DiffusionPipeline, device: torch.device)
             raise BrokenClip(clip.problem)
         bucket, frames = load_clip(clip.path, buckets, config.fps)
         latents = encode(pipe.vae, frames[None].to(device, pipe.vae.dtype))
-        call = first_call(pipe, clip.caption, bucket, config, media_of(taken, frames))
+        call = first_call(pipe, clip.caption, bucket, config, media_of(taken, clip, frames, bucket, config.fps))
         conditions = conditions_in(call, latent_channels_of(pipe.vae))
         if CLEAN in conditions:
             latents = torch.where(conditions[CLEAN], call.latents.to(latents), latents)
