@@ -10,7 +10,7 @@ from diffusers import WanVACEPipeline
 from families import tiny, tiny_image_pipeline, tiny_pipeline, with_text
 from PIL import Image
 from safetensors.torch import load_file
-from training_runs import losses, train_here, write
+from training_runs import ROOT, losses, train_here, write
 
 from flexivid.diffusion import Diffusion
 from flexivid.model.families import family_of
@@ -192,7 +192,7 @@ class Killed(Exception):
 
 
 @every_kind
-def test_two_steps_from_a_folder_and_on_after_a_kill(tmp_path, clips, name, monkeypatch):
+def test_two_steps_from_a_folder_and_on_after_a_kill(tmp_path, clips, name, monkeypatch, capsys):
     pipe = tiny_media_pipeline(name)
     pipe.save_pretrained(tmp_path / "base")
     settings = {
@@ -214,6 +214,12 @@ def test_two_steps_from_a_folder_and_on_after_a_kill(tmp_path, clips, name, monk
     whole, output = write(tmp_path, "whole", settings)
     assert train_here(whole) == 0
     assert np.isfinite(losses(output)).all() and len(losses(output)) == 3
+    media = "a control video" if name == "wan-vace" else "an image"
+    assert f"data: clips of `clips`, with {media} for each" in (output / "result/README.md").read_text()
+    capsys.readouterr()
+    assert train_here(whole, "--dry-run") == 0
+    said = capsys.readouterr().out
+    assert f"MiB of {tmp_path}/cache, with what the pipeline makes of {media}" in said and "TFLOP a step" in said
     killed, again = write(tmp_path, "killed", settings)
     loss = DistillObjective.loss
 
@@ -291,3 +297,41 @@ def test_control_videos_and_masks_are_found_or_named(clips):
     (clips / "metadata.csv").write_text("video,control,text\na.mp4,../out.mp4,one\n")
     with pytest.raises(ValueError, match="out.mp4 leaves the data folder"):
         find_clips(clips)
+
+
+@every_kind
+def test_a_base_in_half_precision_has_its_vae_in_full(clips, name):
+    pipe = tiny_media_pipeline(name)
+    for part in ("transformer", "text_encoder"):  # as `load_base` loads them
+        getattr(pipe, part).to(torch.bfloat16)
+    cache = cache_of(pipe, clips)
+    assert len(cache.places[BUCKET]) == 3 and pipe.vae.dtype == torch.float32
+
+
+CONFIGS = [("wan2.2-i2v-a14b-lora", "wan2.2-i2v"), ("wan-vace-lora", "wan-vace"), ("ltx-video-lora", "ltx-i2v")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("file", "name"), CONFIGS)
+def test_configs_train_a_tiny_model_of_their_class(tmp_path, clips, file, name):
+    tiny_media_pipeline(name).save_pretrained(tmp_path / "base")
+    small = {
+        "base": tmp_path / "base",
+        "output": tmp_path / "out",
+        "steps": 2,
+        "batch_size": 2,
+        "micro_batches": 1,
+        "base_dtype": "float32",
+        "compile": "false",
+        "flow_shift": 3.0,
+        "sample_every": 1000,
+        "clips.folder": clips,
+        "clips.cache": tmp_path / "cache",
+        "clips.buckets": f"[{BUCKET}]",
+        "clips.fps": 10,
+        "distill.rank": 4,
+        "validation": "null",
+    }
+    overrides = [str(word) for key, value in small.items() for word in (f"--{key}", value)]
+    assert train_here(ROOT / f"configs/{file}.yaml", *overrides) == 0
+    assert np.isfinite(losses(tmp_path / "out")[-1])

@@ -106,6 +106,11 @@ def check_model(config: Config, with_clips: bool = True) -> None:
             f"{family.transformer_class} is told the timestep that a step goes to, and training draws none: it cannot "
             f"be trained yet"
         )
+    if family.streams:
+        raise ValueError(
+            f"{family.transformer_class} makes sound beside the video, and training draws no noise levels for it: it "
+            f"cannot be trained yet"
+        )
     if config.clips is None and family.name != "wan":
         raise ValueError("the rendered world is for the embedded model; give clips.folder or clips.prompts")
     index = load_index(config.base)

@@ -4,6 +4,8 @@ Nothing here knows a family: the pipeline is called, and stopped when it comes t
 """
 
 import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 
 import torch
 from diffusers import DiffusionPipeline
@@ -21,6 +23,18 @@ NOT_CONDITIONS = ("hidden_states", "timestep", "return_dict", "attention_kwargs"
 
 class _AtTheTransformer(Exception):
     pass
+
+
+@contextmanager
+def _replaced(module: torch.nn.Module, name: str, method: Callable) -> Iterator[None]:
+    before = vars(module).get(name)
+    setattr(module, name, method)
+    try:
+        yield
+    finally:
+        delattr(module, name)
+        if before is not None:
+            setattr(module, name, before)
 
 
 def clip_arguments(pipe: DiffusionPipeline, bucket: Bucket, config: ClipsConfig, **more) -> dict:
@@ -44,17 +58,14 @@ def first_call(pipe: DiffusionPipeline, prompt: str, bucket: Bucket, config: Cli
         seen.update(signature.bind(transformer, *args, **kwargs).arguments)
         raise _AtTheTransformer
 
-    hooked = vars(transformer).get("forward")
-    transformer.forward = stop
     call = {"prompt": prompt, **media, **clip_arguments(pipe, bucket, config, steps=4, **unguided)}
-    try:
+
+    def encode(clips: torch.Tensor, *args, **kwargs):  # LTX gives them in the precision of its text encoder
+        return stock_encode(clips.to(pipe.vae.dtype), *args, **kwargs)
+
+    stock_encode = pipe.vae.encode
+    with _replaced(transformer, "forward", stop), _replaced(pipe.vae, "encode", encode), suppress(_AtTheTransformer):
         pipe(**call, generator=torch.Generator().manual_seed(0), output_type="latent")
-    except _AtTheTransformer:
-        pass
-    finally:
-        del transformer.forward
-        if hooked is not None:
-            transformer.forward = hooked
     del seen["self"]
     for name in family.for_all_clips:
         if signature.parameters[name].default is None:  # what the forward takes by itself, such as scales of 1
