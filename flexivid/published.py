@@ -121,6 +121,14 @@ ARCHITECTURES = {
             "scheduler": (EULER, {"shift": 7.0}),
         },
     ),
+    "hunyuanvideo-community/HunyuanVideo-1.5-480p_t2v": Architecture(
+        "HunyuanVideo15Pipeline",
+        {
+            "transformer": ("HunyuanVideo15Transformer3DModel", {"task_type": "t2v"}),
+            "vae": ("AutoencoderKLHunyuanVideo15", {}),
+            "scheduler": (EULER, {"shift": 5.0}),
+        },
+    ),
     "genmo/mochi-1-preview": Architecture(
         "MochiPipeline",
         {

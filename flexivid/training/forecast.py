@@ -8,6 +8,7 @@ from functools import partial
 
 import torch
 from diffusers import DiffusionPipeline, UniPCMultistepScheduler
+from diffusers.configuration_utils import FrozenDict
 from torch.autograd.graph import saved_tensors_hooks
 
 from flexivid.diffusion import FLOWS, Level
@@ -24,7 +25,15 @@ from flexivid.training.batches import clips_per_part
 from flexivid.training.config import Config, DistillConfig
 from flexivid.training.data.buckets import Bucket
 from flexivid.training.data.latents import check_buckets, clips_of
-from flexivid.training.data.media import check_has_media, check_media, gives_clean_frame, taken_by, trained_class
+from flexivid.training.data.media import (
+    FILLS,
+    TAKES,
+    check_has_media,
+    check_media,
+    gives_clean_frame,
+    taken_by,
+    trained_class,
+)
 from flexivid.training.noise import State
 from flexivid.training.student import Student, build_student, distillation_loss, unfrozen_student, weak_errors
 
@@ -68,8 +77,9 @@ def meta_call(config: Config, pipe: DiffusionPipeline, clips: int, dtype: torch.
     size = family.latent_size(pipe, bucket.frames, bucket.height, bucket.width)
 
     def repeated(tensor: torch.Tensor) -> torch.Tensor:
-        is_timestep = tensor is call["timestep"]
-        kind = dtype if tensor.is_floating_point() and tensor.ndim > 1 and not is_timestep else tensor.dtype
+        # HunyuanVideo-1.5 computes in the precision of its timestep.
+        is_cast = tensor.is_floating_point() and (tensor.ndim > 1 or tensor is call["timestep"])
+        kind = dtype if is_cast else tensor.dtype
         return torch.empty(clips, *tensor.shape[1:], dtype=kind, device="meta")
 
     call = family.example(pipe.transformer.config, size, length)
@@ -99,18 +109,7 @@ def check_model(config: Config, with_clips: bool = True) -> None:
     """
     pipe = meta_pipeline(config)
     family, transformer = family_of(pipe.transformer), pipe.transformer.config
-    if family.lora_targets is None:
-        raise ValueError(f"{family.transformer_class} of diffusers takes no LoRA, and cannot be trained yet")
-    if family.destination is not None:
-        raise ValueError(
-            f"{family.transformer_class} is told the timestep that a step goes to, and training draws none: it cannot "
-            f"be trained yet"
-        )
-    if family.streams:
-        raise ValueError(
-            f"{family.transformer_class} makes sound beside the video, and training draws no noise levels for it: it "
-            f"cannot be trained yet"
-        )
+    _check_family(family, transformer)
     if config.clips is None and family.name != "wan":
         raise ValueError("the rendered world is for the embedded model; give clips.folder or clips.prompts")
     index = load_index(config.base)
@@ -126,12 +125,13 @@ def check_model(config: Config, with_clips: bool = True) -> None:
         raise ValueError(f"{config.base} has one transformer: component must be transformer")
     check_media(config, pipe)
     latent_channels = latent_channels_of(pipe.vae)
-    if transformer["in_channels"] != latent_channels and taken_by(type(pipe)) is None:
+    beside = transformer["in_channels"] != latent_channels
+    if beside and type(pipe).__name__ not in (*TAKES, *FILLS):
         raise ValueError(
             f"{config.base} takes {transformer['in_channels']} channels and its VAE has {latent_channels}: it has "
             f"conditions beside the text, which cannot be trained yet"
         )
-    if config.distill.on_policy and (family.guidance != "separate" or two):
+    if config.distill.on_policy and (family.guidance != "separate" or two or beside):
         raise ValueError(f"on_policy is for pipelines such as Wan's, with one transformer; {config.base} is none")
     scheduler = load_part(config.base, "scheduler", UniPCMultistepScheduler)
     # Others shift by the size of the clip, or are no flow matching.
@@ -154,6 +154,23 @@ def check_model(config: Config, with_clips: bool = True) -> None:
         costs = _costs(student, meta_call(config, pipe, 1, torch.float32))
         for budget in budgets:
             schedule_for_budget(costs, config.validation.steps, budget, 2, order="interleaved")
+
+
+def _check_family(family: Family, transformer: FrozenDict) -> None:
+    """Raises ValueError for a class of transformers that training cannot give all that it takes."""
+    if family.lora_targets is None:
+        raise ValueError(f"{family.transformer_class} of diffusers takes no LoRA, and cannot be trained yet")
+    # HunyuanVideo-1.5 may be told one, AnyFlow always is.
+    if family.destination is not None and transformer.get("use_meanflow", True):
+        raise ValueError(
+            f"{family.transformer_class} is told the timestep that a step goes to, and training draws none: it cannot "
+            f"be trained yet"
+        )
+    if family.streams:
+        raise ValueError(
+            f"{family.transformer_class} makes sound beside the video, and training draws no noise levels for it: it "
+            f"cannot be trained yet"
+        )
 
 
 def _check_few(config: Config, family: Family, two: bool) -> None:

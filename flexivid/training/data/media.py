@@ -26,6 +26,9 @@ TAKES = {
     "WanVACEPipeline": CONTROL,
 }
 
+# Those that are given a prompt alone, and fill the channels of an image themselves.
+FILLS = ("HunyuanVideo15Pipeline",)
+
 
 def trained_class(config: Config) -> type[DiffusionPipeline]:
     """The class that a config's base is trained as: with `clips.first_frame` that which takes an image.
