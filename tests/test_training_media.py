@@ -17,11 +17,12 @@ from flexivid.model.families import family_of
 from flexivid.model.family import patch_size_of
 from flexivid.patches.sizes import spatially_doubled
 from flexivid.stock_pipelines import call_arguments
-from flexivid.training.config import ClipsConfig, DistillConfig
+from flexivid.training.config import ClipsConfig, Config, DistillConfig
 from flexivid.training.data import sources
 from flexivid.training.data.clips import Reader, find_clips
 from flexivid.training.data.latents import LatentCache, build_cache
 from flexivid.training.distill import DistillObjective
+from flexivid.training.forecast import check_model
 from flexivid.training.noise import NoiseLevels, State
 from flexivid.training.student import build_student, distillation_loss, predict, weak_errors
 from flexivid.video import write_mp4
@@ -342,3 +343,22 @@ def test_configs_train_a_tiny_model_of_their_class(tmp_path, clips, file, name):
     overrides = [str(word) for key, value in small.items() for word in (f"--{key}", value)]
     assert train_here(ROOT / f"configs/{file}.yaml", *overrides) == 0
     assert np.isfinite(losses(tmp_path / "out")[-1])
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("ltx-2", "LTX2VideoTransformer3DModel makes sound beside the video"),
+        ("anyflow", "AnyFlowTransformer3DModel is told the timestep that a step goes to"),
+        ("wan-animate", "WanAnimatePipeline takes image beside the prompt, which is built for WanImageToVideo"),
+        ("chronoedit", "ChronoEditPipeline takes image beside the prompt, which is built for WanImageToVideo"),
+        ("motif-video", "takes 9 channels and its VAE has 4: it has conditions beside the text"),
+    ],
+)
+def test_what_is_not_built_is_refused_before_anything_is_loaded(tmp_path, clips, monkeypatch, name, said):
+    tiny_pipeline(name)[0].save_pretrained(tmp_path / "base")
+    monkeypatch.setattr("diffusers.DiffusionPipeline.from_pretrained", None)
+    data = {"folder": clips, "buckets": [BUCKET]}
+    config = Config(objective="distill", base=tmp_path / "base", output=tmp_path / "out", clips=data)
+    with pytest.raises(ValueError, match=said):
+        check_model(config)
