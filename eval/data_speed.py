@@ -21,6 +21,7 @@ from flexivid.training.data.captions import CaptionedClip, find_clips
 from flexivid.training.data.clips import load_clip
 from flexivid.training.data.conditions import conditions_of
 from flexivid.training.data.encoding import encode
+from flexivid.training.data.media import media_of, taken_by
 from flexivid.training.distill import DistillObjective
 from flexivid.training.forecast import check_model
 
@@ -79,7 +80,8 @@ def time_steps(config: Config, clips: list[CaptionedClip], buckets: list[Bucket]
                 clip = readable[number % len(readable)]
                 bucket, frames = load_clip(clip.path, buckets, config.clips.fps)
                 encode(pipe.vae, frames[None])
-                conditions_of(pipe, clip.caption, bucket, config.clips)
+                media = media_of(taken_by(type(pipe)), clip, frames, bucket, config.clips.fps)
+                conditions_of(pipe, clip.caption, bucket, config.clips, media)
 
         return seconds_of(step, rounds), seconds_of(encode_a_batch, rounds)
 

@@ -4,8 +4,8 @@ Only what differs from the defaults of diffusers 0.42 classes is written down, a
 scripts convert_*_to_diffusers.py of diffusers made the published folders from them. Compared with these scripts:
 transformers and VAEs of Wan2.1, LTX-Video, CogVideoX and HunyuanVideo, and Mochi's transformer; with public copies of
 its config: transformer and VAE of Wan2.2-TI2V-5B. Compared with nothing, since the folders could not be read: the
-schedulers' shifts, the scheduler of CogVideoX-5b, Mochi's VAE, and the boundary of Wan2.2-A14B, which is that of its
-paper's code. A dry run depends on the architectures only.
+schedulers' shifts, the scheduler of CogVideoX-5b, Mochi's VAE, and the boundaries of Wan2.2's A14B models, which are
+those of its paper's code. A dry run depends on the architectures only.
 """
 
 from dataclasses import dataclass, field
@@ -29,11 +29,14 @@ class Architecture:
         return {"_class_name": self.pipeline, **self.settings, **parts}
 
 
-def _wan(transformer: dict, vae: dict, flow_shift: float, *more: str, **settings) -> Architecture:
+def _wan(
+    transformer: dict, vae: dict, flow_shift: float, *more: str, kind: str = "", image: bool = False, **settings
+) -> Architecture:
+    """more: other transformers of the same configuration. kind: of the class, `VACE` or none."""
     scheduler = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": flow_shift}
-    parts = {name: ("WanTransformer3DModel", transformer) for name in ("transformer", *more)}
+    parts = {name: (f"Wan{kind}Transformer3DModel", transformer) for name in ("transformer", *more)}
     parts |= {"vae": ("AutoencoderKLWan", vae), "scheduler": ("UniPCMultistepScheduler", scheduler)}
-    return Architecture("WanPipeline", parts, settings)
+    return Architecture(f"Wan{'ImageToVideo' if image else kind}Pipeline", parts, settings)
 
 
 # fmt: off
@@ -59,6 +62,15 @@ ARCHITECTURES = {
     "Wan-AI/Wan2.1-T2V-1.3B-Diffusers": _wan({"num_attention_heads": 12, "ffn_dim": 8960, "num_layers": 30}, {}, 3.0),
     "Wan-AI/Wan2.1-T2V-14B-Diffusers": _wan({}, {}, 3.0),
     "Wan-AI/Wan2.2-T2V-A14B-Diffusers": _wan({}, {}, 3.0, "transformer_2", boundary_ratio=0.875),
+    "Wan-AI/Wan2.2-I2V-A14B-Diffusers": _wan(
+        {"in_channels": 36}, {}, 3.0, "transformer_2", image=True, boundary_ratio=0.9
+    ),
+    "Wan-AI/Wan2.1-VACE-1.3B-diffusers": _wan(
+        {"num_attention_heads": 12, "ffn_dim": 8960, "num_layers": 30, "vace_layers": list(range(0, 30, 2))},
+        {},
+        3.0,
+        kind="VACE",
+    ),
     "Wan-AI/Wan2.2-TI2V-5B-Diffusers": _wan(
         {"in_channels": 48, "out_channels": 48, "num_attention_heads": 24, "ffn_dim": 14336, "num_layers": 30},
         WAN_2_2_VAE,
@@ -107,6 +119,14 @@ ARCHITECTURES = {
             "transformer": ("HunyuanVideoTransformer3DModel", {}),
             "vae": ("AutoencoderKLHunyuanVideo", {}),
             "scheduler": (EULER, {"shift": 7.0}),
+        },
+    ),
+    "hunyuanvideo-community/HunyuanVideo-1.5-480p_t2v": Architecture(
+        "HunyuanVideo15Pipeline",
+        {
+            "transformer": ("HunyuanVideo15Transformer3DModel", {"task_type": "t2v"}),
+            "vae": ("AutoencoderKLHunyuanVideo15", {}),
+            "scheduler": (EULER, {"shift": 5.0}),
         },
     ),
     "genmo/mochi-1-preview": Architecture(

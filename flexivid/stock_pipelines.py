@@ -36,7 +36,7 @@ def pipeline_class(model: str | Path, with_image: bool) -> type[DiffusionPipelin
         return found
     sister = getattr(diffusers, name.replace("Pipeline", "ImageToVideoPipeline"), None)
     if sister is None:
-        raise ValueError(f"{name} takes no --image, and diffusers has no other pipeline of its family that does")
+        raise ValueError(f"{name} takes no image, and diffusers has no other pipeline of its family that does")
     return sister
 
 

@@ -79,6 +79,7 @@ from diffusers.pipelines.consisid.pipeline_consisid import ConsisIDPipeline  # d
 from diffusers.pipelines.ltx2 import LTX2TextConnectors
 from PIL import Image
 from transformers import (
+    ByT5Tokenizer,
     CLIPImageProcessor,
     CLIPTextConfig,
     CLIPTextModel,
@@ -901,6 +902,23 @@ def tiny_trainable_pipeline(name: str):
         pipe = WanPipeline.from_pipe(tiny_image_pipeline(name)[0])
         vae = pipe.vae
     return with_text(type(pipe)(**{**pipe.components, "vae": vae}, **_settings(pipe)))
+
+
+def trainable_hunyuan_15() -> HunyuanVideo15Pipeline:
+    """Its prompt follows 108 tokens of instructions, and is padded to 1000."""
+    torch.manual_seed(3)
+    tokenizer = build_tokenizer()
+    tokenizer.chat_template = "{{ '<unk> ' * 108 }}{{ messages[1].content }}"
+    layers = {"intermediate_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "vocab_size": len(tokenizer)}
+    glyphs = T5Config(vocab_size=384, d_model=8, d_kv=4, num_heads=2, d_ff=8, num_layers=1)
+    pipe = tiny_pipeline("hunyuan-video-1.5")[0]
+    pipe.register_modules(
+        tokenizer=tokenizer,
+        text_encoder=LlamaModel(LlamaConfig(hidden_size=TEXT, **layers)).eval(),
+        tokenizer_2=ByT5Tokenizer(),
+        text_encoder_2=T5EncoderModel(glyphs).eval(),
+    )
+    return pipe
 
 
 def _settings(pipe) -> dict:

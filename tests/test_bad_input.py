@@ -170,6 +170,23 @@ TABLE = {
         ("--clips.folder null", "give clips.folder or clips.prompts"),
         ("--clips.buckets [5x32]", "a bucket is frames x height x width"),
         ("--clips.buckets [5x33x32]", "multiple"),
+        ("--clips.first_frame true", "model was trained on text alone: it has no channels for an image"),
+        (
+            "--base {there}/sister-model --clips.first_frame true",
+            "takes an image beside the prompt, which is built for",
+        ),
+        ("--base {there}/edit-model", "LucyEditPipeline takes video beside the prompt, which is built for Wan"),
+        ("--base {there}/control-model", "none of the 1 clips has one or a mask: put a.control.mp4"),
+        (
+            "--base {there}/control-model --objective shared --distill.rank null",
+            "shared cannot train: use distill",
+        ),
+        ("--base {there}/control-model --validation.prompts {open}a]", "there can be no validation.prompts"),
+        ("--base {there}/control-model --distill.on_policy 0.5", "on_policy has none: set it to 0"),
+        (
+            "--base {there}/control-model --clips.folder null --clips.prompts {there}/empty.txt",
+            "WanVACEPipeline takes a control video beside the prompt, which is made of clips: give clips.folder",
+        ),
         ("--trackers [abacus]", "abacus"),
         ("--output {there}/empty.txt", "empty.txt is a file"),
         ("--output {there}/empty.txt/run", "empty.txt is a file"),
@@ -393,7 +410,10 @@ def write_models(there: Path) -> None:
     index("list-index", lambda content: "[]")
     index("nameless-index", lambda content: json.dumps(content).replace("_class_name", "class"))
     index("unknown-class", lambda content: json.dumps({**content, "_class_name": "TimeMachinePipeline"}))
-    index("image-model", lambda content: json.dumps({**content, "_class_name": "WanImageToVideoPipeline"}))
+    classes = {"image": "WanImageToVideo", "sister": "SkyReelsV2", "edit": "LucyEdit", "control": "WanVACE"}
+    for name, pipeline in classes.items():
+        named = {"_class_name": f"{pipeline}Pipeline"}
+        index(f"{name}-model", lambda content, named=named: json.dumps(content | named))
     shutil.rmtree(copy("without-vae") / "vae")
     (copy("without-weights") / "transformer/diffusion_pytorch_model.safetensors").unlink()
     pickled = copy("pickled") / "transformer/diffusion_pytorch_model.safetensors"

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from conftest import tiny_pipeline, write_clip
 
 from flexivid.training.config import ClipsConfig
-from flexivid.training.data import latents
+from flexivid.training.data import latents, sources
 from flexivid.training.data.buckets import Bucket
 from flexivid.training.data.clips import (
     BrokenClip,
@@ -23,6 +23,7 @@ from flexivid.training.data.clips import (
     frame_indices,
     load_clip,
 )
+from flexivid.training.data.encoding import encode
 
 
 class TestListings:
@@ -142,7 +143,7 @@ class TestLatents:
         text = conditions["encoder_hidden_states"]
         assert x_0.shape[0] == 6 and text.shape[:2] == (6, 16)
         bucket, frames = load_clip(folder / "b.mp4", [Bucket(5, 16, 32)], 10.0)
-        expected = latents.encode(pipe.vae, frames[None])
+        expected = encode(pipe.vae, frames[None])
         captions = ["a striped blue square growing", "a red circle"]
         embeddings = pipe.encode_prompt(captions, do_classifier_free_guidance=False, max_sequence_length=16)[0]
         found = 0
@@ -161,8 +162,8 @@ class TestLatents:
 
     def test_what_is_there_is_not_made_again_unless_its_source_has_changed(self, folder, monkeypatch):
         made = []
-        load = latents.load_clip
-        monkeypatch.setattr(latents, "load_clip", lambda path, *rest: made.append(path.name) or load(path, *rest))
+        load = sources.load_clip
+        monkeypatch.setattr(sources, "load_clip", lambda path, *rest: made.append(path.name) or load(path, *rest))
         monkeypatch.setattr(latents, "SHARD", 4)
 
         def build():

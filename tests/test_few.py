@@ -64,7 +64,7 @@ def student_of(pipe) -> FewStudent:
 
 def runs_of(student: FewStudent, guidance_scale: float = 3.0) -> Runs:
     flex = student._flex[0]
-    return Runs(flex, NoiseLevels(flex.diffusion, 3.0), RECIPE, guidance_scale)
+    return Runs(flex, NoiseLevels(flex.diffusion, 3.0, flex.base_patch), RECIPE, guidance_scale)
 
 
 @pytest.fixture

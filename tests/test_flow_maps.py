@@ -159,3 +159,21 @@ def test_a_pipeline_with_mean_flow():
     assert flexivid.summary(pipe).ratio <= 0.7
     flexivid.disable(pipe)
     assert torch.equal(sample(pipe, call), stock)
+
+
+@pytest.mark.parametrize("use_meanflow", [False, True])
+def test_hunyuan_video_15_runs_weak_passes_in_half_precision(use_meanflow):
+    """Whose forward computes in the precision of its timestep."""
+    transformer = tiny("hunyuan-video-1.5", use_meanflow=use_meanflow).to(torch.bfloat16)
+    call = inputs(transformer, grid_for(transformer, 4, 6))
+    if not use_meanflow:
+        call.pop("timestep_r", None)
+    is_float = {name: torch.is_tensor(value) and value.is_floating_point() for name, value in call.items()}
+    call = {name: value.to(torch.bfloat16) if is_float[name] else value for name, value in call.items()}
+    (patch_size,) = modes = coarse_patch_sizes(transformer)[:1]
+    flex = attach(transformer, modes)
+    with torch.no_grad():
+        stock = transformer(**call, return_dict=False)[0]
+        flex.fix(patch_size)
+        weak = transformer(**call, return_dict=False)[0]
+    assert weak.dtype == stock.dtype == torch.bfloat16 and weak.isfinite().all() and not torch.equal(weak, stock)

@@ -75,6 +75,7 @@ class Family:
     more_forwards: attributes of the stock pipelines that say whether each step has one more forward, for guidance by a
         perturbed model.
     conditions: arguments with a video (B, C, T, H, W) that modules of their own embed: weak passes get its block means.
+    media: arguments that show the image which a pipeline is given beside the prompt.
     reference_frames: latent frames that a pipeline puts before those of the clip.
     for_all_clips: tensors that have no row for each clip.
     bare_output: without `return_dict` the forward gives its tensor, and no tuple.
@@ -119,6 +120,7 @@ class Family:
     output_class: type = Transformer2DModelOutput
     more_forwards: tuple[str, ...] = ()
     conditions: tuple[str, ...] = ()
+    media: tuple[str, ...] = ()
     reference_frames: int = 0
     for_all_clips: tuple[str, ...] = ()
     embedder_channels_last: bool = False

@@ -61,6 +61,11 @@ class ClipsConfig(Section):
     drop_caption: Fraction = Field(0.1, description="how often the caption is empty, for classifier-free guidance")
     teacher_steps: Positive = Field(50, description="denoising steps of samples for `prompts`")
     teacher_guidance: float = Field(5.0, ge=1, description="guidance scale of samples for `prompts`")
+    first_frame: bool = Field(
+        False,
+        description="a base that makes clips of text and of text with an image, such as LTX-Video, is trained for the "
+        "latter: it is given the first frame of each clip",
+    )
     held_out: int | None = Field(
         None,
         ge=0,

@@ -14,6 +14,7 @@ from flexivid.training.batches import clips_per_part, global_batch_slice, step_g
 from flexivid.training.checkpoints import facts_of_last_checkpoint
 from flexivid.training.config import Config
 from flexivid.training.data.latents import build_cache
+from flexivid.training.data.media import trained_class
 from flexivid.training.noise import NoiseLevels, State
 from flexivid.training.objective import Data, World, configure_speed
 from flexivid.training.parallel.launch import autocast
@@ -36,7 +37,7 @@ def load_base(config: Config) -> DiffusionPipeline:
     index = DiffusionPipeline.load_config(str(config.base))
     others = [name for name in ("transformer", "transformer_2") if name != config.component]
     without = {name: None for name in others if index.get(name, [None])[0] is not None}
-    pipe = DiffusionPipeline.from_pretrained(str(config.base), dtype=dtypes, use_safetensors=True, **without)
+    pipe = trained_class(config).from_pretrained(str(config.base), dtype=dtypes, use_safetensors=True, **without)
     if without:
         # As if it were trained for every noise level: the other transformer has no part in this.
         pipe.register_modules(transformer=getattr(pipe, config.component), transformer_2=None)
@@ -58,7 +59,7 @@ class DistillObjective:
         self.flex = self.model._flex[0]
         table = getattr(self.pipeline.scheduler, "alphas_cumprod", None)
         self.flex.diffusion = replace(self.flex.diffusion, alphas_cumprod=table)
-        self.levels = NoiseLevels(self.flex.diffusion, config.flow_shift)
+        self.levels = NoiseLevels(self.flex.diffusion, config.flow_shift, self.flex.base_patch)
         configure_speed(self.pipeline.transformer, config)
         self.drawn: tuple[int, tuple] | None = None
         self.data, self.facts = self.load_data()

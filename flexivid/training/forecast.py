@@ -8,21 +8,32 @@ from functools import partial
 
 import torch
 from diffusers import DiffusionPipeline, UniPCMultistepScheduler
+from diffusers.configuration_utils import FrozenDict
 from torch.autograd.graph import saved_tensors_hooks
 
 from flexivid.diffusion import FLOWS, Level
 from flexivid.model.families import family_of
 from flexivid.model.family import Family, patch_size_of
+from flexivid.patches.folding import token_grid
 from flexivid.patches.sizes import parse_mode
 from flexivid.published import load_index, load_part
 from flexivid.sampling.budget import least_budget, schedule_for_budget
 from flexivid.sampling.flops import FlopCounter, flop_counter_mode
-from flexivid.stock_pipelines import latent_channels_of, pipeline_class, without_weights
+from flexivid.stock_pipelines import latent_channels_of, without_weights
 from flexivid.tensors import on_rows
 from flexivid.training.batches import clips_per_part
 from flexivid.training.config import Config, DistillConfig
 from flexivid.training.data.buckets import Bucket
 from flexivid.training.data.latents import check_buckets, clips_of
+from flexivid.training.data.media import (
+    FILLS,
+    TAKES,
+    check_has_media,
+    check_media,
+    gives_clean_frame,
+    taken_by,
+    trained_class,
+)
 from flexivid.training.noise import State
 from flexivid.training.student import Student, build_student, distillation_loss, unfrozen_student, weak_errors
 
@@ -33,7 +44,7 @@ def meta_pipeline(config: Config) -> DiffusionPipeline:
     """The pipeline on the meta device, the transformer that is trained as its only one."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of copies between tensors that have no data
-        pipe = without_weights(config.base, pipeline_class(config.base, with_image=False))
+        pipe = without_weights(config.base, trained_class(config))
     pipe.register_modules(transformer=getattr(pipe, config.component))
     return pipe
 
@@ -66,10 +77,16 @@ def meta_call(config: Config, pipe: DiffusionPipeline, clips: int, dtype: torch.
     size = family.latent_size(pipe, bucket.frames, bucket.height, bucket.width)
 
     def repeated(tensor: torch.Tensor) -> torch.Tensor:
-        kind = dtype if tensor.is_floating_point() and tensor.ndim > 1 else tensor.dtype
+        # HunyuanVideo-1.5 computes in the precision of its timestep.
+        is_cast = tensor.is_floating_point() and (tensor.ndim > 1 or tensor is call["timestep"])
+        kind = dtype if is_cast else tensor.dtype
         return torch.empty(clips, *tensor.shape[1:], dtype=kind, device="meta")
 
-    return on_rows(family.example(pipe.transformer.config, size, length), repeated)
+    call = family.example(pipe.transformer.config, size, length)
+    if gives_clean_frame(pipe):  # every token has a timestep of its own
+        tokens = math.prod(token_grid(size, patch_size_of(pipe.transformer.config)))
+        call["timestep"] = torch.empty(1, tokens, device="meta")
+    return on_rows(call, repeated)
 
 
 def meta_state(pipe: DiffusionPipeline, call: dict) -> State:
@@ -92,13 +109,7 @@ def check_model(config: Config, with_clips: bool = True) -> None:
     """
     pipe = meta_pipeline(config)
     family, transformer = family_of(pipe.transformer), pipe.transformer.config
-    if family.lora_targets is None:
-        raise ValueError(f"{family.transformer_class} of diffusers takes no LoRA, and cannot be trained yet")
-    if family.destination is not None:
-        raise ValueError(
-            f"{family.transformer_class} is told the timestep that a step goes to, and training draws none: it cannot "
-            f"be trained yet"
-        )
+    _check_family(family, transformer)
     if config.clips is None and family.name != "wan":
         raise ValueError("the rendered world is for the embedded model; give clips.folder or clips.prompts")
     index = load_index(config.base)
@@ -112,12 +123,15 @@ def check_model(config: Config, with_clips: bool = True) -> None:
         raise ValueError(f"{config.base} has two transformers, which the objective shared cannot keep together yet")
     if config.component == "transformer_2" and not two:
         raise ValueError(f"{config.base} has one transformer: component must be transformer")
-    if transformer["in_channels"] != (latent_channels := latent_channels_of(pipe.vae)):
+    check_media(config, pipe)
+    latent_channels = latent_channels_of(pipe.vae)
+    beside = transformer["in_channels"] != latent_channels
+    if beside and type(pipe).__name__ not in (*TAKES, *FILLS):
         raise ValueError(
             f"{config.base} takes {transformer['in_channels']} channels and its VAE has {latent_channels}: it has "
             f"conditions beside the text, which cannot be trained yet"
         )
-    if config.distill.on_policy and (family.guidance != "separate" or two):
+    if config.distill.on_policy and (family.guidance != "separate" or two or beside):
         raise ValueError(f"on_policy is for pipelines such as Wan's, with one transformer; {config.base} is none")
     scheduler = load_part(config.base, "scheduler", UniPCMultistepScheduler)
     # Others shift by the size of the clip, or are no flow matching.
@@ -126,7 +140,7 @@ def check_model(config: Config, with_clips: bool = True) -> None:
         raise ValueError(f"flow_shift is {config.flow_shift}, and the scheduler of {config.base} has {shift}")
     if config.clips is not None:
         if with_clips:
-            clips_of(config.clips)
+            check_has_media(taken_by(type(pipe)), clips_of(config.clips))
         stride, shrink = family.compression(pipe)
         patch_frames, _, patch_width = patch_size_of(transformer)
         check_buckets(config.clips, stride, shrink * patch_width, patch_frames)
@@ -140,6 +154,23 @@ def check_model(config: Config, with_clips: bool = True) -> None:
         costs = _costs(student, meta_call(config, pipe, 1, torch.float32))
         for budget in budgets:
             schedule_for_budget(costs, config.validation.steps, budget, 2, order="interleaved")
+
+
+def _check_family(family: Family, transformer: FrozenDict) -> None:
+    """Raises ValueError for a class of transformers that training cannot give all that it takes."""
+    if family.lora_targets is None:
+        raise ValueError(f"{family.transformer_class} of diffusers takes no LoRA, and cannot be trained yet")
+    # HunyuanVideo-1.5 may be told one, AnyFlow always is.
+    if family.destination is not None and transformer.get("use_meanflow", True):
+        raise ValueError(
+            f"{family.transformer_class} is told the timestep that a step goes to, and training draws none: it cannot "
+            f"be trained yet"
+        )
+    if family.streams:
+        raise ValueError(
+            f"{family.transformer_class} makes sound beside the video, and training draws no noise levels for it: it "
+            f"cannot be trained yet"
+        )
 
 
 def _check_few(config: Config, family: Family, two: bool) -> None:
@@ -209,6 +240,16 @@ def _part_flops(student: Student, state: State, settings: DistillConfig, teacher
     return (teacher + settings.modes_per_step * mean_of_modes) * _noise_levels(settings)
 
 
+def _data_lines(config: Config, pipe: DiffusionPipeline, call: dict, clips: int) -> list[str]:
+    """What a clip takes of the disk, in half precision, and what the transformer is given of it beside latents."""
+    if config.clips is None:
+        return []
+    taken = taken_by(type(pipe))
+    kept = 2 * sum(value.numel() for value in call.values() if torch.is_tensor(value)) / clips
+    given = "" if taken is None else f", with what the pipeline makes of {taken}"
+    return [f"a clip of this size takes up to {kept / 2**20:.1f} MiB of {config.clips.cache}{given}"]
+
+
 def _noise_levels(settings: DistillConfig) -> int:
     return 2 if settings.correction_gap else 1
 
@@ -236,6 +277,7 @@ def forecast(config: Config, processes: int, mixed_precision: bool) -> str:
         + f"), {len(settings.modes)} modes",
         f"a step: {config.batch_size} clips, {processes} processes x {config.micro_batches} micro-batches x {clips}, "
         f"latents {'x'.join(map(str, state.x_t.shape[1:]))}, text {call['encoder_hidden_states'].shape[1]}",
+        *_data_lines(config, pipe, call, clips),
         "",
         *cost_table(student, state, costs, saved),
     ]

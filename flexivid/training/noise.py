@@ -5,6 +5,11 @@ from dataclasses import dataclass
 import torch
 
 from flexivid.diffusion import Diffusion, Level
+from flexivid.patches.folding import Size3
+
+# Two conditions that are no arguments of a forward: (B, C, T, H, W) that follow the latents' own channels, and
+# (B, 1, T, H, W), which latents are given without noise.
+CHANNELS, CLEAN = "channels beside the latents", "clean latents"
 
 
 def shift_sigma(sigma: torch.Tensor, shift: float) -> torch.Tensor:
@@ -22,8 +27,9 @@ def uniform_steps_sigma(u: torch.Tensor, sigma_range: tuple[float, float], shift
 class State:
     """Latents in the middle of sampling, and all that a transformer is told of them.
 
-    x_t: (B, C, T, H, W) = alpha x_0 + s noise. timestep: (B,). level: its noise level, (B,) too. conditions: the other
-    arguments of `forward`. unconditional: these for the empty caption, where guidance is distilled.
+    x_t: (B, C, T, H, W) = alpha x_0 + s noise. timestep: (B,). level: its noise level, (B,) too. Where some latents are
+    clean these are (B, tokens) and (B, 1, T, H, W). conditions: what else `predict` is given. unconditional: these for
+    the empty caption, where guidance is distilled.
     """
 
     x_t: torch.Tensor
@@ -45,14 +51,21 @@ class State:
         return diffusion.x0_difference(difference, self._over_latents())
 
     def _over_latents(self) -> Level:
-        return Level(*(values.view(-1, 1, 1, 1, 1) for values in (self.level.alpha, self.level.s)))
+        return _over_latents(self.level)
+
+
+def _over_latents(level: Level) -> Level:
+    """(B,) -> (B, 1, 1, 1, 1), and (B, 1, T, H, W) as it is."""
+    if level.s.ndim > 1:
+        return level
+    return Level(*(values.view(-1, 1, 1, 1, 1) for values in (level.alpha, level.s)))
 
 
 class NoiseLevels:
     """The noise levels that a model is trained at. flow_shift: of its scheduler, in flow matching."""
 
-    def __init__(self, diffusion: Diffusion, flow_shift: float):
-        self.diffusion, self.flow_shift = diffusion, flow_shift
+    def __init__(self, diffusion: Diffusion, flow_shift: float, patch_size: Size3):
+        self.diffusion, self.flow_shift, self.patch_size = diffusion, flow_shift, patch_size
 
     def drawn(self, u: torch.Tensor, sigma_range: tuple[float, float]) -> torch.Tensor:
         """Timesteps for u in [0, 1], (B,): what a sampler visits, within a range of noise levels.
@@ -74,7 +87,11 @@ class NoiseLevels:
         return level * (len(self.diffusion.alphas_cumprod) - 1)
 
     def state(self, x_0: torch.Tensor, noise: torch.Tensor, timestep: torch.Tensor, conditions: dict) -> State:
-        """x_0, noise: (B, C, T, H, W); timestep: (B,)."""
+        """x_0, noise: (B, C, T, H, W); timestep: (B,). Latents that the conditions call clean stay x_0."""
         level = self.diffusion.level(timestep)
-        x_t = level.alpha.view(-1, 1, 1, 1, 1) * x_0 + level.s.view(-1, 1, 1, 1, 1) * noise
-        return State(x_t, timestep, level, conditions)
+        if (clean := conditions.get(CLEAN)) is not None:
+            level = self.diffusion.flow_level(_over_latents(level).s * ~clean)
+            p_t, p_h, p_w = self.patch_size
+            timestep = timestep[:, None] * ~clean[:, 0, ::p_t, ::p_h, ::p_w].flatten(1)
+        over_latents = _over_latents(level)
+        return State(over_latents.alpha * x_0 + over_latents.s * noise, timestep, level, conditions)

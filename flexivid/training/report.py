@@ -10,6 +10,7 @@ from huggingface_hub import HfApi
 from flexivid.files import replacing, write_text
 from flexivid.model.adapter import CONFIG_NAME, LORA_NAME, WEIGHTS_NAME, AdapterConfig
 from flexivid.training.config import Config
+from flexivid.training.data.media import taken_by, trained_class
 from flexivid.training.objective import Data
 from flexivid.training.validation import SIGMAS, Errors
 
@@ -112,6 +113,8 @@ def write_card(
     if config.clips is not None:
         kind = config.clips.folder and config.clips.folder.name
         data = f"clips of `{kind}`" if kind else "the teacher's own samples for prompts"
+        taken = taken_by(trained_class(config))
+        data += "" if taken is None else f", with {taken} for each"
     facts = adapter.training | {
         "data": data,
         "LoRA rank": adapter.lora_rank,

@@ -14,13 +14,18 @@ from flexivid.model.flexible import FlexTransformer
 from flexivid.model.lora import add_lora
 from flexivid.patches.sizes import parse_mode
 from flexivid.training.config import DistillConfig
-from flexivid.training.noise import State
+from flexivid.training.noise import CHANNELS, CLEAN, State
 from flexivid.training.parallel.sharding import block_classes
 
 
 def predict(transformer: torch.nn.Module, family: Family, x_t, timestep, conditions: dict) -> torch.Tensor:
-    """One forward: x_t (B, C, T, H, W) -> the network's output, (B, C, T, H, W) float32."""
-    call = conditions | family.arguments_for(x_t) | {"timestep": timestep}
+    """One forward: x_t (B, C, T, H, W) -> the network's output, (B, C, T, H, W) float32.
+
+    conditions: its other arguments, and what `noise` names beside them.
+    """
+    beside = [conditions[CHANNELS].to(x_t)] if CHANNELS in conditions else []
+    arguments = {name: value for name, value in conditions.items() if name not in (CHANNELS, CLEAN)}
+    call = arguments | family.arguments_for(torch.cat([x_t, *beside], 1)) | {"timestep": timestep}
     output, *_ = parts_of(transformer(**call, return_dict=False))
     return family.latents(call | {"hidden_states": output}).float()
 

@@ -17,7 +17,7 @@ from flexivid.sampling.runner import PipelineRunner
 from flexivid.training.config import Config
 from flexivid.training.data.buckets import Bucket
 from flexivid.training.data.conditions import clip_arguments
-from flexivid.training.data.latents import encoders_of
+from flexivid.training.data.sources import encoders_of
 from flexivid.training.parallel.launch import autocast
 from flexivid.video import write_picture
 

@@ -64,6 +64,11 @@ def _hunyuan_15_example(config, size, length):
     return call | {"image_embeds": torch.empty(1, IMAGE_TOKENS, config["image_embed_dim"], device="meta")}
 
 
+def _hunyuan_15_levels(call: dict, timestep: torch.Tensor) -> dict:
+    """Its forward computes in the precision of its timestep, which pipelines give in that of the latents."""
+    return {"timestep": timestep.to(call["hidden_states"].dtype)}
+
+
 HUNYUAN_VIDEO_15 = replace(
     HUNYUAN_VIDEO,
     name="hunyuan-video-1.5",
@@ -72,6 +77,7 @@ HUNYUAN_VIDEO_15 = replace(
     lora_targets=r"transformer_blocks\.\d+\.(attn\.(to_q|to_k|to_v|to_out\.0)|ff\.net\.(0\.proj|2))",
     example=_hunyuan_15_example,
     counting=_MasksOnMeta,
+    levels=_hunyuan_15_levels,
     unsupported=(),
     destination="timestep_r",  # of models with use_meanflow; None of others
 )

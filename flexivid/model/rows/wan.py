@@ -31,6 +31,7 @@ WAN = Family(
     guidance="separate",
     lora_targets=r"blocks\.\d+\.(attn1\.(to_q|to_k|to_v|to_out\.0)|ffn\.net\.(0\.proj|2))",
     example=_wan_example,
+    media=("encoder_hidden_states_image",),
     loose=Loose("blocks"),
 )
 SKYREELS_V2 = replace(  # arXiv 2504.13074

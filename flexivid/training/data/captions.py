@@ -4,28 +4,40 @@
   `prompt`;
 - `videos.txt` and `prompts.txt`, line by line;
 - `a.mp4` beside `a.txt`, in subfolders too.
+
+For models that take a control video, `a.control.mp4` and `a.mask.mp4` lie beside `a.mp4`, or are named in `control` and
+`mask` of the metadata.
 """
 
 import csv
 import io
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from flexivid.text import read_lines, read_text
 
 PATH_KEYS, CAPTION_KEYS = ("file_name", "media_path", "video"), ("caption", "text", "prompt")
 EXTENSIONS = {".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v"}
+BESIDE = ("control", "mask")
 
 
 @dataclass(frozen=True)
 class CaptionedClip:
-    """problem: why its caption cannot be read, which is then empty."""
+    """problem: why its caption cannot be read, which is then empty. control: a video of what is to be seen in it. mask:
+    one of where (white) it is to be made anew."""
 
     path: Path
     caption: str
     problem: str = ""
+    control: Path | None = None
+    mask: Path | None = None
+
+    @property
+    def beside(self) -> list[Path]:
+        """The control video and the mask, as far as there are."""
+        return [path for path in (self.control, self.mask) if path is not None]
 
 
 def find_clips(folder: Path) -> list[CaptionedClip]:
@@ -45,14 +57,18 @@ def find_clips(folder: Path) -> list[CaptionedClip]:
     if not lists:
         clips = _pairs(root)
     else:
-        pairs = _aligned_lines(folder) if lists[0].name == "videos.txt" else _metadata(lists[0])
+        rows = _aligned_lines(folder) if lists[0].name == "videos.txt" else _metadata(lists[0])
         # macOS puts a file ._a.mp4 beside a.mp4 on other disks, and scripts that list a folder list it too.
         clips = [
-            CaptionedClip(root / name, text.strip()) for name, text in pairs if not Path(name).name.startswith("._")
+            CaptionedClip(root / name, text.strip(), **{kind: root / path for kind, path in named.items()})
+            for name, text, named in rows
+            if not Path(name).name.startswith("._")
         ]
+    clips = [_with_those_beside(clip) for clip in clips]
     for clip in clips:
-        if not clip.path.resolve().is_relative_to(root):
-            raise ValueError(f"{clip.path} leaves the data folder {folder}; clips must lie in it")
+        for path in (clip.path, *clip.beside):
+            if not path.resolve().is_relative_to(root):
+                raise ValueError(f"{path} leaves the data folder {folder}; clips must lie in it")
         if not clip.caption and not clip.problem:
             raise ValueError(f"{clip.path.relative_to(root)} has an empty caption")
     if not clips:
@@ -62,9 +78,27 @@ def find_clips(folder: Path) -> list[CaptionedClip]:
     return clips
 
 
+def _with_those_beside(clip: CaptionedClip) -> CaptionedClip:
+    """With the control video and the mask that bear its name, unless the metadata names others."""
+    found = {}
+    for kind in BESIDE:
+        # Not glob, for which names may be patterns.
+        names = (clip.path.with_name(f"{clip.path.stem}.{kind}{suffix}") for suffix in sorted(EXTENSIONS))
+        if getattr(clip, kind) is None and (there := [path for path in names if path.exists()]):
+            found[kind] = there[0]
+    return replace(clip, **found)
+
+
+def _is_beside(path: Path, videos: set[Path]) -> bool:
+    """Whether it is the control video or the mask of another one."""
+    clip, kind = Path(path.stem).stem, Path(path.stem).suffix[1:]
+    return kind in BESIDE and any(path.with_name(clip + suffix) in videos for suffix in EXTENSIONS)
+
+
 def _pairs(root: Path) -> list[CaptionedClip]:
-    hidden = (path for path in root.rglob("*") if path.suffix.lower() in EXTENSIONS)
-    paths = sorted(path for path in hidden if not any(part[0] == "." for part in path.relative_to(root).parts))
+    videos = {path for path in root.rglob("*") if path.suffix.lower() in EXTENSIONS}
+    shown = (path for path in videos if not any(part[0] == "." for part in path.relative_to(root).parts))
+    paths = sorted(path for path in shown if not _is_beside(path, videos))
     if missing := [path for path in paths if not path.with_suffix(".txt").exists()]:
         raise ValueError(f"{len(missing)} clips have no caption, for example {missing[0]}: write it to a .txt beside")
     clips = []
@@ -76,16 +110,19 @@ def _pairs(root: Path) -> list[CaptionedClip]:
     return clips
 
 
-def _aligned_lines(folder: Path) -> list[tuple[str, str]]:
+Row = tuple[str, str, dict[str, str]]  # file, caption, and the files beside it by what they are
+
+
+def _aligned_lines(folder: Path) -> list[Row]:
     if not (folder / "prompts.txt").exists():
         raise ValueError(f"{folder} has videos.txt and no prompts.txt")
     names, captions = (read_lines(folder / name) for name in ("videos.txt", "prompts.txt"))
     if len(names) != len(captions):
         raise ValueError(f"{folder}: videos.txt has {len(names)} lines, prompts.txt {len(captions)}; one each a clip")
-    return [(name.strip(), caption) for name, caption in zip(names, captions, strict=True)]
+    return [(name.strip(), caption, {}) for name, caption in zip(names, captions, strict=True)]
 
 
-def _metadata(path: Path) -> list[tuple[str, str]]:
+def _metadata(path: Path) -> list[Row]:
     text = read_text(path)
     try:
         rows = {".csv": _csv_rows, ".json": _json, ".jsonl": _json_lines}[path.suffix](text)
@@ -102,7 +139,11 @@ def _metadata(path: Path) -> list[tuple[str, str]]:
             )
         return found[0]
 
-    return [(value(row, number, PATH_KEYS), value(row, number, CAPTION_KEYS)) for number, row in enumerate(rows, 1)]
+    found = []
+    for number, row in enumerate(rows, 1):
+        named = {kind: value(row, number, (kind,)) for kind in BESIDE if row.get(kind)}
+        found.append((value(row, number, PATH_KEYS), value(row, number, CAPTION_KEYS), named))
+    return found
 
 
 def _csv_rows(text: str) -> list[dict[str, str]]:

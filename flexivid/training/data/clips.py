@@ -19,6 +19,7 @@ __all__ = [
     "find_clips",
     "fit",
     "frame_indices",
+    "load_beside",
     "load_clip",
 ]
 
@@ -31,6 +32,25 @@ def fit(frames: np.ndarray, height: int, width: int) -> torch.Tensor:
     clip = interpolate(clip, covering, mode="bicubic", antialias=True).clamp(-1, 1)
     top, left = ((side - low) // 2 for side, low in zip(covering, (height, width), strict=True))
     return clip[:, :, top : top + height, left : left + width].transpose(0, 1)
+
+
+def load_beside(path: Path, clip: Path, bucket: Bucket, fps: float) -> torch.Tensor:
+    """The frames of a control video or a mask that are shown with those of `load_clip`, in the same form.
+
+    Raises BrokenClip also if it has not the clip's frames, rate and shape.
+    """
+    try:
+        own, reader = Reader(clip), Reader(path)
+    except BrokenClip as error:
+        raise BrokenClip(f"{path.name}: {error}") from None
+    (height, width), (own_height, own_width) = reader.size, own.size
+    in_step = (reader.count, round(reader.fps, 2)) == (own.count, round(own.fps, 2))
+    if not in_step or abs(height * own_width / (width * own_height) - 1) > 0.02:
+        raise BrokenClip(
+            f"{path.name} has {reader.count} frames at {reader.fps:.4g} a second, {height}x{width}, and the clip "
+            f"{own.count} at {own.fps:.4g}, {own_height}x{own_width}: both must have the same frames and shape"
+        )
+    return load_clip(path, [bucket], fps)[1]
 
 
 def load_clip(path: Path, buckets: list[Bucket], fps: float, start: float = 0.5) -> tuple[Bucket, torch.Tensor]:

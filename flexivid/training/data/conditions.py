@@ -1,23 +1,40 @@
-"""What a transformer is given beside latents and timestep, as its stock pipeline makes it from a prompt.
+"""What a transformer is given beside latents and timestep, as its stock pipeline makes it from a prompt and an image.
 
 Nothing here knows a family: the pipeline is called, and stopped when it comes to its transformer.
 """
 
 import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 
 import torch
 from diffusers import DiffusionPipeline
 
+from flexivid.model.call import Call
 from flexivid.model.families import family_of
-from flexivid.stock_pipelines import call_arguments
+from flexivid.model.family import Family, patch_size_of
+from flexivid.stock_pipelines import call_arguments, latent_channels_of
 from flexivid.training.config import ClipsConfig
 from flexivid.training.data.buckets import Bucket
+from flexivid.training.noise import CHANNELS, CLEAN
 
 NOT_CONDITIONS = ("hidden_states", "timestep", "return_dict", "attention_kwargs")
 
 
 class _AtTheTransformer(Exception):
     pass
+
+
+@contextmanager
+def _replaced(module: torch.nn.Module, name: str, method: Callable) -> Iterator[None]:
+    before = vars(module).get(name)
+    setattr(module, name, method)
+    try:
+        yield
+    finally:
+        delattr(module, name)
+        if before is not None:
+            setattr(module, name, before)
 
 
 def clip_arguments(pipe: DiffusionPipeline, bucket: Bucket, config: ClipsConfig, **more) -> dict:
@@ -27,10 +44,10 @@ def clip_arguments(pipe: DiffusionPipeline, bucket: Bucket, config: ClipsConfig,
 
 
 @torch.no_grad()
-def conditions_of(pipe: DiffusionPipeline, prompt: str, bucket: Bucket, config: ClipsConfig) -> dict:
-    """The other arguments of the first forward of a call, for one clip without classifier-free guidance.
+def first_call(pipe: DiffusionPipeline, prompt: str, bucket: Bucket, config: ClipsConfig, media: dict) -> Call:
+    """The first forward of a call, for one clip without classifier-free guidance. media: what is given with the prompt.
 
-    Tensors have a row a clip; tables of a size come as tuples, its axes as numbers.
+    Its latents are noise, except where the pipeline gives them without; the noise is the same in every call.
     """
     transformer = pipe.transformer
     family, signature = family_of(transformer), inspect.signature(type(transformer).forward)
@@ -41,15 +58,43 @@ def conditions_of(pipe: DiffusionPipeline, prompt: str, bucket: Bucket, config: 
         seen.update(signature.bind(transformer, *args, **kwargs).arguments)
         raise _AtTheTransformer
 
-    hooked = vars(transformer).get("forward")
-    transformer.forward = stop
-    try:
-        pipe(prompt=prompt, **clip_arguments(pipe, bucket, config, steps=4, **unguided), output_type="latent")
-    except _AtTheTransformer:
-        pass
-    finally:
-        del transformer.forward
-        if hooked is not None:
-            transformer.forward = hooked
+    call = {"prompt": prompt, **media, **clip_arguments(pipe, bucket, config, steps=4, **unguided)}
+
+    def encode(clips: torch.Tensor, *args, **kwargs):  # LTX gives them in the precision of its text encoder
+        return stock_encode(clips.to(pipe.vae.dtype), *args, **kwargs)
+
+    stock_encode = pipe.vae.encode
+    with _replaced(transformer, "forward", stop), _replaced(pipe.vae, "encode", encode), suppress(_AtTheTransformer):
+        pipe(**call, generator=torch.Generator().manual_seed(0), output_type="latent")
     del seen["self"]
-    return {name: value for name, value in seen.items() if name not in NOT_CONDITIONS and value is not None}
+    for name in family.for_all_clips:
+        if signature.parameters[name].default is None:  # what the forward takes by itself, such as scales of 1
+            seen.pop(name, None)
+    return Call(family, patch_size_of(transformer.config), seen, transformer.forward)
+
+
+def conditions_in(call: Call, channels: int) -> dict:
+    """What a first forward is given beside latents of so many channels, and their timestep.
+
+    Tensors have a row a clip; tables of a size come as tuples, its axes as numbers. CHANNELS and CLEAN are there where
+    the pipeline gives such.
+    """
+    conditions = {name: value for name, value in call.given.items() if name not in NOT_CONDITIONS and value is not None}
+    if call.latents.shape[1] > channels:
+        conditions[CHANNELS] = call.latents[:, channels:]
+    timestep = call.timesteps["timestep"]
+    if timestep.ndim > 1 and not timestep.all():
+        conditions[CLEAN] = call.over_latents(timestep == 0)
+    return conditions
+
+
+def conditions_of(
+    pipe: DiffusionPipeline, prompt: str, bucket: Bucket, config: ClipsConfig, media: dict | None = None
+) -> dict:
+    """`conditions_in` of the first forward of a call."""
+    return conditions_in(first_call(pipe, prompt, bucket, config, media or {}), latent_channels_of(pipe.vae))
+
+
+def of_clips(family: Family) -> tuple[str, ...]:
+    """The conditions that show a clip's own image or video, whatever its caption."""
+    return (*family.media, *family.conditions, CHANNELS, CLEAN)

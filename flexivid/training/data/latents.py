@@ -8,6 +8,8 @@ prompts.
 import hashlib
 import json
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,16 +20,15 @@ from safetensors import safe_open
 from tqdm import tqdm
 
 from flexivid.model.families import family_of
-from flexivid.tensors import fingerprint, on_rows
 from flexivid.text import read_prompts
 from flexivid.training.config import ClipsConfig
-from flexivid.training.data.buckets import BrokenClip, Bucket
+from flexivid.training.data.buckets import Bucket
 from flexivid.training.data.captions import CaptionedClip, find_clips
-from flexivid.training.data.clips import load_clip
-from flexivid.training.data.conditions import clip_arguments, conditions_of
-from flexivid.training.data.encoding import encode, latent_statistics
+from flexivid.training.data.conditions import of_clips
 from flexivid.training.data.held_out import Places, choose_held_out, split
+from flexivid.training.data.media import CONTROL, taken_by
 from flexivid.training.data.shards import Encode, Place, filled, is_made_from, read_places, write_shard
+from flexivid.training.data.sources import empty_conditions, encoders_of, made_with, of_captions, of_files, of_teacher
 
 SHARD = 32  # clips a file: what a kill loses at most
 TRAINED_CLIPS = 8  # that errors are measured on where none is held out
@@ -37,7 +38,8 @@ class LatentCache:
     """Random access to (latents, conditions) of clips.
 
     folder: where the shards lie; every process makes its share of them. made_with: whatever else latents depend on.
-    encode_text: caption -> arguments of the transformer, tensors of one clip and whatever is the same for all.
+    empty_conditions: bucket -> conditions of the empty caption, tensors of one clip and whatever is the same for all.
+    of_clips: names of those that a clip has whatever its caption.
     held_out_contents: what an earlier part of the run has held out, None to choose.
     """
 
@@ -46,13 +48,14 @@ class LatentCache:
         folder: Path,
         clips: list[CaptionedClip],
         made_with: dict,
-        encode_clip: Encode,
-        encode_text: Callable[[str, Bucket], dict],
+        encode: Encode,
+        empty_conditions: Callable[[Bucket], dict],
+        of_clips: tuple[str, ...],
         config: ClipsConfig,
         accelerator: Accelerator,
         held_out_contents: list[str] | None = None,
     ):
-        self.config = config
+        self.config, self.of_clips = config, of_clips
         self.broken: list[tuple[str, str]] = []
         folder.mkdir(parents=True, exist_ok=True)
         shards = {
@@ -63,7 +66,7 @@ class LatentCache:
         for path in tqdm(own, desc="latents", unit="shard", disable=not accelerator.is_main_process):
             start, part = shards[path]
             if not is_made_from(path, part, made_with):
-                write_shard(path, start, part, made_with, encode_clip, encode_text)
+                write_shard(path, start, part, made_with, encode)
         accelerator.wait_for_everyone()
         usable: Places = {}
         for path, (_, part) in shards.items():
@@ -79,7 +82,7 @@ class LatentCache:
         if held_out_contents is None:
             self.held_out_contents = choose_held_out(usable, config.held_out)
         self.places, self.held_out_places = split(usable, self.held_out_contents)
-        self.empty = {bucket: encode_text("", Bucket.parse(bucket)) for bucket in usable}
+        self.empty = {bucket: empty_conditions(Bucket.parse(bucket)) for bucket in usable}
         self._bucket_of: dict[torch.Size, str] = {}  # by the size of latents, as they are read
 
     def report(self) -> str:
@@ -118,7 +121,8 @@ class LatentCache:
             with safe_open(place.shard, "pt") as shard:
                 latents.append(shard.get_slice(f"{bucket}.latents")[place.row])
                 for name, values in rows.items():
-                    values.append(empty[name] if without else shard.get_slice(f"{bucket}.{name}")[place.row])
+                    is_empty = without and name not in self.of_clips
+                    values.append(empty[name] if is_empty else shard.get_slice(f"{bucket}.{name}")[place.row])
         self._bucket_of[latents[0].shape] = bucket
         conditions = {name: torch.stack([filled(v, empty[name]) for v in values]) for name, values in rows.items()}
         return torch.stack(latents).float(), empty | conditions
@@ -126,7 +130,8 @@ class LatentCache:
     def unconditional(self, x_0: torch.Tensor, conditions: dict) -> dict:
         """The conditions of these clips with the empty caption."""
         empty = self.empty[self._bucket_of[x_0.shape[1:]]]
-        rows = {name: filled(value, value) for name, value in empty.items() if torch.is_tensor(value)}
+        of_text = {name: value for name, value in empty.items() if name not in self.of_clips}
+        rows = {name: filled(value, value) for name, value in of_text.items() if torch.is_tensor(value)}
         return conditions | {name: value.expand(len(x_0), *value.shape) for name, value in rows.items()}
 
     def empty_text(self, length: int) -> torch.Tensor:
@@ -163,68 +168,6 @@ def check_buckets(config: ClipsConfig, temporal_factor: int, side: int, patch_fr
             )
 
 
-def encoders_of(pipe: DiffusionPipeline) -> dict[str, torch.nn.Module]:
-    """The VAE and the text encoders, which training needs only once."""
-    named = {name: part for name, part in pipe.components.items() if name.startswith(("vae", "text_encoder"))}
-    return {name: part for name, part in named.items() if isinstance(part, torch.nn.Module)}
-
-
-def _made_with(
-    config: ClipsConfig, pipe: DiffusionPipeline, encoders: dict[str, torch.nn.Module], captions_only: bool
-) -> dict:
-    """All that latents and conditions depend on beside the clips, as JSON."""
-    made_with = {}
-    if not captions_only:
-        of_vae = [pipe.vae.encoder, *filter(None, [getattr(pipe.vae, "quant_conv", None)])]
-        made_with["vae"] = [fingerprint(part) for part in of_vae]
-        made_with["latents"] = [value.flatten().tolist() for value in latent_statistics(pipe.vae)]
-    made_with |= {
-        **{name: fingerprint(part) for name, part in encoders.items() if name != "vae"},
-        "buckets": config.buckets,
-        "fps": config.fps,
-        "max_sequence_length": config.max_sequence_length,
-    }
-    if config.folder is None and not captions_only:
-        made_with |= {
-            "teacher": fingerprint(pipe.transformer),
-            "scheduler": json.dumps(dict(pipe.scheduler.config), default=str),
-            "steps": config.teacher_steps,
-            "guidance": config.teacher_guidance,
-        }
-    return made_with
-
-
-def _teacher_sampler(config: ClipsConfig, pipe: DiffusionPipeline, buckets: list[Bucket]) -> Encode:
-    """Samples the teacher for a prompt, the buckets in turn; the number of the prompt is the seed."""
-    family = family_of(pipe.transformer)
-
-    @torch.no_grad()
-    def sample_teacher(number: int, clip: CaptionedClip) -> tuple[Bucket, torch.Tensor]:
-        bucket = buckets[number % len(buckets)]
-        settings = {"steps": config.teacher_steps, "guidance_scale": config.teacher_guidance}
-        call = clip_arguments(pipe, bucket, config, **settings)
-        generator = torch.Generator().manual_seed(number)
-        latents = pipe(prompt=clip.caption, **call, generator=generator, output_type="latent").frames
-        size = family.latent_size(pipe, bucket.frames, bucket.height, bucket.width)
-        named = family.arguments_for(torch.empty(1, 1, *size, device="meta"))
-        return bucket, family.latents(named | {"hidden_states": latents})[0]
-
-    return sample_teacher
-
-
-def _captions_alone(pipe: DiffusionPipeline, buckets: list[Bucket]) -> Encode:
-    """Latents of no channels, which take no room and have the size of the clip; the buckets in turn."""
-    family = family_of(pipe.transformer)
-
-    def encode_nothing(number: int, clip: CaptionedClip) -> tuple[Bucket, torch.Tensor]:
-        if clip.problem:
-            raise BrokenClip(clip.problem)
-        bucket = buckets[number % len(buckets)]
-        return bucket, torch.empty(0, *family.latent_size(pipe, bucket.frames, bucket.height, bucket.width))
-
-    return encode_nothing
-
-
 def build_cache(
     config: ClipsConfig,
     pipe: DiffusionPipeline,
@@ -238,36 +181,27 @@ def build_cache(
     has held out. captions_only: no clips are read or sampled, and latents have no channels. Raises ValueError if the
     folder or the file is not what it should be, or no clip can be used.
     """
-    device, clips = accelerator.device, clips_of(config)
-    buckets, encoders = [Bucket.parse(text) for text in config.buckets], encoders_of(pipe)
+    device, clips, encoders = accelerator.device, clips_of(config), encoders_of(pipe)
+    if taken_by(type(pipe)) != CONTROL:  # what the clips have beside them is not read, and may change
+        clips = [replace(clip, control=None, mask=None) for clip in clips]
     for part in encoders.values():
         part.to(device)
-    made_with = _made_with(config, pipe, encoders, captions_only)
-
-    def encode_text(caption: str, bucket: Bucket) -> dict:
-        conditions = conditions_of(pipe, caption, bucket, config)
-        return on_rows(conditions, lambda tensor: tensor[0].cpu())
-
-    def encode_file(number: int, clip: CaptionedClip) -> tuple[Bucket, torch.Tensor]:
-        if clip.problem:
-            raise BrokenClip(clip.problem)
-        bucket, frames = load_clip(clip.path, buckets, config.fps)
-        return bucket, encode(pipe.vae, frames[None].to(device, pipe.vae.dtype))[0]
-
-    encode_clip = encode_file
+    facts = made_with(config, pipe, captions_only)
     pipe.set_progress_bar_config(disable=True)
     if captions_only:
-        encode_clip = _captions_alone(pipe, buckets)
+        encode = of_captions(config, pipe)
         accelerator.print(f"{len(clips)} captions of {config.folder or config.prompts}")
     elif config.folder is not None:
+        encode = of_files(config, pipe, device)
         accelerator.print(f"{len(clips)} clips in {config.folder}, {config.fps:g} frames a second, {config.buckets}")
     else:
         pipe.transformer.to(device)
-        encode_clip = _teacher_sampler(config, pipe, buckets)
+        encode = of_teacher(config, pipe)
         accelerator.print(f"{len(clips)} prompts, sampled by the teacher in {config.teacher_steps} steps")
-    name = hashlib.sha256(json.dumps([made_with, str(config.folder or config.prompts)]).encode()).hexdigest()[:12]
+    name = hashlib.sha256(json.dumps([facts, str(config.folder or config.prompts)]).encode()).hexdigest()[:12]
+    empty, family = partial(empty_conditions, pipe, config=config), family_of(pipe.transformer)
     folder = config.cache / name
-    cache = LatentCache(folder, clips, made_with, encode_clip, encode_text, config, accelerator, held_out)
+    cache = LatentCache(folder, clips, facts, encode, empty, of_clips(family), config, accelerator, held_out)
     if cache.broken:
         accelerator.print(f"{len(cache.broken)} of {len(clips)} clips are skipped:\n{cache.report()}")
     if cache.held_out:

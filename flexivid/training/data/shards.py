@@ -19,8 +19,8 @@ from flexivid.files import replacing
 from flexivid.training.data.buckets import BrokenClip, Bucket
 from flexivid.training.data.captions import CaptionedClip
 
-# (number of the clip, clip) -> its bucket and latents (C, T, H, W); raises BrokenClip.
-Encode = Callable[[int, CaptionedClip], tuple[Bucket, torch.Tensor]]
+# (number of the clip, clip) -> its bucket, latents (C, T, H, W) and conditions; raises BrokenClip.
+Encode = Callable[[int, CaptionedClip], tuple[Bucket, torch.Tensor, dict]]
 
 
 @dataclass(frozen=True)
@@ -59,13 +59,21 @@ def is_made_from(path: Path, clips: list[CaptionedClip], made_with: dict) -> boo
         return False
     with safe_open(path, "pt") as shard:
         metadata = shard.metadata()
-    names = [[str(clip.path), clip.caption] for clip in clips]
     if "rows" not in metadata:  # of an earlier version
         return False
-    if json.loads(metadata["made_with"]) != made_with or json.loads(metadata["clips"]) != names:
+    if json.loads(metadata["made_with"]) != made_with or json.loads(metadata["clips"]) != _names(clips):
         return False
-    sources = [Source(*values) for values in json.loads(metadata["sources"])]
-    return all(source.still_is(clip.path) for source, clip in zip(sources, clips, strict=True))
+    paths = [clip.path for clip in clips] + _beside(clips)
+    sources = [Source(*values) for name in ("sources", "beside") for values in json.loads(metadata.get(name, "[]"))]
+    return all(source.still_is(path) for source, path in zip(sources, paths, strict=True))
+
+
+def _names(clips: list[CaptionedClip]) -> list[list[str]]:
+    return [[str(clip.path), clip.caption, *map(str, clip.beside)] for clip in clips]
+
+
+def _beside(clips: list[CaptionedClip]) -> list[Path]:
+    return [path for clip in clips for path in clip.beside]
 
 
 def read_places(path: Path) -> tuple[dict[str, list[Place]], list[tuple[str, str]]]:
@@ -82,16 +90,19 @@ def read_places(path: Path) -> tuple[dict[str, list[Place]], list[tuple[str, str
     return places, [(name, reason) for name, reason in broken]
 
 
-def write_shard(path: Path, start: int, clips: list[CaptionedClip], made_with: dict, encode_clip, encode_text) -> None:
+def write_shard(path: Path, start: int, clips: list[CaptionedClip], made_with: dict, encode: Encode) -> None:
     """Encodes some clips into one file, grouped by bucket; a clip that is broken is left out and noted."""
     groups: dict[str, list[tuple[torch.Tensor, dict]]] = {}
     broken, rows = [], {}
     # Before the clips are read: one that is still being copied is then seen to have changed.
-    sources = [list(vars(Source.of(clip.path)).values()) for clip in clips]
+    sources, beside = (
+        [list(vars(Source.of(path)).values()) for path in paths]
+        for paths in ([clip.path for clip in clips], _beside(clips))
+    )
     for number, clip in enumerate(clips):
         try:
-            bucket, latents = encode_clip(start + number, clip)
-            stored = _stored(latents, encode_text(clip.caption, bucket))
+            bucket, *values = encode(start + number, clip)
+            stored = _stored(*values)
         except BrokenClip as error:
             broken.append([str(clip.path), str(error)])
             continue
@@ -99,8 +110,9 @@ def write_shard(path: Path, start: int, clips: list[CaptionedClip], made_with: d
         rows.setdefault(str(bucket), []).append(number)
     metadata = {
         "made_with": made_with,
-        "clips": [[str(clip.path), clip.caption] for clip in clips],
+        "clips": _names(clips),
         "sources": sources,
+        "beside": beside,
         "broken": broken,
         "rows": rows,
     }
@@ -111,7 +123,7 @@ def write_shard(path: Path, start: int, clips: list[CaptionedClip], made_with: d
 def _stored(latents: torch.Tensor, conditions: dict) -> tuple[torch.Tensor, dict]:
     """As a shard holds them, in half precision. Raises BrokenClip for what is not finite there."""
     latents = latents.half().cpu()
-    conditions = {name: _without_zeros(value) for name, value in conditions.items() if torch.is_tensor(value)}
+    conditions = {name: _halved(value) for name, value in conditions.items() if torch.is_tensor(value)}
     for name, value in {"latents": latents, **conditions}.items():
         if not value.isfinite().all():
             raise BrokenClip(f"its {name} are not finite in half precision")
@@ -132,10 +144,12 @@ def _stacked(groups: dict[str, list[tuple[torch.Tensor, dict]]]) -> dict[str, to
     return tensors
 
 
-def _without_zeros(value: torch.Tensor) -> torch.Tensor:
-    """(length, dim) without the rows of zeros at the end, in half precision; anything else as it is."""
-    if value.ndim != 2 or not value.is_floating_point():
+def _halved(value: torch.Tensor) -> torch.Tensor:
+    """In half precision, of (length, dim) without the rows of zeros at the end; numbers and masks as they are."""
+    if value.ndim < 2 or not value.is_floating_point():
         return value
+    if value.ndim > 2:
+        return value.half()
     used = value.abs().sum(-1).nonzero()
     return value[: int(used.max()) + 1 if len(used) else 1].half()
 
