@@ -10,6 +10,7 @@ config in several CPU processes, with this code and that of another checkout in 
 import argparse
 import json
 import os
+import socket
 import statistics
 import subprocess
 import sys
@@ -106,15 +107,33 @@ def time_steps(config: Config, clips: list[CaptionedClip], buckets: list[Bucket]
 def train_from(checkout: Path, arguments: argparse.Namespace, overrides: list[str], cache: Path) -> dict:
     """Trains with the code of a checkout. Returns what `parts/timed_training.py` writes."""
     with tempfile.TemporaryDirectory() as folder:
-        times = Path(folder) / "times.json"
-        words = ["torch.distributed.run", "--standalone", "--nproc_per_node", str(arguments.processes)]
-        words += [str(TIMED), str(times), "--config", arguments.config, *overrides]
+        times, said = Path(folder) / "times.json", Path(folder) / "said.txt"
+        words = [sys.executable, str(TIMED), str(times), "--config", arguments.config, *overrides]
         words += ["--output", f"{folder}/out", "--clips.cache", str(cache)]
-        environment = {"PYTHONPATH": str(checkout.resolve()), "ACCELERATE_USE_CPU": "true"}
-        environment["ACCELERATE_MIXED_PRECISION"] = arguments.precision
-        run = subprocess.run([sys.executable, "-m", *words], env=os.environ | environment, capture_output=True)
-        if run.returncode:
-            raise ValueError(f"training with {checkout} failed: {run.stderr.decode()[-2000:]}")
+        with socket.socket() as found:
+            found.bind(("127.0.0.1", 0))
+            port = found.getsockname()[1]
+        environment = {
+            "PYTHONPATH": str(checkout.resolve()),
+            "ACCELERATE_USE_CPU": "true",
+            "ACCELERATE_MIXED_PRECISION": arguments.precision,
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            **dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), str(arguments.processes)),
+        }
+        with said.open("w") as file:
+            processes = [
+                subprocess.Popen(
+                    words,
+                    env=os.environ | environment | dict.fromkeys(("RANK", "LOCAL_RANK"), str(rank)),
+                    stdout=file,
+                    stderr=file,
+                )
+                for rank in range(arguments.processes)
+            ]
+            codes = [process.wait() for process in processes]
+        if any(codes):
+            raise ValueError(f"training with {checkout} failed: {said.read_text()[-2000:]}")
         return json.loads(times.read_text())
 
 
