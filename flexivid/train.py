@@ -41,6 +41,7 @@ from flexivid.training.finite import TrainingFailed  # noqa: E402
 from flexivid.training.forecast import check_model, forecast  # noqa: E402
 from flexivid.training.loop import train  # noqa: E402
 from flexivid.training.optimizers import check_optimizer  # noqa: E402
+from flexivid.training.parallel.launch import from_main  # noqa: E402
 from flexivid.training.parallel.sharding import check_sharding  # noqa: E402
 from flexivid.training.shared import SharedObjective  # noqa: E402
 
@@ -107,6 +108,7 @@ def launched(config: Config) -> Accelerator:
         raise ValueError(f"the tracker {missing.pop()} is not installed: install it, or leave it out of trackers")
     check_sharding(accelerator, config)
     clips_per_part(config, config.batch_size, accelerator.num_processes)
+    from_main(accelerator, lambda: check_checkpoint(config))  # hashes the base
     return accelerator
 
 
@@ -115,7 +117,6 @@ def check_config(config: Config) -> None:
     if config.objective in WITH_MODES and config.base is None:
         raise ValueError("base must be the pipeline that is trained, a folder or a hub id")
     check_words(config.data)
-    check_checkpoint(config)
     check_optimizer(config)
 
 

@@ -335,6 +335,10 @@ TABLE = {
         ("--clips.folder {there}/nowhere", "does not exist"),
         ("--base {there}/nowhere", "nowhere"),
         ("--objective shared --distill.rank null", "must be of the objective distill"),
+        ("--before {there}/folder", "folder has no flexivid/train.py"),
+        ("--processes 0", "--processes must be at least 1"),
+        ("--precision fp8", "invalid choice: 'fp8'"),
+        ("--output {there}/empty.txt/speed.json", "empty.txt is a file"),
     ],
     "pareto": [
         ("{there}/missing.json", "missing.json: No such file"),

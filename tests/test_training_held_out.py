@@ -67,6 +67,7 @@ def overlap(trained: list[torch.Tensor], held_out: list[torch.Tensor]) -> bool:
 
 def test_held_out_clips_are_in_no_batch_of_any_process(clips, accelerator, monkeypatch):
     monkeypatch.setattr(latents, "SHARD", 4)
+    monkeypatch.setattr(latents, "from_main", lambda accelerator, find: find())  # there is one process here
     config, pipe = ClipsConfig(**settings(clips, held_out=5)), tiny_pipeline()
     build_cache(config, pipe, accelerator)
     facts = {"device": accelerator.device, "num_processes": 2, "wait_for_everyone": lambda: None, "print": print}

@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from flexivid.model.call import Call
+from flexivid.model.call import Call, parts_of
 from flexivid.model.flexible import FlexTransformer
 from flexivid.model.lora import HOOK_NAME
 from flexivid.model.mixed import predict_mixed
@@ -177,6 +177,27 @@ class FlopCounter:
         """FLOPs of the powerful patch size with a LoRA, such as the one that it has in few-step runs."""
         return self._cost(self._key(arguments), self._inputs(arguments), self._patch_sizes[-1], lora)
 
+    def cost_of_learning(
+        self, arguments: dict, patch_size: str, trained: frozenset[str], lora: str | None = None
+    ) -> int:
+        """FLOPs of one forward of one clip at a patch size and of its backward, without gradients that nobody needs.
+
+        trained: names of the transformer's parameters that have a gradient; weak modes have one. lora: of the powerful
+        patch size, as in `cost_of_adapted`.
+        """
+        key = self._model, self._key(arguments), patch_size, lora, trained
+        if key not in _counted:
+            twin, _ = self._twin
+            for name, parameter in twin.transformer.named_parameters():
+                parameter.requires_grad_(name in trained)
+            twin.weak_modes.requires_grad_(True)
+            try:
+                _counted[key] = self._count(self._inputs(arguments), patch_size, lora, learns=True)
+            finally:
+                twin.transformer.requires_grad_(False)
+                twin.weak_modes.requires_grad_(False)
+        return _counted[key]
+
     def _key(self, arguments: dict) -> tuple:
         """What the FLOPs of a forward depend on."""
         return tuple((name, _shapes(arguments[name], clips)) for name, clips in self._clips(arguments).items())
@@ -197,7 +218,7 @@ class FlopCounter:
             _counted[key] = self._count(inputs, patch_size, lora)
         return _counted[key]
 
-    def _count(self, inputs: dict, patch_size: str, lora: str | None = None) -> int:
+    def _count(self, inputs: dict, patch_size: str, lora: str | None = None, learns: bool = False) -> int:
         twin, blocks = self._twin
         if is_mixed_size(patch_size):
             twin.runner = _MixedPatchSize(patch_size)
@@ -209,9 +230,11 @@ class FlopCounter:
             _disable_current_modes(),
             attention_backend("native"),
             twin.family.counting(),
-            torch.no_grad(),
+            torch.set_grad_enabled(learns),
             flop_counter_mode() as counter,
-            each_block_once(blocks, counter) as flops,
+            each_block_once(() if learns else blocks, counter) as flops,  # gradients go through all of them
         ):
-            twin.transformer(**inputs, return_dict=False)
+            outputs = twin.transformer(**inputs, return_dict=False)
+            if learns:
+                parts_of(outputs)[0].sum().backward()
             return flops()

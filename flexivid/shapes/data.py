@@ -14,6 +14,7 @@ from flexivid.shapes.world import all_scenes, sample_clips
 from flexivid.tensors import fingerprint
 from flexivid.training.config import DataConfig
 from flexivid.training.data.encoding import encode
+from flexivid.training.objective import ALL
 
 SHARD = 500  # clips a file, so that a kill loses at most one
 
@@ -50,12 +51,15 @@ def embed_captions(config: DataConfig, tokenizer, text_encoder) -> torch.Tensor:
     return states * tokens.attention_mask.unsqueeze(-1)
 
 
-def draw_texts(config: DataConfig, embeddings: torch.Tensor, captions: torch.Tensor, generator) -> dict:
-    """Conditions of some captions, given as rows of `embeddings`: some dropped, all of one text length."""
+def draw_texts(config: DataConfig, embeddings: torch.Tensor, captions: torch.Tensor, generator, rows: slice) -> dict:
+    """Conditions of some captions, given as rows of `embeddings`: some dropped, all of one text length.
+
+    rows: of these captions that are wanted.
+    """
     dropped = torch.rand(len(captions), generator=generator) < config.drop_caption
     lengths, shares = zip(*config.text_lengths.items(), strict=True)
     length = lengths[torch.multinomial(torch.tensor(shares), 1, generator=generator).item()]
-    drawn = embeddings[torch.where(dropped, len(embeddings) - 1, captions)]
+    drawn = embeddings[torch.where(dropped, len(embeddings) - 1, captions)[rows]]
     return {"encoder_hidden_states": torch.nn.functional.pad(drawn, (0, 0, 0, length - drawn.shape[1]))}
 
 
@@ -83,10 +87,11 @@ class ShapesCaptions(_Texts):
         self.weights = scene_weights(config) * torch.tensor([not scene.held_out for scene in all_scenes()])
         self.text_embeddings = embed_captions(config, tokenizer, text_encoder)
 
-    def batch(self, count: int, generator: torch.Generator) -> tuple[torch.Tensor, dict]:
-        """Latents (count, 0, T, H, W) and {"encoder_hidden_states": (count, length, dim)}."""
+    def batch(self, count: int, generator: torch.Generator, rows: slice = ALL) -> tuple[torch.Tensor, dict]:
+        """Latents (B, 0, T, H, W) and {"encoder_hidden_states": (B, length, dim)}, of these rows of `count`."""
         captions = torch.multinomial(self.weights, count, replacement=True, generator=generator)
-        return torch.empty(count, 0, *self.size), draw_texts(self.config, self.text_embeddings, captions, generator)
+        texts = draw_texts(self.config, self.text_embeddings, captions, generator, rows)
+        return torch.empty(len(captions[rows]), 0, *self.size), texts
 
 
 class ShapesData(_Texts):
@@ -123,14 +128,17 @@ class ShapesData(_Texts):
                 save_file({"latents": latents.half(), "captions": captions}, partial)
         return load_file(path)
 
-    def batch(self, count: int, generator: torch.Generator, images: bool = False) -> tuple[torch.Tensor, dict]:
-        """Latents (count, C, T, H, W), T = 1 for `images`, and {"encoder_hidden_states": (count, length, dim)}.
+    def batch(
+        self, count: int, generator: torch.Generator, rows: slice = ALL, images: bool = False
+    ) -> tuple[torch.Tensor, dict]:
+        """Latents (B, C, T, H, W), T = 1 for `images`, and {"encoder_hidden_states": (B, length, dim)}.
 
+        These are of some rows of `count` clips that are drawn.
         A clip's first latent frame is the latent of its first image, because the VAE is causal.
         """
         picks = torch.multinomial(self.weights, count, replacement=True, generator=generator)
-        latents = self.latents[picks, :, :1] if images else self.latents[picks]
-        return latents.float(), draw_texts(self.config, self.text_embeddings, self.captions[picks], generator)
+        latents = self.latents[picks[rows], :, :1] if images else self.latents[picks[rows]]
+        return latents.float(), draw_texts(self.config, self.text_embeddings, self.captions[picks], generator, rows)
 
     def validation(self) -> list[tuple[torch.Tensor, dict]]:
         """Clips that are rendered for this alone."""

@@ -19,10 +19,11 @@ from flexivid.shapes.data import ShapesCaptions, ShapesData
 from flexivid.shapes.embedded import SAMPLING
 from flexivid.shapes.oracle import adherence_shares
 from flexivid.shapes.prompts import load_prompts
-from flexivid.training.batches import global_batch_slice, step_generator
+from flexivid.training.batches import micro_batch_rows, on_values, own_rows, step_generator
 from flexivid.training.config import Config, DataConfig
 from flexivid.training.noise import shift_sigma
 from flexivid.training.objective import configure_speed
+from flexivid.training.read_ahead import ReadAhead, on_device
 
 
 @torch.no_grad()
@@ -87,23 +88,32 @@ class PretrainObjective:
         with accelerator.main_process_first():
             self.data = ShapesWorld().data(config.data, self.pipeline)
         configure_speed(self.model, config)
+        self.batches = ReadAhead(self.read, config.steps)
 
-    def loss(self, model, step, micro_batch):
+    def read(self, step: int) -> tuple[torch.Tensor, ...]:
+        """(x_0, text, noise, sigma) of this process's rows."""
         config, generator = self.config, step_generator(self.config.seed, step)
         images = step < config.transformer.image_steps
         count = config.transformer.image_batch if images else config.batch_size
-        x_0, conditions = self.data.batch(count, generator, images)
-        noise = torch.randn(x_0.shape, generator=generator)
+        rows = own_rows(self.accelerator, config, count)
+        x_0, conditions = self.data.batch(count, generator, rows, images)
+        noise = torch.randn(count, *x_0.shape[1:], generator=generator)
         sigma = shift_sigma(torch.sigmoid(torch.randn(count, generator=generator)), config.flow_shift)
-        part = global_batch_slice(self.accelerator, config, count, micro_batch)
-        device = self.accelerator.device
-        text = conditions["encoder_hidden_states"]
-        x_0, text, noise, sigma = (tensor[part].to(device) for tensor in (x_0, text, noise, sigma))
+        values = x_0, conditions["encoder_hidden_states"], noise[rows], sigma[rows]
+        return on_values(values, lambda tensor: on_device(tensor, self.accelerator.device))
+
+    def loss(self, model, step, micro_batch):
+        values = self.batches.of(step)
+        rows = micro_batch_rows(self.config, len(values[0]), micro_batch)
+        x_0, text, noise, sigma = (tensor[rows] for tensor in values)
         level = sigma.view(-1, 1, 1, 1, 1)
         # Flow matching (Lipman et al. 2023): x_t on the straight line from data to noise, the velocity is its slope.
         x_t = (1 - level) * x_0 + level * noise
         velocity = model(x_t, sigma * 1000, text, return_dict=False)[0]
         return F.mse_loss(velocity.float(), noise - x_0)
+
+    def flops(self, step: int) -> int:
+        return 0  # not counted
 
     def sample(self, path):
         print("\nadherence", sample_and_judge(self.pipeline, path, steps=20, count=32), "->", path)

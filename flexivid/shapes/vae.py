@@ -16,9 +16,10 @@ from tqdm import tqdm
 from flexivid.shapes.build import build_vae, tile_clips
 from flexivid.shapes.oracle import adherence_shares
 from flexivid.shapes.world import sample_clips
-from flexivid.training.batches import global_batch_slice, step_generator
+from flexivid.training.batches import micro_batch_rows, own_rows, step_generator
 from flexivid.training.config import Config
 from flexivid.training.data.encoding import decode, encode, latent_statistics
+from flexivid.training.read_ahead import ReadAhead, on_device
 
 
 class Autoencoder(torch.nn.Module):
@@ -77,10 +78,11 @@ class VaeObjective:
             self.model = FrozenEncoderAutoencoder(vae, config.vae.latent_noise)
         else:
             self.model = Autoencoder(build_vae(config.vae))
+        self.batches = ReadAhead(self.read, config.steps)
 
-    def loss(self, model, step, micro_batch):
+    def read(self, step: int) -> torch.Tensor:
+        """The clips of this process's rows, (B, 3, T, H, W)."""
         config, generator = self.config, step_generator(self.config.seed, step)
-        torch.manual_seed(step)  # the posterior's sample
         images = step < config.vae.image_steps
         whole = torch.rand(1, generator=generator).item() < config.vae.full_share
         count = config.vae.image_batch if images else config.batch_size
@@ -88,13 +90,20 @@ class VaeObjective:
         clips, _ = sample_clips(count, generator, frames=3 if images else config.data.frames, size=config.data.size)
         crop = config.data.size if whole else config.vae.crop
         clips = crop_around_object(clips, crop, 1 if images else config.vae.frames, generator)
-        part = global_batch_slice(self.accelerator, config, count, micro_batch)
-        clips = clips[part].to(self.accelerator.device)
+        return on_device(clips[own_rows(self.accelerator, config, count)], self.accelerator.device)
+
+    def loss(self, model, step, micro_batch):
+        clips = self.batches.of(step)
+        clips = clips[micro_batch_rows(self.config, len(clips), micro_batch)]
+        torch.manual_seed(step)  # the posterior's sample
         reconstruction, kl = model(clips)
         # The squared error moves colours while they are far off; the absolute error sharpens edges later.
         reconstruction = reconstruction.float()
         error = F.l1_loss(reconstruction, clips) + F.mse_loss(reconstruction, clips)
-        return error + config.vae.kl * kl.mean()
+        return error + self.config.vae.kl * kl.mean()
+
+    def flops(self, step: int) -> int:
+        return 0  # not counted
 
     def sample(self, path: Path):
         clips, scenes = sample_clips(24, torch.Generator().manual_seed(123), size=self.config.data.size)

@@ -1,8 +1,11 @@
 """Which clips of a step a process computes, and the randomness of a step."""
 
+from collections.abc import Callable
+
 import torch
 from accelerate import Accelerator
 
+from flexivid.tensors import on_rows
 from flexivid.training.config import Config
 
 
@@ -17,11 +20,21 @@ def clips_per_part(config: Config, count: int, processes: int) -> int:
     return share
 
 
-def global_batch_slice(accelerator: Accelerator, config: Config, count: int, micro_batch: int) -> slice:
-    """The rows of a batch of `count`, drawn identically in every process, that this process computes now."""
-    share = clips_per_part(config, count, accelerator.num_processes)
-    part = accelerator.process_index * config.micro_batches + micro_batch
-    return slice(part * share, (part + 1) * share)
+def own_rows(accelerator: Accelerator, config: Config, count: int) -> slice:
+    """The rows of a batch of `count`, drawn identically in every process, that this process reads and computes."""
+    share = clips_per_part(config, count, accelerator.num_processes) * config.micro_batches
+    return slice(accelerator.process_index * share, (accelerator.process_index + 1) * share)
+
+
+def micro_batch_rows(config: Config, count: int, micro_batch: int) -> slice:
+    """Which of the `count` rows of a process are those of a micro-batch."""
+    share = count // config.micro_batches
+    return slice(micro_batch * share, (micro_batch + 1) * share)
+
+
+def on_values(values: tuple, change: Callable[[torch.Tensor], torch.Tensor]) -> tuple:
+    """Changes the tensors of a batch, those in its dictionaries of conditions too."""
+    return tuple(on_rows(value, change) if isinstance(value, dict) else change(value) for value in values)
 
 
 def step_generator(seed: int, step: int) -> torch.Generator:

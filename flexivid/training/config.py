@@ -196,6 +196,12 @@ class Config(Section):
     save_every: Positive = Field(200, description="steps between checkpoints")
     sample_every: Positive = Field(500, description="steps between pictures in `samples` and lines of validation.jsonl")
     keep_checkpoints: Positive = Field(1, description="how many of the last checkpoints are kept")
+    peak_tflops: float | None = Field(
+        None,
+        gt=0,
+        description="TFLOP a second that the device of a process can do in the precision of training, for the MFU in "
+        "log.jsonl; known for some GPUs in bf16 and fp16",
+    )
     trackers: list[str] = Field(["tensorboard"], description="of accelerate: tensorboard, wandb, trackio, ...")
     push_to_hub: str | None = Field(None, description="hub repository that the finished adapter is uploaded to")
     optim: OptimConfig = Field(OptimConfig(), description="optimiser and learning rate")

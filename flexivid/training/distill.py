@@ -2,22 +2,26 @@
 
 import math
 from dataclasses import replace
+from functools import partial
 
 import torch
 from accelerate import Accelerator
 from diffusers import DiffusionPipeline
 
 from flexivid.model.adapter import AdapterConfig, save_adapter
+from flexivid.patches.sizes import parse_mode
 from flexivid.sampling.runner import PipelineRunner
 from flexivid.tensors import on_rows
-from flexivid.training.batches import clips_per_part, global_batch_slice, step_generator
+from flexivid.training.batches import clips_per_part, micro_batch_rows, on_values, own_rows, step_generator
 from flexivid.training.checkpoints import facts_of_last_checkpoint
 from flexivid.training.config import Config
+from flexivid.training.costs import Costs
 from flexivid.training.data.latents import build_cache
 from flexivid.training.data.media import trained_class
 from flexivid.training.noise import NoiseLevels, State
 from flexivid.training.objective import Data, World, configure_speed
 from flexivid.training.parallel.launch import autocast
+from flexivid.training.read_ahead import Later, ReadAhead, on_device
 from flexivid.training.report import draw_errors, error_clips, public_name, push, write_card
 from flexivid.training.rollouts import RollOuts
 from flexivid.training.student import (
@@ -61,7 +65,7 @@ class DistillObjective:
         self.flex.diffusion = replace(self.flex.diffusion, alphas_cumprod=table)
         self.levels = NoiseLevels(self.flex.diffusion, config.flow_shift, self.flex.base_patch)
         configure_speed(self.pipeline.transformer, config)
-        self.drawn: tuple[int, tuple] | None = None
+        self.batches, self.costs = ReadAhead(self.read, config.steps), Costs(self.flex)
         self.data, self.facts = self.load_data()
         self.roll_outs = RollOuts(self.pipeline, self.flex, self.data, config, accelerator)
 
@@ -79,30 +83,51 @@ class DistillObjective:
             return self.world.data(config.data, self.pipeline), {}
 
     def draw(self, step: int):
-        """All that is random in a step, for the whole batch: (patch sizes, tensors and conditions)."""
+        """All that is random in a step: (patch sizes, tensors and conditions of this process's rows).
+
+        In the place of these, where the model has a part in them, a function that gives them. Numbers are drawn for
+        the whole batch, so that they are the same at every number of processes.
+        """
         config, settings, generator = self.config, self.config.distill, step_generator(self.config.seed, step)
+        rows = own_rows(self.accelerator, config, config.batch_size)
         weights = torch.tensor(settings.mode_weights or [1.0] * len(settings.modes))
         drawn = torch.multinomial(weights, settings.modes_per_step, generator=generator).tolist()
         patch_sizes = [settings.modes[i] for i in drawn]
         if settings.on_policy and torch.rand(1, generator=generator).item() < settings.on_policy:
-            return patch_sizes, self.roll_outs.batch(step, config.batch_size, generator)
-        x_0, conditions = self.data.batch(config.batch_size, generator)
-        noise = torch.randn(x_0.shape, generator=generator)
+            return patch_sizes, partial(self.roll_outs.batch, step, config.batch_size, generator, rows)
+        x_0, conditions = self.data.batch(config.batch_size, generator, rows)
+        noise = torch.randn(config.batch_size, *x_0.shape[1:], generator=generator)
         u = torch.rand(config.batch_size, generator=generator)
         u_before = u + settings.correction_gap * torch.rand(config.batch_size, generator=generator)
-        return patch_sizes, (x_0, conditions, noise, u, u_before)
+        return patch_sizes, (x_0, conditions, noise[rows], u[rows], u_before[rows])
+
+    def read(self, step: int):
+        """What `draw` gives, on this process's device."""
+        here = partial(on_device, device=self.accelerator.device)
+        chosen, values = self.draw(step)
+        if callable(values):
+            return Later(lambda: (chosen, on_values(values(), here)))
+        return chosen, on_values(values, here)
 
     def part(self, step: int, micro_batch: int):
-        """What `draw` gives, but of its tensors the rows that this process computes now, on its device."""
-        if self.drawn is None or self.drawn[0] != step:  # the micro-batches of a step share it
-            self.drawn = step, self.draw(step)
-        chosen, values = self.drawn[1]
-        rows = global_batch_slice(self.accelerator, self.config, self.config.batch_size, micro_batch)
+        """What `read` gives, but of its tensors the rows of a micro-batch."""
+        chosen, values = self.batches.of(step)
+        rows = micro_batch_rows(self.config, len(values[0]), micro_batch)
+        return chosen, on_values(values, lambda tensor: tensor[rows])
 
-        def here(tensor: torch.Tensor) -> torch.Tensor:
-            return tensor[rows].to(self.accelerator.device)
+    def flops(self, step: int) -> int:
+        patch_sizes, values = self.batches.of(step)
+        guided = any(parse_mode(patch_size)[1] for patch_size in patch_sizes)
+        learning = sum(self.costs.learning(values, patch_size) for patch_size in patch_sizes)
+        teacher = self.costs.forward(values, self.flex.powerful) * (2 if guided else 1)
+        # With a correction gap at two noise levels; states of the student's own runs have one.
+        levels = 2 if self.config.distill.correction_gap else 1
+        return (teacher + learning) * levels * self.config.batch_size
 
-        return chosen, tuple(on_rows(v, here) if isinstance(v, dict) else here(v) for v in values)
+    @property
+    def done(self) -> int:
+        """The step that is done, counted from 1."""
+        return 0 if self.batches.current is None else self.batches.current + 1
 
     def loss(self, model, step, micro_batch):
         settings = self.config.distill
@@ -163,7 +188,7 @@ class DistillObjective:
 
     def sample(self, path):
         errors, clips, main = self.errors_by_sigma(), error_clips(self.data), self.accelerator.is_main_process
-        done = 0 if self.drawn is None else self.drawn[0] + 1
+        done = self.done
         if main:
             history = record_errors(self.config.output / "validation.jsonl", done, clips, errors)
             draw_errors(errors, history, clips, path.with_name(f"{path.stem}-error.png"))

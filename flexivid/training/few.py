@@ -6,6 +6,7 @@ clips, and not the teacher's own clip for a noise either: what counts is that cl
 A step trains the fake score `few.fake_updates` times out of one more, and then the student.
 """
 
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,7 +14,7 @@ import torch
 from flexivid.model.adapter import AdapterConfig, save_adapter
 from flexivid.sampling.few_steps import FewStepRunner
 from flexivid.stock_pipelines import latent_channels_of
-from flexivid.training.batches import step_generator
+from flexivid.training.batches import own_rows, step_generator
 from flexivid.training.data.latents import build_cache
 from flexivid.training.distill import DistillObjective
 from flexivid.training.few_report import Looks, sample_prompts, write_few_card
@@ -21,7 +22,7 @@ from flexivid.training.few_runs import Runs, distribution_gradient
 from flexivid.training.few_student import FAKE, STUDENT, FewStudent, build_few_student
 from flexivid.training.few_warmup import TeacherRuns
 from flexivid.training.noise import State
-from flexivid.training.objective import Data
+from flexivid.training.objective import ALL, Data
 from flexivid.training.parallel.launch import autocast
 from flexivid.training.report import public_name, push
 
@@ -51,9 +52,14 @@ class FewObjective(DistillObjective):
         settings = config.data.model_copy(update={"drop_caption": 0.0})
         return self.world.captions(settings, self.pipeline), {}
 
-    def texts(self, count: int, generator: torch.Generator) -> tuple[tuple[int, ...], dict, dict | None]:
-        """(C, T, H, W) of the latents, the conditions of `count` clips, and these without captions, if that guides."""
-        latents, conditions = self.data.batch(count, generator)
+    def texts(
+        self, count: int, generator: torch.Generator, rows: slice = ALL
+    ) -> tuple[tuple[int, ...], dict, dict | None]:
+        """(C, T, H, W) of the latents, the conditions of clips, and these without captions, if that guides.
+
+        count, rows: as in `Data.batch`.
+        """
+        latents, conditions = self.data.batch(count, generator, rows)
         size, embedded = (self.channels, *latents.shape[2:]), self.flex.family.guidance == "embedded"
         return size, conditions, None if embedded else self.data.unconditional(latents, conditions)
 
@@ -65,15 +71,34 @@ class FewObjective(DistillObjective):
         return STUDENT if after % (self.config.few.fake_updates + 1) == self.config.few.fake_updates else FAKE
 
     def draw(self, step):
-        """((what is trained, the step where the student's run ends), tensors and conditions of the whole batch)."""
+        """((what is trained, the step where the student's run ends), tensors and conditions as in `distill`)."""
         count, generator = self.config.batch_size, step_generator(self.config.seed, step)
+        rows = own_rows(self.accelerator, self.config, count)
         stop = int(torch.randint(self.recipe.steps, (1,), generator=generator))
         chosen = self.loss_name(step), stop
         if chosen[0] == WARMUP:
-            return chosen, self.teacher_runs.batch(step, count, stop, generator)
-        size, conditions, empty = self.texts(count, generator)
-        noise, noise_again = (torch.randn(count, *size, generator=generator) for _ in range(2))
-        return chosen, (noise, noise_again, torch.rand(count, generator=generator), conditions, empty or {})
+            return chosen, partial(self.teacher_runs.batch, step, count, stop, generator, rows)
+        size, conditions, empty = self.texts(count, generator, rows)
+        noise, noise_again = (torch.randn(count, *size, generator=generator)[rows] for _ in range(2))
+        return chosen, (noise, noise_again, torch.rand(count, generator=generator)[rows], conditions, empty or {})
+
+    def flops(self, step):
+        (trained, stop), values = self.batches.of(step)
+        costs, powerful, sizes = self.costs, self.flex.powerful, self.recipe.patch_sizes
+
+        def student(patch_size: str, of=costs.forward) -> int:
+            return of(values, patch_size, powerful if patch_size == powerful else None)
+
+        learning = student(sizes[stop], costs.learning)
+        if trained == WARMUP:
+            return learning * self.config.batch_size
+        before = sum(map(student, sizes[:stop]))
+        if trained == FAKE:
+            run = before + student(sizes[stop])
+            return (run + costs.learning(values, powerful, FAKE)) * self.config.batch_size
+        guided = self.runs.guidance_scale != 1 and values[-1]  # by the conditions without captions
+        scores = costs.forward(values, powerful, FAKE) + costs.forward(values, powerful) * (2 if guided else 1)
+        return (before + learning + scores) * self.config.batch_size
 
     def loss(self, model, step, micro_batch):
         (trained, stop), values = self.part(step, micro_batch)
@@ -105,9 +130,8 @@ class FewObjective(DistillObjective):
     @torch.no_grad()
     def sample(self, path):
         """A picture of clips by the recipe, and what few-step students are known to lose, against the teacher's."""
-        done = 0 if self.drawn is None else self.drawn[0] + 1
-        found = self.looks.record(done)
-        self.accelerator.log(found, step=done)
+        found = self.looks.record(self.done)
+        self.accelerator.log(found, step=self.done)
         runner = FewStepRunner(self.pipeline, {"transformer": self.flex}, self.recipe)
         try:
             with autocast(self.accelerator):

@@ -7,6 +7,7 @@ from flexivid.tensors import on_rows
 from flexivid.training.batches import clips_per_part, step_generator
 from flexivid.training.config import Config
 from flexivid.training.few_runs import Runs
+from flexivid.training.objective import ALL
 from flexivid.training.parallel.launch import autocast
 
 
@@ -20,13 +21,13 @@ class TeacherRuns:
         self.model, self.runs, self.texts, self.config, self.accelerator = model, runs, texts, config, accelerator
         self.block = None
 
-    def batch(self, step: int, count: int, stop: int, generator: torch.Generator) -> tuple:
-        """(x_t at the noise level of the student's step `stop`, x0, both (count, C, T, H, W), conditions)."""
+    def batch(self, step: int, count: int, stop: int, generator: torch.Generator, rows: slice = ALL) -> tuple:
+        """(x_t at the noise level of the student's step `stop`, x0, conditions), of these rows of `count` clips."""
         block = step // self.config.few.warmup_every
         if block != self.block:
             self.pool, self.conditions = self._sample(block)
             self.block = block
-        picks = torch.randint(self.pool.shape[1], (count,), generator=generator)
+        picks = torch.randint(self.pool.shape[1], (count,), generator=generator)[rows]
         conditions = on_rows(self.conditions, lambda tensor: tensor[picks])
         return self.pool[stop, picks], self.pool[-1, picks], conditions
 

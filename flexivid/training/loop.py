@@ -1,18 +1,17 @@
 """One training loop for every objective: optimiser, EMA, log, checkpoints that survive a kill."""
 
-import json
 import math
 import signal
 import threading
 import time
 from contextlib import nullcontext
+from functools import cached_property
 
 import torch
 from accelerate import Accelerator
 from diffusers.training_utils import EMAModel
 from tqdm import tqdm
 
-from flexivid.files import write_text
 from flexivid.tensors import whole
 from flexivid.training.checkpoints import load_checkpoint, run_facts, save_checkpoint
 from flexivid.training.config import Config
@@ -22,6 +21,7 @@ from flexivid.training.optimizers import build_optimizers, learning_rate_factor
 from flexivid.training.parallel.launch import is_sharded, is_zero
 from flexivid.training.parallel.sharding import outer_weights
 from flexivid.training.parallel.zero import prepare_zero, whole_moments
+from flexivid.training.progress import Log
 
 
 class Run:
@@ -52,6 +52,11 @@ class Run:
 
     def trained_parameters(self) -> dict[str, torch.nn.Parameter]:
         return {name: p for name, p in self.bare_model.named_parameters() if p.requires_grad}
+
+    @cached_property
+    def facts(self) -> dict:
+        """What checkpoints are bound to. It hashes the base, which may take minutes, so that it is asked for once."""
+        return run_facts(self.config) | self.objective.facts
 
     def compute(self, step: int, stop: bool) -> tuple[StepResult, bool]:
         """Loss and gradients of a step, and whether any process has been told to stop."""
@@ -112,52 +117,9 @@ class Run:
         else:
             states = [optimizer.state_dict()["state"] for optimizer in self.bare_optimizers]
         if main or self.sharded:
-            facts = run_facts(self.config) | self.objective.facts
+            # With FSDP all take part, and only the main one writes.
+            facts = self.facts if main else {}
             save_checkpoint(self.config, step, self.trainable, states, self.ema, facts, main)
-
-
-class Log:
-    """log.jsonl and the trackers: a line every `log_every` steps, of the steps since the last."""
-
-    def __init__(self, run: Run):
-        self.run, self.path = run, run.config.output / "log.jsonl"
-        self.began, self.losses, self.left_out = time.time(), [], 0
-        # Of an objective whose steps have several losses.
-        self.name_of = getattr(run.objective, "loss_name", None)
-        self.named: dict[str, list[float]] = {}
-        run.accelerator.init_trackers("flexivid")
-        if run.accelerator.is_main_process:
-            # Lines past the checkpoint belong to steps that are about to be made again; a kill may have cut off one.
-            lines = self.path.read_text().splitlines(keepends=True) if self.path.exists() else []
-            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= run.start]
-            write_text(self.path, "".join(kept))
-
-    def add(self, result: StepResult, step: int) -> None:
-        if result.finite:
-            self.losses.append(result.loss)
-            if self.name_of is not None:
-                self.named.setdefault(self.name_of(step), []).append(result.loss)
-        else:
-            self.left_out += 1
-
-    def write(self, step: int, gradient_norm: float) -> str:
-        """Writes the line of a step; returns what a progress bar shows. A loss of no finite step is null."""
-        accelerator = self.run.accelerator
-        mean = sum(self.losses) / len(self.losses) if self.losses else None
-        seconds = (time.time() - self.began) / (len(self.losses) + self.left_out)
-        line = {"step": step, "loss": mean if mean is None else round(mean, 6), "seconds_per_step": round(seconds, 3)}
-        if self.left_out:
-            line["left_out"] = self.left_out
-        line |= {f"loss/{name}": round(sum(values) / len(values), 6) for name, values in self.named.items()}
-        rates = {"learning_rate": self.run.bare_optimizers[0].param_groups[0]["lr"], "gradient_norm": gradient_norm}
-        rates["clips_per_second"] = self.run.config.batch_size / seconds
-        figures = {name: value for name, value in (line | rates).items() if value is not None and math.isfinite(value)}
-        accelerator.log(figures, step=step)
-        if accelerator.is_main_process:
-            with self.path.open("a") as file:
-                file.write(json.dumps(line) + "\n")
-        self.began, self.losses, self.left_out, self.named = time.time(), [], 0, {}
-        return "none finite" if mean is None else f"{mean:.4f}"
 
 
 def train(config: Config, objective: Objective, accelerator: Accelerator) -> None:
@@ -169,14 +131,30 @@ def train(config: Config, objective: Objective, accelerator: Accelerator) -> Non
     folder = config.output
     folder.mkdir(parents=True, exist_ok=True)
     run = Run(config, objective, accelerator)
-    main, takes_part = accelerator.is_main_process, accelerator.is_main_process or run.sharded
     count = sum(p.numel() for p in run.weights)
     started = f"step {run.start} of {config.steps}"
     accelerator.print(f"{config.objective}: {count / 1e6:.2f} M trainable parameters, {started}")
+    with objective.batches:  # whatever ends the steps, nothing is read any more
+        stopped = _make_steps(run)
+    if stopped is not None:
+        accelerator.print(f"stopped at step {stopped} of {config.steps}; the same command goes on from there")
+        return
+    run.check_weights(config.steps)
+    if accelerator.is_main_process or run.sharded:
+        run.with_averaged_weights(objective.save, folder / "result")
+        accelerator.print(f"saved {folder / 'result'}")
+
+
+def _make_steps(run: Run) -> int | None:
+    """The steps that are left. Returns the one after which it was told to stop, None if all are made."""
+    config, objective, accelerator, folder = run.config, run.objective, run.accelerator, run.config.output
+    main, takes_part = accelerator.is_main_process, accelerator.is_main_process or run.sharded
     progress = tqdm(total=config.steps, initial=run.start, disable=not main, mininterval=10, maxinterval=60)
-    log, watch, stop = Log(run), Watch(config.max_nonfinite_steps), threading.Event()
+    log, watch = Log(config, objective, accelerator, run.start), Watch(config.max_nonfinite_steps)
+    stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda number, frame: stop.set())
     for done in range(run.start + 1, config.steps + 1):
+        began = time.perf_counter()
         result, stopped = run.compute(done - 1, stop.is_set())
         if result.finite:
             run.update()
@@ -185,10 +163,10 @@ def train(config: Config, objective: Objective, accelerator: Accelerator) -> Non
             if not run.scale_is_too_large(result):
                 accelerator.print(f"\n{watch.not_finite(done, result, run.bare_model)}")
             run.leave_out()
-        log.add(result, done - 1)
+        log.add(result, done - 1, time.perf_counter() - began)
         progress.update()
         if done % config.log_every == 0:
-            progress.set_postfix(loss=log.write(done, result.gradient_norm))
+            progress.set_postfix(log.write(done, result.gradient_norm, run.bare_optimizers[0].param_groups[0]["lr"]))
         if done == config.steps:
             watch.check_end(done)
         # A step that was left out may tell of weights that went wrong before: the last checkpoint is better than those.
@@ -196,8 +174,7 @@ def train(config: Config, objective: Objective, accelerator: Accelerator) -> Non
             run.save_checkpoint(done)
         if stopped:
             progress.close()
-            accelerator.print(f"stopped at step {done} of {config.steps}; the same command goes on from there")
-            return
+            return done
         if takes_part and done % config.sample_every == 0:
             (folder / "samples").mkdir(exist_ok=True)
             run.with_averaged_weights(objective.sample, folder / "samples" / f"{done:06d}.png")
@@ -205,7 +182,4 @@ def train(config: Config, objective: Objective, accelerator: Accelerator) -> Non
         if run.zero and (done % config.save_every == 0 or done % config.sample_every == 0):
             accelerator.wait_for_everyone()
     progress.close()
-    run.check_weights(config.steps)
-    if takes_part:
-        run.with_averaged_weights(objective.save, folder / "result")
-        accelerator.print(f"saved {folder / 'result'}")
+    return None

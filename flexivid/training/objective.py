@@ -8,6 +8,9 @@ from diffusers import DiffusionPipeline
 
 from flexivid.model.flexible import compile_blocks
 from flexivid.training.config import Config, DataConfig
+from flexivid.training.read_ahead import ReadAhead
+
+ALL = slice(None)  # all rows of a batch
 
 
 class Objective(Protocol):
@@ -15,8 +18,17 @@ class Objective(Protocol):
 
     model: torch.nn.Module
     facts: dict  # what a checkpoint remembers of the run beside its config, as JSON
+    batches: ReadAhead  # which `loss` takes its batches from; the loop begins and ends it
 
     def loss(self, model: torch.nn.Module, step: int, micro_batch: int) -> torch.Tensor: ...
+
+    def flops(self, step: int) -> int:
+        """FLOPs that the model needs for a step, over all processes; 0 where nothing is counted.
+
+        Every forward, and of those that are learnt from the backward, with the gradients that training needs and no
+        others: none of frozen weights. Not counted: what gradient checkpointing computes once more, pools of runs that
+        batches are drawn from, optimisers. `step` is the last one that `loss` was asked for.
+        """
 
     def sample(self, path: Path) -> None:
         """Draws a picture of where training stands."""
@@ -30,7 +42,8 @@ class Data(Protocol):
 
     held_out: int  # clips that are never trained on
 
-    def batch(self, count: int, generator: torch.Generator) -> tuple[torch.Tensor, dict]: ...
+    def batch(self, count: int, generator: torch.Generator, rows: slice = ALL) -> tuple[torch.Tensor, dict]:
+        """Draws `count` clips, and reads these rows of them."""
 
     def validation(self) -> list[tuple[torch.Tensor, dict]]:
         """What errors are measured on: the held-out clips, or some that are trained on if there are none."""

@@ -12,7 +12,7 @@ from flexivid.model.flexible import FlexTransformer
 from flexivid.sampling.runner import PipelineRunner
 from flexivid.training.batches import step_generator
 from flexivid.training.config import Config
-from flexivid.training.objective import Data
+from flexivid.training.objective import ALL, Data
 from flexivid.training.parallel.launch import autocast
 
 
@@ -26,13 +26,15 @@ class RollOuts:
         self.pipe, self.flex, self.data, self.config, self.accelerator = pipe, flex, data, config, accelerator
         self.block = None
 
-    def batch(self, step: int, count: int, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
-        """(x_t (count, C, T, H, W), timestep (count,), conditions), drawn from the pool of this step."""
+    def batch(
+        self, step: int, count: int, generator: torch.Generator, rows: slice = ALL
+    ) -> tuple[torch.Tensor, torch.Tensor, dict]:
+        """(x_t (B, C, T, H, W), timestep (B,), conditions): these rows of `count`, drawn from the pool of this step."""
         block = step // self.config.distill.on_policy_every
         if block != self.block:
             self.pool = self._sample(block)
             self.block = block
-        picks = torch.randint(len(self.pool[1]), (count,), generator=generator)
+        picks = torch.randint(len(self.pool[1]), (count,), generator=generator)[rows]
         x_t, timestep, text = (values[picks] for values in self.pool)
         return x_t, timestep, {"encoder_hidden_states": text}
 

@@ -9,7 +9,7 @@ import copy
 
 import torch
 
-from flexivid.training.batches import step_generator
+from flexivid.training.batches import own_rows, step_generator
 from flexivid.training.distill import DistillObjective
 from flexivid.training.noise import State
 from flexivid.training.parallel.launch import autocast
@@ -26,9 +26,16 @@ class SharedObjective(DistillObjective):
         config, generator = self.config, step_generator(self.config.seed, step)
         patch_sizes = [self.flex.powerful, *config.distill.modes]
         patch_size = patch_sizes[torch.randint(len(patch_sizes), (1,), generator=generator).item()]
-        x_0, conditions = self.data.batch(config.batch_size, generator)
-        noise = torch.randn(x_0.shape, generator=generator)
-        return patch_size, (x_0, conditions, noise, torch.rand(config.batch_size, generator=generator))
+        rows = own_rows(self.accelerator, config, config.batch_size)
+        x_0, conditions = self.data.batch(config.batch_size, generator, rows)
+        noise = torch.randn(config.batch_size, *x_0.shape[1:], generator=generator)
+        u = torch.rand(config.batch_size, generator=generator)
+        return patch_size, (x_0, conditions, noise[rows], u[rows])
+
+    def flops(self, step):
+        patch_size, values = self.batches.of(step)
+        costs = self.costs.learning(values, patch_size) + self.costs.forward(values, self.flex.powerful)
+        return costs * self.config.batch_size
 
     def predict_original(self, state: State) -> torch.Tensor:
         with torch.no_grad(), autocast(self.accelerator):

@@ -29,6 +29,8 @@ from flexivid.training.data.held_out import Places, choose_held_out, split
 from flexivid.training.data.media import CONTROL, taken_by
 from flexivid.training.data.shards import Encode, Place, filled, is_made_from, read_places, write_shard
 from flexivid.training.data.sources import empty_conditions, encoders_of, made_with, of_captions, of_files, of_teacher
+from flexivid.training.objective import ALL
+from flexivid.training.parallel.launch import from_main
 
 SHARD = 32  # clips a file: what a kill loses at most
 TRAINED_CLIPS = 8  # that errors are measured on where none is held out
@@ -94,17 +96,18 @@ class LatentCache:
         """How many clips are never trained on."""
         return sum(map(len, self.held_out_places.values()))
 
-    def batch(self, count: int, generator: torch.Generator) -> tuple[torch.Tensor, dict]:
-        """Latents (count, C, T, H, W) of one bucket, which is drawn by its share of the clips, and their conditions.
+    def batch(self, count: int, generator: torch.Generator, rows: slice = ALL) -> tuple[torch.Tensor, dict]:
+        """Latents (B, C, T, H, W) of one bucket, which is drawn by its share of the clips, and their conditions.
 
-        Conditions that differ from clip to clip have a row each; tables and sizes are those of the bucket.
+        `count` clips are drawn, and these rows of them are read. Conditions that differ from clip to clip have a row
+        each; tables and sizes are those of the bucket.
         """
         names = sorted(self.places)
         shares = torch.tensor([float(len(self.places[name])) for name in names])
         bucket = names[torch.multinomial(shares, 1, generator=generator).item()]
         picks = torch.randint(len(self.places[bucket]), (count,), generator=generator).tolist()
         dropped = torch.rand(count, generator=generator) < self.config.drop_caption
-        return self._read(bucket, [self.places[bucket][pick] for pick in picks], dropped.tolist())
+        return self._read(bucket, [self.places[bucket][pick] for pick in picks[rows]], dropped[rows].tolist())
 
     def validation(self) -> list[tuple[torch.Tensor, dict]]:
         """All held-out clips, a batch a bucket; if there are none, a batch of clips that are trained on."""
@@ -186,7 +189,7 @@ def build_cache(
         clips = [replace(clip, control=None, mask=None) for clip in clips]
     for part in encoders.values():
         part.to(device)
-    facts = made_with(config, pipe, captions_only)
+    facts = from_main(accelerator, lambda: made_with(config, pipe, captions_only))  # hashes all weights
     pipe.set_progress_bar_config(disable=True)
     if captions_only:
         encode = of_captions(config, pipe)

@@ -1,8 +1,13 @@
 """How a run was launched: what splits its weights and its moments, and in what precision it computes."""
 
+from collections.abc import Callable
+from typing import TypeVar
+
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, broadcast_object_list
+
+Found = TypeVar("Found")
 
 
 def is_sharded(accelerator: Accelerator) -> bool:
@@ -19,3 +24,20 @@ def autocast(accelerator: Accelerator):
     if not is_zero(accelerator):
         return accelerator.autocast()
     return torch.autocast(accelerator.device.type, torch.bfloat16, enabled=accelerator.mixed_precision == "bf16")
+
+
+def from_main(accelerator: Accelerator, find: Callable[[], Found]) -> Found:
+    """What the main process finds, in all processes: the others wait, and do not look for it themselves.
+
+    A ValueError in the main process is raised in all of them.
+    """
+    found: list = [None, None]
+    if accelerator.is_main_process:
+        try:
+            found[0] = find()
+        except ValueError as error:
+            found[1] = str(error)
+    broadcast_object_list(found)
+    if found[1] is not None:
+        raise ValueError(found[1])
+    return found[0]
