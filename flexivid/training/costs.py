@@ -1,11 +1,15 @@
 """FLOPs of what is learnt, by the shapes of a batch."""
 
+import math
 from functools import cached_property
 
 import torch
 
 from flexivid.model.flexible import FlexTransformer
+from flexivid.patches.folding import token_grid
 from flexivid.sampling.flops import FlopCounter
+from flexivid.training.noise import CLEAN
+from flexivid.training.student import arguments_of
 
 
 class Costs:
@@ -40,5 +44,6 @@ class Costs:
     def _arguments(self, values: tuple) -> dict:
         """Those of a forward; only their shapes count."""
         latents, conditions = values[0], next(value for value in values if isinstance(value, dict))
-        timestep = torch.empty(len(latents))
-        return conditions | self.flex.family.arguments_for(latents) | {"timestep": timestep}
+        grid = token_grid(latents.shape[2:], self.flex.base_patch)
+        of_tokens = (math.prod(grid),) if CLEAN in conditions else ()
+        return arguments_of(self.flex.family, latents, torch.empty(len(latents), *of_tokens), conditions)

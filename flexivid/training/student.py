@@ -18,14 +18,19 @@ from flexivid.training.noise import CHANNELS, CLEAN, State
 from flexivid.training.parallel.sharding import block_classes
 
 
-def predict(transformer: torch.nn.Module, family: Family, x_t, timestep, conditions: dict) -> torch.Tensor:
-    """One forward: x_t (B, C, T, H, W) -> the network's output, (B, C, T, H, W) float32.
+def arguments_of(family: Family, x_t: torch.Tensor, timestep: torch.Tensor, conditions: dict) -> dict:
+    """Those of a forward at latents x_t (B, C, T, H, W).
 
     conditions: its other arguments, and what `noise` names beside them.
     """
     beside = [conditions[CHANNELS].to(x_t)] if CHANNELS in conditions else []
-    arguments = {name: value for name, value in conditions.items() if name not in (CHANNELS, CLEAN)}
-    call = arguments | family.arguments_for(torch.cat([x_t, *beside], 1)) | {"timestep": timestep}
+    others = {name: value for name, value in conditions.items() if name not in (CHANNELS, CLEAN)}
+    return others | family.arguments_for(torch.cat([x_t, *beside], 1)) | {"timestep": timestep}
+
+
+def predict(transformer: torch.nn.Module, family: Family, x_t, timestep, conditions: dict) -> torch.Tensor:
+    """One forward, see `arguments_of`: the network's output, (B, C, T, H, W) float32."""
+    call = arguments_of(family, x_t, timestep, conditions)
     output, *_ = parts_of(transformer(**call, return_dict=False))
     return family.latents(call | {"hidden_states": output}).float()
 
