@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from diffusers import WanPipeline
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
 import flexivid
@@ -25,7 +25,8 @@ PROMPTS = (
     "a dotted green cross growing on a black background",
 )
 FRAMES = (0, 8, 16)
-SCALE, HEADER = 2, 18
+SCALE = 2
+FONT_SIZE, HEADER = 30, 78  # pixels: two lines, which can be read on a phone too
 
 
 @command
@@ -49,15 +50,15 @@ def main(argv: list[str] | None = None) -> None:
     picture = Image.new("RGB", (len(arms) * column - gap, HEADER + len(PROMPTS) * (cell + gap)), "white")
     draw = ImageDraw.Draw(picture)
     for i, (count, share) in enumerate(tqdm(arms)):
-        label = f"{count} steps, {count / steps:.0%} of the FLOPs"
+        label = f"{count} steps\n{count / steps:.0%} of the FLOPs"
         if share is not None:
             flexivid.enable(pipe, adapter=ADAPTER, budget=share, merge_lora=True)
         settings = {**SAMPLING, "num_inference_steps": count}
         videos = pipe(list(PROMPTS), **settings, generator=torch.Generator().manual_seed(arguments.seed)).frames
         if share is not None:
-            label = f"flexivid, {flexivid.summary(pipe).ratio:.1%} of the FLOPs"
+            label = f"flexivid\n{flexivid.summary(pipe).ratio:.1%} of the FLOPs"
             flexivid.disable(pipe)
-        draw.text((i * column, 3), f"{label}, frames 1, 9, 17", fill="black")
+        draw.text((i * column, 0), label, fill="black", font=ImageFont.load_default(FONT_SIZE))
         for row, video in enumerate(videos):
             for k, frame in enumerate(FRAMES):
                 image = Image.fromarray((video[frame] * 255).round().astype("uint8")).resize((cell, cell), 0)

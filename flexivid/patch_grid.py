@@ -23,13 +23,14 @@ LONGEST = 60.0  # seconds; of what would be longer, some frames are left out, ev
 
 
 class FineBlocks(Observer):
-    """Notes which latents of the last clip lie in fine blocks, by step: (T, H, W) bool."""
+    """Notes which latents of the last so many clips lie in fine blocks, by step: (clips, T, H, W) bool."""
 
-    def __init__(self):
+    def __init__(self, clips: int = 1):
+        self._clips = clips
         self.by_step: dict[int, torch.Tensor] = {}
 
     def fine_blocks(self, step, selection):
-        self.by_step[step] = selection.fine_latents()[-1, 0].cpu()
+        self.by_step[step] = selection.fine_latents()[-self._clips :, 0].cpu()
 
 
 @dataclass
@@ -81,10 +82,13 @@ def tokens_of(folding: Folding) -> tuple[np.ndarray, np.ndarray]:
     return ((t[:, None, None] * rows + h[:, None]) * columns + w).numpy(), t.numpy()
 
 
-def _grid(pipe: Pipeline, frames: np.ndarray, stretch: Stretch, chosen: FineBlocks) -> tuple[np.ndarray, np.ndarray]:
-    """Of the first branch of a step: the token that each latent lies in, (T, H, W), and its colour, (T, H, W, 3)."""
+def _grid(pipe: Pipeline, size: tuple[int, ...], name: str, fine: torch.Tensor | None) -> tuple[np.ndarray, np.ndarray]:
+    """Of the first branch of a step: the token that each latent lies in, (T, H, W), and its colour, (T, H, W, 3).
+
+    size: (T, H, W) of the clip. For name and fine, see `with_grid`.
+    """
     runner = enabled_runner(pipe)
-    call = call_of(pipe, runner, *frames.shape[:3], text_length=1)
+    call = call_of(pipe, runner, *size, text_length=1)
     base = next(iter(runner.flexes.values())).base_patch
 
     def of(patch_size, colour) -> tuple[np.ndarray, np.ndarray]:
@@ -92,24 +96,52 @@ def _grid(pipe: Pipeline, frames: np.ndarray, stretch: Stretch, chosen: FineBloc
         shades = np.where(time % 2 == 0, 1.0, LATER)[:, None, None, None] * colour
         return tokens, np.broadcast_to(shades, (*tokens.shape, 3)).astype(np.uint8)
 
-    name = stretch.name.removesuffix(f"/{KEPT}")
-    if not is_mixed_size(name):
+    name = name.removesuffix(f"/{KEPT}")
+    if fine is None:
         patch_size = parse_mode(name.split("/")[0])[0]
         return of(patch_size, FINE if patch_size == base else COARSE)
-    size, is_fine = parse_mixed_size(name), chosen.by_step[stretch.first].numpy()
-    fine, coarse = of(base, FINE), of(parse_mode(size.coarse)[0], COARSE)
-    numbers = np.where(is_fine, fine[0] + coarse[0].max() + 1, coarse[0])
-    return numbers, np.where(is_fine[..., None], fine[1], coarse[1])
+    is_fine = fine.numpy()
+    small, large = of(base, FINE), of(parse_mode(parse_mixed_size(name).coarse)[0], COARSE)
+    numbers = np.where(is_fine, small[0] + large[0].max() + 1, large[0])
+    return numbers, np.where(is_fine[..., None], small[1], large[1])
 
 
-def _with_lines(frame: np.ndarray, tokens: np.ndarray, colours: np.ndarray) -> np.ndarray:
+def _with_lines(frame: np.ndarray, tokens: np.ndarray, colours: np.ndarray, thickness: int) -> np.ndarray:
     """A frame (H, W, 3) with the edges of tokens; tokens, colours: those of its latents, (h, w) and (h, w, 3)."""
     down, across = frame.shape[0] // tokens.shape[0], frame.shape[1] // tokens.shape[1]
     tokens = tokens.repeat(down, 0).repeat(across, 1)
     edge = np.zeros(tokens.shape, bool)
-    edge[1:] |= tokens[1:] != tokens[:-1]
-    edge[:, 1:] |= tokens[:, 1:] != tokens[:, :-1]
+    for width in range(1, thickness + 1):
+        edge[width:] |= tokens[width:] != tokens[:-width]
+        edge[:, width:] |= tokens[:, width:] != tokens[:, :-width]
     return np.where(edge[..., None], colours.repeat(down, 0).repeat(across, 1), frame)
+
+
+def with_grid(
+    pipe: Pipeline,
+    frames: np.ndarray,
+    name: str,
+    fine: torch.Tensor | None = None,
+    *,
+    every: int = 1,
+    least_side: int = LEAST_SIDE,
+    thickness: int = 1,
+) -> Iterator[np.ndarray]:
+    """A clip with the edges of the patches of a step's first branch: frames (H, W, 3).
+
+    Base patches have yellow edges, larger ones blue; those of every other patch in time are darker. pipe: enabled as it
+    was when it made the clip. frames: (T, H, W, 3) uint8. name: of the step, as `Stretch.name`. fine: which latents a
+    mixed step had in fine blocks, (T, H, W) bool. every: as many frames one is drawn. least_side: that the clip is
+    enlarged to. thickness: of an edge in pixels.
+    """
+    runner = enabled_runner(pipe)
+    tokens, colours = _grid(pipe, frames.shape[:3], name, fine)
+    stride = runner.family.compression(pipe)[0]
+    # Some pipelines have latent frames before those of the clip.
+    before = len(tokens) - 1 - (len(frames) - 1) // stride
+    for number in range(0, len(frames), every):
+        at = before + -(-number // stride)
+        yield _with_lines(enlarge(frames[number : number + 1], least_side)[0], tokens[at], colours[at], thickness)
 
 
 def _bar(steps: list[list[str]], powerful: str, stretch: Stretch, width: int) -> np.ndarray:
@@ -135,22 +167,15 @@ def _bar(steps: list[list[str]], powerful: str, stretch: Stretch, width: int) ->
 def patches_drawn(
     pipe: Pipeline, frames: np.ndarray, steps: list[list[str]], chosen: FineBlocks, fps: float
 ) -> Iterator[np.ndarray]:
-    """The clip once for every stretch of steps, with the edges of the patches of their first branch: frames (H, W, 3).
+    """The clip once for every stretch of steps, under its name and a bar of all steps: frames (H, W, 3).
 
-    Base patches have yellow edges, larger ones blue; those of every other patch in time are darker. Above are the
-    stretch and a bar of all steps. pipe: enabled as it was when it made the clip. frames: (T, H, W, 3) uint8. steps: of
-    its summary. chosen: what `observe` has shown it. fps: of the clip.
+    What is drawn is that of `with_grid`. steps: of the clip's summary. chosen: what `observe` has shown it. fps: of the
+    clip.
     """
-    runner, found = enabled_runner(pipe), stretches(steps)
+    powerful, found = enabled_runner(pipe).powerful, stretches(steps)
     every = max(1, round(len(found) * len(frames) / (LONGEST * fps)))
-    stride = runner.family.compression(pipe)[0]
-    large = enlarge(frames, LEAST_SIDE)
     for stretch in found:
-        tokens, colours = _grid(pipe, frames, stretch, chosen)
-        # Some pipelines have latent frames before those of the clip.
-        before = len(tokens) - 1 - (len(frames) - 1) // stride
-        bar = _bar(steps, runner.powerful, stretch, large.shape[2])
-        for number in range(0, len(frames), every):
-            at = before + -(-number // stride)
-            lined = _with_lines(large[number], tokens[at], colours[at])
-            yield np.concatenate([bar, labelled(lined[None], stretch.label(len(steps)))[0]])
+        fine = chosen.by_step[stretch.first][-1] if is_mixed_size(stretch.name) else None
+        for frame in with_grid(pipe, frames, stretch.name, fine, every=every):
+            bar = _bar(steps, powerful, stretch, frame.shape[1])
+            yield np.concatenate([bar, labelled(frame[None], stretch.label(len(steps)))[0]])

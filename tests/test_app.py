@@ -8,6 +8,8 @@ import re
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,6 +31,7 @@ from flexivid.commands.sample import load_pipeline
 from flexivid.commands.sample_options import check_model_and_adapter, check_with_model
 from flexivid.sampling.budget import BudgetError
 from flexivid.sampling.schedule import Schedule
+from flexivid.shapes.embedded import FEW_ADAPTER
 
 ROOT = Path(__file__).parents[1]
 CAPTION = "a plain red circle growing on a black background"
@@ -39,7 +42,7 @@ SIZES = ("1x2x2", "1x4x4-guided", "1x4x4", "2x4x4")
 
 
 def plan_of(*steps, share=0.25) -> Plan:
-    return Plan(Schedule(steps), SIZES, 4 * 10**12, round(4e12 * share))
+    return Plan(Schedule(steps), SIZES, 4 * 10**12, round(4e12 * share), len(steps))
 
 
 def cells(text: str) -> list[tuple[str, str, str]]:
@@ -100,7 +103,7 @@ def arguments_of(model: Path | None, *words: str) -> tuple[argparse.Namespace, o
     """A clip's arguments, completed, and the pipeline without weights."""
     sizes = "--steps 4 --frames 9 --height 64 --width 96 --fps 4" if model else "--steps 4"
     chosen = ["--model", str(model)] if model else []
-    arguments = app.parse_arguments([*sizes.split(), *chosen, *words, "--budget", "0.8", "--device", "cpu"])
+    arguments = app.parse_arguments([*sizes.split(), *chosen, "--budget", "0.8", *words, "--device", "cpu"])
     check_model_and_adapter(arguments)
     return arguments, check_with_model(arguments)
 
@@ -135,6 +138,40 @@ def test_what_is_planned_is_what_runs(model, tmp_path, order):
     assert 0 < fewer <= ours <= 0.6 * full
     assert record["schedule"] == plan.schedule.to_json() and (record["seed"], record["budget"]) == (3, 0.6)
     assert all(arm.shown.stat().st_size for arm in arms) and arms[0].clip.stat().st_size
+
+
+@pytest.fixture(scope="module")
+def recipe() -> tuple[argparse.Namespace, object, Planner]:
+    """Of the embedded model's few-step adapter."""
+    arguments = app.parse_arguments(["--adapter", str(FEW_ADAPTER), "--device", "cpu"])
+    check_model_and_adapter(arguments)
+    empty = check_with_model(arguments)
+    return arguments, empty, Planner(empty, arguments)
+
+
+def test_a_recipe_is_planned_and_runs_beside_the_usual_full_run(recipe, tmp_path, monkeypatch):
+    arguments, empty, planner = recipe
+    plan = planner.plan(None, 4)
+    assert plan.schedule.to_json() == [["2x4x4"], ["1x4x4"], ["1x4x4"], ["1x2x2"]]
+    assert (plan.steps, plan.full_steps) == (4, 40) and 0.005 < plan.share < 4 / 80
+    pipe, seconds = load_pipeline(arguments, type(empty))
+    runs = Sampler(pipe, arguments, seconds, tmp_path).run(CAPTION, None, plan, 3)
+    ours = next(runs)
+    record = json.loads(ours.record.read_text())
+    assert ours.flops == plan.flops_used == record["flops"]["used"] and plan.flops_full == record["flops"]["full"]
+    assert record["budget"] is None and record["schedule"] == plan.schedule.to_json()
+
+    def generate(pipe, arguments, prompt, **changed):
+        asked.append((arguments.steps, arguments.guidance_scale))
+        return sampler.np.zeros((5, 32, 32, 3), "uint8"), {"denoise": 1.0}
+
+    asked = []
+    monkeypatch.setattr(sampler, "generate", generate)
+    fewer, full = runs
+    assert asked == [(plan.fewer_steps, 4.0), (40, 4.0)] and full.flops == plan.flops_full
+    assert fewer.flops == plan.flops_full * plan.fewer_steps // 40
+    markup_ = markup.arms_markup(plan, {}, "1/1", "queued")
+    assert "<dd>40</dd>" in markup_ and "<dd>4 of 4 computed</dd>" in markup_
 
 
 def test_a_dial_that_moves_samples_no_stock_clip_again(embedded, tmp_path, monkeypatch):
@@ -196,6 +233,7 @@ def test_guided_patch_sizes_are_planned_for_their_guidance_scale_only():
         ("--port page", "not page"),
         ("--host 203.0.113.1", "nothing can be served at 203.0.113.1"),
         ("--steps 2 --budget 0.01", "the least is"),
+        (f"--adapter {FEW_ADAPTER} --steps 5", "the recipe of this adapter has 4 steps, not 5"),
         ("--steps 300", "steps must be at most 200 on this page, not 300"),
         ("--model nowhere/at/all", "no model_index.json"),
         ("--adapter nowhere/at/all", "nowhere/at/all"),
@@ -233,6 +271,7 @@ def test_a_start_without_gradio_or_with_a_port_that_is_taken(capsys, monkeypatch
         ({"seed": None}, "The seed must be"),
         ({"budget": 0.0}, "Budget must be a number above 0"),
         ({"budget": 0.005}, "the least is 0."),
+        ({"budget": None}, "Budget must be a number above 0"),
     ],
 )
 def test_what_the_page_refuses(embedded, given, said):
@@ -247,16 +286,34 @@ def test_what_the_page_refuses(embedded, given, said):
         assert said in text and button.interactive is False
 
 
+@needs_gradio
+def test_the_page_of_a_recipe_has_no_dial(recipe):
+    from flexivid.app.page import Page
+
+    arguments, _, planner = recipe
+    page = Page(planner, Sampler(None, arguments, 1.0, None), arguments)
+    parts = page.build().config["components"]
+    texts = " ".join(str(part["props"].get("value")) for part in parts)
+    assert "The recipe of this adapter</b> sets 4 steps and turns guidance off. " in texts
+    assert "The full run has 40 steps, and a guidance scale of 4." in texts and "by the recipe of a" in texts
+    assert not [part for part in parts if part["type"] == "slider"]
+    assert [part["props"]["interactive"] for part in parts if part["props"].get("elem_id") == "steps"] == [False]
+    asked, text, *_ = page.ask(CAPTION, None, 5, 0)
+    assert asked is None and "The recipe of this adapter has 4 steps, not 5" in text
+
+
 # The page as people start it: one command, the embedded model. Fewer steps than usual, for the time they take.
 
 
-@pytest.fixture(scope="module")
-def address(tmp_path_factory):
+@contextmanager
+def served(root: Path, *words: str) -> Iterator[str]:
+    """The address of a page. root: for its log and its files, of which none may stay."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-    command = [sys.executable, "-m", "flexivid", "app", "--device", "cpu", "--steps", "8", "--port", str(port)]
-    log, where = tmp_path_factory.mktemp("server") / "log.txt", f"http://127.0.0.1:{port}/"
-    offline = os.environ | {"HF_HUB_OFFLINE": "1", "TMPDIR": str(tmp_path_factory.mktemp("temporary"))}
+    command = [sys.executable, "-m", "flexivid", "app", "--device", "cpu", "--port", str(port), *words]
+    log, files, where = root / "log.txt", root / "files", f"http://127.0.0.1:{port}/"
+    files.mkdir()
+    offline = os.environ | {"HF_HUB_OFFLINE": "1", "TMPDIR": str(files)}
     with (
         log.open("w") as output,
         subprocess.Popen(command, cwd=ROOT, env=offline, stdout=output, stderr=output) as server,
@@ -276,13 +333,25 @@ def address(tmp_path_factory):
             server.terminate()
             server.wait(60)
     assert server.returncode == 0 and "Traceback" not in log.read_text()
-    assert not list(Path(offline["TMPDIR"]).glob("flexivid-*"))
+    assert not list(files.glob("flexivid-*"))
+
+
+@contextmanager
+def opened(address: str, profile: Path) -> Iterator:
+    with browser_at(address, profile) as driver:
+        wait_for(lambda: driver.find_elements(By.CSS_SELECTOR, "#sample"), "the page to be drawn", 60)
+        yield driver
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory):
+    with served(tmp_path_factory.mktemp("server"), "--steps", "8") as where:
+        yield where
 
 
 @pytest.fixture(scope="module")
 def browser(address, tmp_path_factory):
-    with browser_at(address, tmp_path_factory.mktemp("profile")) as driver:
-        wait_for(lambda: driver.find_elements(By.CSS_SELECTOR, "#sample"), "the page to be drawn", 60)
+    with opened(address, tmp_path_factory.mktemp("profile")) as driver:
         yield driver
 
 
@@ -439,3 +508,24 @@ class TestInABrowser:
         asked = [r["request"]["url"] for r in requests if r["documentURL"].startswith(address)]
         assert asked and [url for url in asked if not url.startswith((address, "data:", "blob:"))] == []
         assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
+
+
+@pytest.mark.slow
+@needs_gradio
+@needs_browser
+def test_the_page_of_a_few_step_adapter_in_a_browser(tmp_path):
+    with (
+        served(tmp_path, "--adapter", str(FEW_ADAPTER)) as address,
+        opened(address, tmp_path / "profile") as browser,
+    ):
+        assert "sets 4 steps and turns guidance off" in text_of(browser, ".recipe")
+        assert browser.find_elements(By.CSS_SELECTOR, "#budget") == []
+        assert not browser.find_element(By.CSS_SELECTOR, "#steps input").is_enabled()
+        assert "4 of 4 steps computed" in text_of(browser, "#plan") and 0 < planned_share(browser) < 5
+        picture(browser, "recipe")
+        browser.find_element(By.ID, "sample").click()
+        playing = wait_for(lambda: len(found := videos(browser)) == 3 and found, "three clips", 400)
+        assert all(video["width"] == 384 and video["error"] is None for video in playing)
+        said = {arm: text_of(browser, f"[data-arm={arm}] dl") for arm in ("full", "flexivid")}
+        assert said["full"].startswith("steps40") and said["flexivid"].startswith("steps4 of 4 computed")
+        picture(browser, "recipe-sampled")

@@ -92,7 +92,7 @@ def test_fine_blocks_are_drawn_where_they_were(monkeypatch):
     assert sorted(chosen.by_step) == list(range(1, STEPS)) and len(frames) == 17 * STEPS
     for step, selection in zip(range(1, STEPS), found[-(STEPS - 1) :], strict=True):
         fine = selection.fine_latents()[-1, 0]
-        assert torch.equal(chosen.by_step[step], fine) and 0 < fine.float().mean() < 1
+        assert torch.equal(chosen.by_step[step], fine[None]) and 0 < fine.float().mean() < 1
         for t in range(len(fine)):
             frame = frames[17 * step + 4 * t]
             # The middle of a block of four latents a side: fine ones have a corner of four patches there.

@@ -6,14 +6,19 @@ import shutil
 import time
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from browser import browser_at, needs_browser, wait_for
 from selenium.webdriver.common.actions.action_builder import ActionBuilder
 from selenium.webdriver.common.by import By
 
+from flexivid.files import write_json
+from flexivid.sweep.grids import grid_paths
 from flexivid.sweep.report import write_report
-from flexivid.sweep.sampling import clips_of
+from flexivid.sweep.sampling import clips_of, read_clip
+from flexivid.video import enlarge, write_mp4
 
+LINES = ["1x2x2: 2 of 6 steps", "1x4x4: 4 of 6 steps"]
 pytestmark = [pytest.mark.slow, needs_browser]
 
 
@@ -25,12 +30,18 @@ def page(finished_sweep, tmp_path_factory):
     prompt = prompt.removesuffix("-1.mp4")
     copy = tmp_path_factory.mktemp("page")
     shutil.copytree(folder / "videos", copy / "videos")
+    sampler = SimpleNamespace(clips=clips_of([prompt], 1, 0), folder=copy)
+    # As of an arm that ran at two patch sizes.
+    clip, lines = grid_paths(copy, "budget-0.5", sampler.clips[0].file_name)
+    clip.parent.mkdir(parents=True)
+    frames = read_clip(copy / "videos" / "budget-0.5" / clip.name, 64)
+    write_mp4(enlarge(np.concatenate([frames, 255 - frames])), clip, 8)
+    write_json(lines, {"lines": LINES})
     rows = list(results["arms"])
     for row in results["arms"][1:]:
         name = row["arm"] + "-again"
         shutil.copytree(folder / "videos" / row["arm"], copy / "videos" / name)
         rows.append({**row, "arm": name, "budget": 0.25, "flops_ratio": row["flops_ratio"] / 2})
-    sampler = SimpleNamespace(clips=clips_of([prompt], 1, 0), folder=copy)
     write_report({**results, "arms": rows}, sampler, [prompt], copy / "report.html")
     return copy / "report.html"
 
@@ -83,6 +94,16 @@ def test_the_slider_switches_the_clips(browser):
     assert browser.find_element(By.ID, "shown").text == "50 %"
     assert [video["arm"] + "-again" for video in videos(browser)[1:]] == low[1:]
     wait_for(lambda: all(v["time"] > 0.3 for v in videos(browser)), "the new clips to play")
+
+
+def test_methods_without_an_arm_at_a_budget_are_named(browser):
+    assert browser.find_element(By.ID, "absent").text == ""
+    browser.execute_script("rows.forEach(row => { if (row.method === 'magcache') row.budget += 1; }); showClips()")
+    assert browser.find_element(By.ID, "absent").text == "No arm at this budget: magcache."
+    assert [video["arm"] for video in videos(browser)] == ["full", "budget-0.5", "steps-3"]
+    browser.execute_script("rows.forEach(row => { if (row.method === 'magcache') row.budget -= 1; }); showClips()")
+    assert len(videos(browser)) == 4
+    wait_for(lambda: all(v["time"] > 0.3 for v in videos(browser)), "the clips to play again")
 
 
 def test_pause(browser):
@@ -185,6 +206,30 @@ def test_the_table_unfolds(browser):
     browser.find_element(By.ID, "count").click()
 
 
+def test_the_switch_shows_the_patches_that_ran(browser):
+    switch = browser.find_element(By.ID, "grids")
+    said = lambda: [line.text for line in browser.find_elements(By.CSS_SELECTOR, ".ran")]  # noqa: E731
+    before = videos(browser)
+    assert said() == []
+    switch.click()
+    # Clips with patches go through all of these, the others go round until they have.
+    wait_for(lambda: said() == LINES[:1], LINES[0])
+
+    def others_begin_again():
+        shown = {video["arm"]: video for video in videos(browser)}
+        own = shown.pop("budget-0.5")
+        return own if own["time"] > 2.2 and all(video["time"] < 1.5 for video in shown.values()) else None
+
+    with_patches = wait_for(others_begin_again, "the others to begin again")
+    assert said() == LINES[1:] and with_patches["width"] == 256
+    if folder := os.environ.get("FLEXIVID_SCREENSHOTS"):
+        browser.save_screenshot(os.path.join(folder, "report-patches.png"))
+    wait_for(lambda: said() == LINES[:1], "the beginning")
+    switch.click()
+    assert said() == [] and [video["arm"] for video in videos(browser)] == [video["arm"] for video in before]
+    wait_for(lambda: all(v["time"] > 0.3 for v in videos(browser)), "the clips without patches to play")
+
+
 def test_nothing_is_wider_than_a_phone(browser):
     before = browser.get_window_size()
     browser.execute_cdp_cmd(
@@ -192,8 +237,11 @@ def test_nothing_is_wider_than_a_phone(browser):
     )
     wait_for(lambda: browser.execute_script("return byId('chart').clientWidth") < 420, "the narrow page")
     assert browser.execute_script("return document.documentElement.scrollWidth") <= 420
+    browser.find_element(By.ID, "grids").click()
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= 420
     if folder := os.environ.get("FLEXIVID_SCREENSHOTS"):
         browser.save_screenshot(os.path.join(folder, "report-narrow.png"))
+    browser.find_element(By.ID, "grids").click()
     browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
     assert browser.get_window_size() == before
 

@@ -3,7 +3,8 @@
     flexivid app                                                          the embedded model, on this machine
     flexivid app --model Wan-AI/Wan2.1-T2V-1.3B-Diffusers --adapter FOLDER --budget 0.5
 
-Open the address that it prints. Moving the dial shows at once what a budget buys; a button samples all three.
+Open the address that it prints. Moving the dial shows at once what a budget buys; a button samples all three. With a
+few-step --adapter and no --budget, its recipe runs instead, and there is no dial.
 """
 
 import argparse
@@ -18,7 +19,7 @@ from flexivid.app.planner import Planner
 from flexivid.app.sampler import Sampler
 from flexivid.command_line import Parser, budget_share, command, seed
 from flexivid.commands.sample import load_pipeline
-from flexivid.commands.sample_options import DEFAULT_BUDGET, add_model, check_model_and_adapter, check_with_model
+from flexivid.commands.sample_options import add_model, check_model_and_adapter, check_with_model
 
 
 def port(text: str) -> int:
@@ -31,7 +32,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(prog="flexivid app", description=__doc__)
     add = parser.add_argument
     add_model(parser)
-    add("--budget", type=budget_share, default=DEFAULT_BUDGET, help="where the dial begins; 0.25")
+    add("--budget", type=budget_share, help="where the dial begins; 0.25 unless there is a few-step --adapter")
     add("--seed", type=seed, default=0, help="that the page begins with")
     add("--host", default="127.0.0.1", help="address to listen at; 0.0.0.0 lets other machines in")
     add("--port", type=port, help="the first free one from 7860 on")

@@ -74,6 +74,17 @@ def plan_markup(plan: Plan) -> str:
     )
 
 
+def recipe_markup(steps: int, full_steps: int, guidance_scale: float | None) -> str:
+    """What a few-step adapter decides, in the place of the dial. guidance_scale: of the full run, None where the recipe
+    leaves it as it is."""
+    guidance = " and turns guidance off" if guidance_scale is not None else ""
+    scale = f", and a guidance scale of {guidance_scale:g}" if guidance_scale is not None else ""
+    return (
+        f'<div class="note recipe"><b>The recipe of this adapter</b> sets {steps} steps{guidance}. '
+        f"The full run has {full_steps} steps{scale}. Started with --budget, this page has a dial instead.</div>"
+    )
+
+
 def refusal_markup(message: str) -> str:
     """Why nothing is planned or sampled."""
     text = message[:1].upper() + message[1:]
@@ -99,13 +110,13 @@ def arms_markup(plan: Plan, done: Mapping[str, Arm], ratio: str, progress: Progr
         else:
             state = "sampling" if progress == "sampling" and name == waiting[0] else "waiting"
             screen = f'<div class="screen {state}">{state}</div>'
-            flops = plan.flops_used if name == "flexivid" else plan.flops_full * _steps(name, plan) // plan.steps
+            flops = plan.flops_used if name == "flexivid" else plan.flops_full * _steps(name, plan) // plan.full_steps
             figures.append(_figure(name, plan, screen, flops))
     return f'<div class="arms" style="--ratio:{ratio}">{"".join(figures)}</div>'
 
 
 def _steps(name: str, plan: Plan) -> int:
-    return plan.fewer_steps if name == "fewer" else plan.steps
+    return {"full": plan.full_steps, "fewer": plan.fewer_steps, "flexivid": plan.steps}[name]
 
 
 def _figure(name: str, plan: Plan | None, screen: str, flops: int | None = None, seconds: str = "&ndash;") -> str:

@@ -28,7 +28,7 @@ class Asked:
     """What a visitor has asked for."""
 
     prompt: str
-    budget: float
+    budget: float | None
     plan: Plan
     seed: int
 
@@ -39,19 +39,20 @@ class Page:
     def __init__(self, planner: Planner, sampler: Sampler, arguments: argparse.Namespace):
         self._planner, self._sampler, self._arguments = planner, sampler, arguments
 
-    def plan(self, budget: float, steps: float | None) -> Plan:
-        """Raises ValueError that says what is wrong with them."""
-        check_budget(budget)
+    def plan(self, budget: float | None, steps: float | None) -> Plan:
+        """budget: None for a recipe. Raises ValueError that says what is wrong with them."""
+        if self._arguments.recipe is None:
+            check_budget(budget)
         return self._planner.plan(budget, whole_number(steps, count, "steps "))
 
-    def move_dial(self, budget: float, steps: float | None):
+    def move_dial(self, budget: float | None, steps: float | None):
         """What the budget buys, and whether there is anything to sample."""
         try:
             return markup.plan_markup(self.plan(budget, steps)), gr.Button(interactive=True)
         except ValueError as error:
             return markup.refusal_markup(str(error)), gr.Button(interactive=False)
 
-    def ask(self, prompt: str, budget: float, steps: float | None, seed_: float | None):
+    def ask(self, prompt: str, budget: float | None, steps: float | None, seed_: float | None):
         """What is to be sampled, or None, and for the page what is to be known of it, the clips and the downloads."""
         try:
             prompt = prompt.strip()
@@ -94,20 +95,20 @@ class Page:
                     example = "" if begin.model else DEFAULT_PROMPT
                     prompt = gr.Textbox(example, label="Prompt", lines=2, max_length=2000, elem_id="prompt")
                     with gr.Row():
-                        steps = gr.Number(begin.steps, label="Steps", min_width=100, elem_id="steps")
+                        steps = gr.Number(
+                            begin.steps, label="Steps", min_width=100, elem_id="steps", interactive=begin.recipe is None
+                        )
                         seed_ = gr.Number(begin.seed, label="Seed", min_width=100, elem_id="seed")
                     button = gr.Button("Sample", variant="primary", elem_id="sample")
                 with gr.Column(scale=7, min_width=320):
-                    budget = gr.Slider(
-                        0.005, 1, begin.budget, step=0.005, label="Budget: share of the FLOPs", elem_id="budget"
-                    )
+                    budget = self._dial(plan)
                     planned = html(markup.plan_markup(plan), elem_id="plan")
             note = html("", elem_id="note")
             arms = html(self._arms(plan, {}, "idle"), elem_id="clips")
             downloads = html("", elem_id="downloads")
 
             gr.on(
-                [budget.change, steps.change],
+                [steps.change] if begin.recipe else [budget.change, steps.change],
                 self.move_dial,
                 [budget, steps],
                 [planned, button],
@@ -135,13 +136,24 @@ class Page:
             )
         return blocks
 
+    def _dial(self, plan: Plan) -> gr.Slider | gr.State:
+        """Where a budget is chosen; what a recipe decides instead has none."""
+        begin = self._arguments
+        if begin.recipe is None:
+            return gr.Slider(0.005, 1, begin.budget, step=0.005, label="Budget: share of the FLOPs", elem_id="budget")
+        without_guidance = begin.guidance_scale <= 1 < begin.full["guidance_scale"]
+        scale = begin.full["guidance_scale"] if without_guidance else None
+        gr.HTML(markup.recipe_markup(plan.steps, plan.full_steps, scale), apply_default_css=False, elem_id="recipe")
+        return gr.State()
+
     def _masthead(self) -> str:
         begin = self._arguments
         size = f"{begin.frames} frames of {begin.width} x {begin.height}"
         model = begin.model or "the small embedded model"
+        ours = "at a budget" if begin.recipe is None else "by the recipe of a few-step adapter"
         return (
             f'<header class="masthead"><h1>flexivid</h1><p>{escape(model)} on {begin.device}, {size}: '
-            "the same prompt and seed in full, in fewer steps, and at a budget</p></header>"
+            f"the same prompt and seed in full, in fewer steps, and {ours}</p></header>"
         )
 
 

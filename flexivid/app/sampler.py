@@ -45,17 +45,17 @@ class Sampler:
         # Stock clips by prompt, seed and steps: the dial changes none of these.
         self._stock: OrderedDict[tuple, tuple[np.ndarray, float]] = OrderedDict()
 
-    def run(self, prompt: str, budget: float, plan: Plan, seed: int) -> Iterator[Arm]:
-        """The arms of ARMS, each when it is there."""
+    def run(self, prompt: str, budget: float | None, plan: Plan, seed: int) -> Iterator[Arm]:
+        """The arms of ARMS, each when it is there. budget: None for the recipe of the adapter."""
         folder = self._new_folder()
         yield self._ours(folder, prompt, budget, plan, seed)
         flexivid.disable(self.pipe)
-        for name, steps in (("fewer", plan.fewer_steps), ("full", plan.steps)):
+        for name, steps in (("fewer", plan.fewer_steps), ("full", plan.full_steps)):
             frames, seconds = self._stock_clip(prompt, seed, steps)
-            flops = plan.flops_full * steps // plan.steps
+            flops = plan.flops_full * steps // plan.full_steps
             yield Arm(name, steps, flops, seconds, self._show(frames, folder / f"{name}.mp4"))
 
-    def _ours(self, folder: Path, prompt: str, budget: float, plan: Plan, seed: int) -> Arm:
+    def _ours(self, folder: Path, prompt: str, budget: float | None, plan: Plan, seed: int) -> Arm:
         arguments = self._with(budget=budget, steps=plan.steps, seed=seed)
         enable_and_check(self.pipe, arguments)  # counts FLOPs, which then do not count as denoising time
         frames, seconds = generate(self.pipe, arguments, prompt)
@@ -71,7 +71,8 @@ class Sampler:
         """Frames, and seconds of denoising when they were sampled. The pipeline is disabled."""
         key = (prompt, seed, steps)
         if key not in self._stock:
-            frames, seconds = generate(self.pipe, self._with(steps=steps, seed=seed), prompt)
+            arguments = self._with(**self._arguments.full | {"steps": steps, "seed": seed})
+            frames, seconds = generate(self.pipe, arguments, prompt)
             self._stock[key] = frames, seconds["denoise"]
         self._stock.move_to_end(key)
         while len(self._stock) > KEPT_CLIPS:

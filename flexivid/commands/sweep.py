@@ -32,7 +32,7 @@ from flexivid.stock_pipelines import load, pipeline_class
 from flexivid.sweep.arms import Arm, all_arms, picked, possible, reachable, tuned
 from flexivid.sweep.curve import write_pareto
 from flexivid.sweep.probe import Probe
-from flexivid.sweep.report import write_report
+from flexivid.sweep.report import shown_clips, write_report
 from flexivid.sweep.results import assemble, write_csv
 from flexivid.sweep.sampling import Clip, Sampler, clips_of, sample
 from flexivid.sweep.scoring import Scorer
@@ -175,7 +175,8 @@ def main(argv: list[str] | None = None) -> None:
             print_plan(arguments, pipe, arms, clips, call)
         return
 
-    sampler = Sampler(pipe, clips, arguments.output, call, arguments.batch)
+    shown = shown_clips(clips, prompts[: arguments.report_prompts])
+    sampler = Sampler(pipe, clips, arguments.output, call, arguments.batch, shown)
     arms = tune(sampler, arms, tuning_clips(arguments, clips), identity, state)
     scenes = {prompt: parse_caption(prompt) for prompt in prompts} if arguments.prompts in SHAPES_SETS else None
     scorer = Scorer(sampler, scenes, device)

@@ -139,7 +139,9 @@ def all_arms(arguments: Namespace, pipe: DiffusionPipeline, call: dict) -> list[
             name = f"calibrated-{budget:g}"
             if name in arms:
                 raise ValueError(f"two of --schedules are for a budget of {budget:g}; give one a budget")
-            arms[name] = Arm(name, "calibrated", budget, steps, flexivid={**merged, "schedule": schedule.to_text()})
+            # Mixed patch sizes do not go with merged LoRA.
+            own = {"schedule": schedule.to_text(), "merge_lora": not schedule.mixed_sizes}
+            arms[name] = Arm(name, "calibrated", budget, steps, flexivid={**merged, **own})
     for method in methods:
         for budget in arguments.budgets:
             name = f"budget-{budget:g}" if method == "adapter" else f"{method}-{budget:g}"

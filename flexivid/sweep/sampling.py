@@ -6,7 +6,7 @@ on all clips of its batch. It is done once `batches/<arm>/<batch>.json` is there
 
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -17,9 +17,12 @@ import torch
 from diffusers import DiffusionPipeline
 from tqdm import tqdm
 
+import flexivid
 from flexivid.files import write_json
+from flexivid.patch_grid import FineBlocks
 from flexivid.sampling.flops import flop_counter_mode
 from flexivid.stock_pipelines import call_arguments, set_guidance_scale
+from flexivid.sweep.grids import grid_paths, write_grids
 from flexivid.targets import COMPONENTS
 from flexivid.video import enlarge, write_mp4
 
@@ -128,13 +131,17 @@ def sample(
 
 @dataclass(frozen=True)
 class Sampler:
-    """Writes the clips of one sweep below `folder`. call: as `sample` takes it."""
+    """Writes the clips of one sweep below `folder`.
+
+    call: as `sample` takes it. shown: of the clips, those that are written with patch grids too.
+    """
 
     pipe: DiffusionPipeline
     clips: list[Clip]
     folder: Path
     call: dict
     batch_size: int
+    shown: tuple[Clip, ...] = ()
 
     @property
     def batches(self) -> list[list[Clip]]:
@@ -161,9 +168,14 @@ class Sampler:
                 clips = self.batches[number]
                 # Counting slows small models down by a third. Only a cache makes batches differ in what they cost.
                 counted = number == 0 or arm.depends_on_clips
-                videos, meter = sample(self.pipe, clips, call, count_flops=counted, run=run)
-                for clip, frames in zip(clips, videos, strict=True):
+                chosen = FineBlocks(len(clips))
+                with flexivid.observe(self.pipe, chosen) if arm.flexivid is not None else nullcontext():
+                    videos, meter = sample(self.pipe, clips, call, count_flops=counted, run=run)
+                for place, (clip, frames) in enumerate(zip(clips, videos, strict=True)):
                     write_mp4(enlarge(frames, LEAST_HEIGHT), folder / clip.file_name, self.call["fps"])
+                    if arm.flexivid is not None and clip in self.shown:
+                        paths = grid_paths(self.folder, arm.name, clip.file_name)
+                        write_grids(self.pipe, frames, chosen, place, paths, self.call["fps"], LEAST_HEIGHT)
                 write_json(self.record(arm, number), {"flops": meter.flops if counted else None, "clips": len(clips)})
                 progress.update()
 
