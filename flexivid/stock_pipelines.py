@@ -96,7 +96,8 @@ def call_arguments(pipe: DiffusionPipeline, **values) -> dict:
 def usual_arguments(pipe: DiffusionPipeline) -> dict:
     """What a pipeline does when it is not told, by the names of ARGUMENTS."""
     parameters = inspect.signature(pipe.__call__).parameters
-    values = {"text_length": 1, "fps": family_of(transformer_of(pipe)).fps}
+    family = family_of(transformer_of(pipe))
+    values = {"text_length": 1, "fps": family.fps}
     if (guider := getattr(pipe, "guider", None)) is not None:
         values["guidance_scale"] = guider.guidance_scale
     for ours, theirs in ARGUMENTS.items():
@@ -107,10 +108,13 @@ def usual_arguments(pipe: DiffusionPipeline) -> dict:
     if "target_size" in config:  # HunyuanVideo-1.5, whose image-to-video takes the shape of its image
         size = pipe.video_processor.calculate_default_height_width(9, 16, config["target_size"])
         values["height"], values["width"] = size
+    # CogVideoX counts the frames of a clip, and says what its VAE makes of them; Allegro those of latents.
+    of_clip = "temporal_compression_ratio" in config
     for name, latents in (("height", "sample_height"), ("width", "sample_width"), ("frames", "sample_frames")):
         # CogVideoX and Mochi decide by themselves.
         if name not in values and latents in config:
-            values[name] = config[latents] * (1 if name == "frames" else pipe.vae_scale_factor_spatial)
+            time, space = family.compression(pipe)
+            values[name] = config[latents] * (space if name != "frames" else 1 if of_clip else time)
         elif name not in values:
             values[name] = getattr(pipe, f"default_{name}")
     return values

@@ -182,6 +182,7 @@ def test_the_clock_is_that_of_the_scheduler(name):
     ("name", "make_scheduler"),
     [
         ("cogvideox-2b", lambda: CogVideoXDPMScheduler(prediction_type="v_prediction", rescale_betas_zero_snr=True)),
+        ("consisid", lambda: CogVideoXDPMScheduler(prediction_type="v_prediction", rescale_betas_zero_snr=True)),
         ("wan", lambda: FlowMatchEulerDiscreteScheduler(shift=5.0)),
         ("ltx", lambda: FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)),
     ],
@@ -260,6 +261,12 @@ def test_guiders():
 def test_a_size_that_the_pipeline_chooses():
     usual = usual_arguments(tiny_image_pipeline("hunyuan-video-1.5-i2v")[0])
     assert (usual["frames"], usual["height"], usual["width"]) == (121, 64, 96)
+
+
+@pytest.mark.parametrize(("name", "size"), [("allegro", (88, 720, 1280)), ("cogvideox-5b", (17, 64, 96))])
+def test_a_size_that_the_configuration_has(name, size):
+    usual = usual_arguments(tiny_pipeline(name)[0])
+    assert (usual["frames"], usual["height"], usual["width"]) == size
 
 
 @every_pipeline
