@@ -14,7 +14,7 @@ from conftest import tiny_pipeline
 
 from flexivid.shapes.embedded import MODEL
 from flexivid.training.config import ClipsConfig, Config
-from flexivid.training.data import sources
+from flexivid.training.data import latents, sources
 from flexivid.training.data.held_out import choose_held_out, usual_count
 from flexivid.training.data.latents import build_cache
 from flexivid.training.data.shards import Place
