@@ -321,7 +321,8 @@ CONFIGS = [("wan2.2-i2v-a14b-lora", "wan2.2-i2v"), ("wan-vace-lora", "wan-vace")
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("file", "name"), CONFIGS)
-def test_configs_train_a_tiny_model_of_their_class(tmp_path, clips, file, name):
+def test_configs_train_a_tiny_model_of_their_class(tmp_path, clips, file, name, monkeypatch):
+    monkeypatch.setattr("flexivid.training.distill.SIGMAS", (0.9,))
     tiny_media_pipeline(name).save_pretrained(tmp_path / "base")
     small = {
         "base": tmp_path / "base",
@@ -332,6 +333,7 @@ def test_configs_train_a_tiny_model_of_their_class(tmp_path, clips, file, name):
         "base_dtype": "float32",
         "compile": "false",
         "flow_shift": 3.0,
+        "log_every": 1,
         "sample_every": 1000,
         "clips.folder": clips,
         "clips.cache": tmp_path / "cache",
