@@ -173,7 +173,7 @@ TABLE = {
         ("--clips.first_frame true", "model was trained on text alone: it has no channels for an image"),
         (
             "--base {there}/sister-model --clips.first_frame true",
-            "takes an image beside the prompt, which is built for",
+            "takes image beside the prompt, which is built for",
         ),
         ("--base {there}/edit-model", "LucyEditPipeline takes video beside the prompt, which is built for Wan"),
         ("--base {there}/control-model", "none of the 1 clips has one or a mask: put a.control.mp4"),

@@ -14,7 +14,7 @@ from conftest import tiny_pipeline
 
 from flexivid.shapes.embedded import MODEL
 from flexivid.training.config import ClipsConfig, Config
-from flexivid.training.data import latents
+from flexivid.training.data import latents, sources
 from flexivid.training.data.held_out import choose_held_out, usual_count
 from flexivid.training.data.latents import build_cache
 from flexivid.training.data.shards import Place
@@ -156,8 +156,8 @@ def test_a_run_that_goes_on_keeps_its_split_and_shows_its_error_over_steps(tmp_p
 
 
 def test_latents_that_are_not_finite_are_no_clips(clips, accelerator, monkeypatch):
-    encode, spoiled = latents.encode, iter([True] * 2 + [False] * 20)
-    monkeypatch.setattr(latents, "encode", lambda *given: encode(*given) * (1e9 if next(spoiled) else 1))
+    encode, spoiled = sources.encode, iter([True] * 2 + [False] * 20)
+    monkeypatch.setattr(sources, "encode", lambda *given: encode(*given) * (1e9 if next(spoiled) else 1))
     cache = build_cache(ClipsConfig(**settings(clips)), tiny_pipeline(), accelerator)
     assert [reason for _, reason in cache.broken] == ["its latents are not finite in half precision"] * 2
     assert len(drawn_by(cache, 1)) == 4

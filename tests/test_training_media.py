@@ -22,7 +22,7 @@ from flexivid.training.data import sources
 from flexivid.training.data.clips import Reader, find_clips
 from flexivid.training.data.latents import LatentCache, build_cache
 from flexivid.training.distill import DistillObjective
-from flexivid.training.forecast import check_model
+from flexivid.training.forecast import check_model, forecast
 from flexivid.training.noise import NoiseLevels, State
 from flexivid.training.student import build_student, distillation_loss, predict, weak_errors
 from flexivid.video import write_mp4
@@ -321,7 +321,8 @@ CONFIGS = [("wan2.2-i2v-a14b-lora", "wan2.2-i2v"), ("wan-vace-lora", "wan-vace")
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("file", "name"), CONFIGS)
-def test_configs_train_a_tiny_model_of_their_class(tmp_path, clips, file, name):
+def test_configs_train_a_tiny_model_of_their_class(tmp_path, clips, file, name, monkeypatch):
+    monkeypatch.setattr("flexivid.training.distill.SIGMAS", (0.9,))
     tiny_media_pipeline(name).save_pretrained(tmp_path / "base")
     small = {
         "base": tmp_path / "base",
@@ -332,6 +333,7 @@ def test_configs_train_a_tiny_model_of_their_class(tmp_path, clips, file, name):
         "base_dtype": "float32",
         "compile": "false",
         "flow_shift": 3.0,
+        "log_every": 1,
         "sample_every": 1000,
         "clips.folder": clips,
         "clips.cache": tmp_path / "cache",
@@ -362,3 +364,14 @@ def test_what_is_not_built_is_refused_before_anything_is_loaded(tmp_path, clips,
     config = Config(objective="distill", base=tmp_path / "base", output=tmp_path / "out", clips=data)
     with pytest.raises(ValueError, match=said):
         check_model(config)
+
+
+@every_kind
+def test_a_forecast_in_half_precision(tmp_path, clips, name):
+    pipe = tiny_media_pipeline(name)
+    pipe.save_pretrained(tmp_path / "base")
+    data = {"folder": clips, "buckets": [BUCKET], "max_sequence_length": 16}
+    modes = {"modes": [spatially_doubled(patch_size_of(pipe.transformer.config))], "rank": 4}
+    config = Config(objective="distill", base=tmp_path / "base", output=tmp_path / "out", clips=data, distill=modes)
+    said = forecast(config, 1, mixed_precision=True)
+    assert "TFLOP a step" in said and "MiB of runs/latents" in said
