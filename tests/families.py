@@ -1,7 +1,7 @@
 """A tiny random transformer of every family in the table, out of its real diffusers class."""
 
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 
 import torch
 from conftest import every_of, tiny_vae
@@ -95,7 +95,7 @@ from transformers import (
 )
 
 from flexivid.model.families import family_of
-from flexivid.model.family import patch_size_of
+from flexivid.model.family import Family, patch_size_of
 from flexivid.model.flexible import FlexTransformer
 from flexivid.model.lora import add_lora
 from flexivid.model.rows import consisid, cosmos, hunyuan
@@ -385,6 +385,14 @@ TIMESTEPS = {"timestep": 800.0, "sigma": 800.0, "r_timestep": 500.0}
 # They stand for the others in `make test`: guidance in calls apart, in one call and embedded; tokens that the pipeline
 # packs; noise levels of flow matching, VP and backwards; rotary tables of the model's own, passed in and learned.
 every = partial(every_of, quick=("wan", "ltx", "cogvideox-5b", "hunyuan-video", "mochi"))
+
+
+@cache
+def family_named(name: str) -> Family:
+    """The row of a tiny model: many tests ask for it where they are collected."""
+    return family_of(tiny(name))
+
+
 # What their classes allow: one frame, square ones, frames as many as their table has.
 IMAGES = ("dit", "pixart")
 SQUARE = ("dit",)

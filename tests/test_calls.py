@@ -110,7 +110,7 @@ def guidance_until(last: int):
     return {"callback_on_step_end": end}
 
 
-@pytest.mark.parametrize("last", [0, 4, 6])
+@pytest.mark.parametrize("last", [pytest.param(0, marks=pytest.mark.slow), 4, pytest.param(6, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("settings", [{}, *ORDERS, {"guidance": "same"}, {"guidance": "weak-uncond"}])
 def test_guidance_that_a_callback_ends(last, settings):
     pipe, call = tiny_pipeline("wan")
@@ -132,7 +132,7 @@ def test_guidance_that_ends_under_a_schedule_leaves_its_patch_sizes():
 
 
 @pytest.mark.parametrize("settings", [{}, *ORDERS, {"guidance": "same"}])
-@pytest.mark.parametrize("lengths", [(7, 120), (120, 7)])
+@pytest.mark.parametrize("lengths", [(7, 120), pytest.param((120, 7), marks=pytest.mark.slow)])
 def test_embeddings_of_two_lengths(lengths, settings):
     """The plan is made when the first branch is called, and made anew once the costs of the other one are known."""
     pipe, call = tiny_pipeline("wan")

@@ -12,6 +12,7 @@ from families import (
     attach,
     coarse_patch_sizes,
     every,
+    family_named,
     grid_for,
     inputs,
     randomise_adapter,
@@ -248,10 +249,7 @@ def check_positions_in_time(name: str, frames: int) -> None:
                 torch.testing.assert_close(found, expected, atol=1e-2, rtol=0)
 
 
-every_temporal_family = pytest.mark.parametrize("name", [name for name in TINY if family_of(tiny(name)).temporal])
-
-
-@every_temporal_family
+@every(name for name in TINY if family_named(name).temporal)
 @pytest.mark.parametrize("frames", [4, 5, 6, 7])
 def test_coarse_tokens_stand_at_the_centre_of_the_frames_they_cover(name, frames):
     """At each multiple one length is whole blocks, and others end in a padded one."""

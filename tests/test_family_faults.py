@@ -4,19 +4,18 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from families import STEPS, TINY, coarse_patch_sizes, every, tiny, tiny_pipeline
+from families import STEPS, TINY, coarse_patch_sizes, every, family_named, tiny, tiny_pipeline
 from peft import LoraConfig
 from test_family_pipelines import sample
 
 import flexivid
 from flexivid.model.adapter import AdapterConfig, save_adapter
-from flexivid.model.families import family_of
 from flexivid.model.flexible import FlexTransformer
 from flexivid.model.lora import add_lora
 
 PIPELINES = [name for name in TINY if name != "wan-i2v"]
 every_pipeline = every(PIPELINES)
-TRAINED = [name for name in PIPELINES if family_of(tiny(name)).lora_targets is not None]
+TRAINED = [name for name in PIPELINES if family_named(name).lora_targets is not None]
 QUERIES = (".to_q", ".to_query")
 # Whose pipelines call the transformer once a branch; that of Motif-Video, which does too, asks its guider.
 SEPARATE = ["wan", "skyreels-v2"]

@@ -8,9 +8,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import every_of
 from diffusers import WanTransformer3DModel
 from diffusers.hooks import FirstBlockCacheConfig
-from families import TINY, assert_same_clip, attach, every, randomise_adapter, tiny, tiny_pipeline
+from families import TINY, assert_same_clip, attach, every, family_named, randomise_adapter, tiny, tiny_pipeline
 from peft import LoraConfig
 from safetensors.torch import load_file
 from test_family_pipelines import PIPELINES, sample
@@ -18,7 +19,7 @@ from test_flexible import config_of
 
 import flexivid
 from flexivid.model.adapter import save_adapter
-from flexivid.model.families import FAMILIES, family_of
+from flexivid.model.families import FAMILIES
 from flexivid.model.lora import add_lora
 from flexivid.models import cost_line, family_lines
 from flexivid.published_sizes import PUBLISHED
@@ -33,7 +34,7 @@ NOT_COUNTED = {"motif-video", "cosmos"}
 
 def supported(feature: str) -> list[str]:
     """The pipelines whose family has `yes` in the support table."""
-    families = {name: family_of(tiny(name)).name for name in PIPELINES}
+    families = {name: family_named(name).name for name in PIPELINES}
     return [name for name in PIPELINES if SUPPORT[families[name]][FEATURES.index(feature)] == "yes"]
 
 
@@ -67,7 +68,7 @@ def test_first_block_cache(name):
     assert not torch.equal(sample(pipe, call), both)
 
 
-@every(supported("compile"))
+@every_of(supported("compile"), quick=("wan", "ltx"))
 def test_compiled_blocks_are_not_compiled_again(name):
     torch._dynamo.reset()
     pipe, call = tiny_pipeline(name)
@@ -97,7 +98,7 @@ def test_a_users_lora(name):
 
 
 @every(name for name in supported("offload") if TINY[name][0]._supports_group_offloading)
-@pytest.mark.parametrize("offload_type", ["block_level", "leaf_level"])
+@pytest.mark.parametrize("offload_type", ["block_level", pytest.param("leaf_level", marks=pytest.mark.slow)])
 def test_group_offload(name, offload_type):
     pipe, call = tiny_pipeline(name)
     here = torch.device("cpu")

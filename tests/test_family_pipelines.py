@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from conftest import every_of
 from diffusers import (
     CogVideoXDPMScheduler,
     FlowMatchEulerDiscreteScheduler,
@@ -17,14 +18,13 @@ from families import (
     assert_same_clip,
     coarse_patch_sizes,
     every,
-    tiny,
+    family_named,
     tiny_image_pipeline,
     tiny_pipeline,
 )
 
 import flexivid
 from flexivid.diffusion import FLOWS
-from flexivid.model.families import family_of
 from flexivid.model.lora import HOOK_NAME
 from flexivid.sampling.flops import flop_counter_mode
 from flexivid.sampling.schedule import KEPT
@@ -32,7 +32,7 @@ from flexivid.stock_pipelines import ARGUMENTS, set_guidance_scale, usual_argume
 
 PIPELINES = [name for name in TINY if name != "wan-i2v"]
 # Whose pipelines call the transformer once a branch.
-SEPARATE = [name for name in PIPELINES if family_of(tiny(name)).guidance == "separate"]
+SEPARATE = [name for name in PIPELINES if family_named(name).guidance == "separate"]
 every_pipeline = every(PIPELINES)
 
 
@@ -55,7 +55,7 @@ def test_budget_one_and_disable_are_the_stock_pipeline(name):
 
 
 @every_pipeline
-@pytest.mark.parametrize("order", ["interleaved", "weak-first"])
+@pytest.mark.parametrize("order", ["interleaved", pytest.param("weak-first", marks=pytest.mark.slow)])
 def test_counted_flops_keep_the_budget_in_every_call(name, order):
     pipe, call = tiny_pipeline(name)
     if "prompt_attention_mask" in call:  # Mochi computes on valid tokens only, and all are counted
@@ -118,7 +118,8 @@ def test_a_low_budget_and_no_guidance_where_it_is_batched(name, budget, guidance
     assert torch.equal(sample(pipe, call), stock)
 
 
-@pytest.mark.parametrize("name", IMAGE_PIPELINES)
+# These stand for images in channels beside the latents, and as clean frames.
+@every_of(IMAGE_PIPELINES, quick=("wan2.1-i2v", "ltx-i2v", "cogvideox-i2v"))
 def test_image_to_video(name):
     pipe, call = tiny_image_pipeline(name)
     with flop_counter_mode() as full:

@@ -11,6 +11,7 @@ from families import (
     attach,
     coarse_patch_sizes,
     every,
+    family_named,
     grid_for,
     inputs,
     randomise_adapter,
@@ -37,7 +38,7 @@ from flexivid.sampling.schedule import WITH_RESIDUAL, Schedule, explicit_schedul
 COSTS = {"1x2x2": 100, "1x4x4": 20}
 MIXED = "1x2x2+1x4x4@0.5"
 CHOOSING = 0.005  # what it costs to choose blocks is not in the plan; of these tiny models that shows
-LOOSE = [name for name in TINY if not isinstance(family_of(tiny(name)).loose, str)]
+LOOSE = [name for name in TINY if not isinstance(family_named(name).loose, str)]
 every_family = every(LOOSE)
 every_kind = pytest.mark.parametrize("kind", [0, -1])  # larger in space; in time too
 
