@@ -68,7 +68,7 @@ from diffusers import (
 )
 from diffusers.models.embeddings import get_3d_rotary_pos_embed
 from diffusers.models.transformers import transformer_cosmos
-from diffusers.pipelines.ltx2 import LTX2TextConnectors
+from diffusers.pipelines.ltx2 import LTX2TextConnectors, LTX2Vocoder
 from PIL import Image
 from transformers import (
     CLIPImageProcessor,
@@ -81,6 +81,8 @@ from transformers import (
     SiglipImageProcessor,
     SiglipVisionConfig,
     SiglipVisionModel,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
     T5Config,
     T5EncoderModel,
 )
@@ -547,8 +549,12 @@ def cosmos_scheduler(scheduler=None):
 LTX2_GUIDANCE = {"guidance_scale": 3.0, "spatio_temporal_guidance_blocks": [1]}
 
 
-def ltx2_parts() -> dict:
-    """What its pipelines have around the transformer: VAEs of video (8 x in time and space), of sound, connectors."""
+def ltx2_parts(text_layers: int = 1, registers: int = 7) -> dict:
+    """What its pipelines have around the transformer: VAEs of video (8 x in time and space), of sound, connectors.
+
+    text_layers: hidden states of the text encoder, which embeddings of a prompt hold side by side. registers: of the
+    connectors, into as many of which any text has to divide.
+    """
     torch.manual_seed(3)
     video = AutoencoderKLLTX2Video(
         latent_channels=CHANNELS,
@@ -568,10 +574,10 @@ def ltx2_parts() -> dict:
             "num_attention_heads": 2,
             "attention_head_dim": TEXT // 2,
             "num_layers": 1,
-            "num_learnable_registers": 7,
+            "num_learnable_registers": registers,
         }.items()
     }
-    connectors = LTX2TextConnectors(caption_channels=TEXT, text_proj_in_factor=1, **heads)
+    connectors = LTX2TextConnectors(caption_channels=TEXT, text_proj_in_factor=text_layers, **heads)
     return {"vae": video.eval(), "audio_vae": sound.eval(), "connectors": connectors.eval()}
 
 
@@ -579,6 +585,8 @@ def kandinsky_embeds() -> dict:
     generator, call = torch.Generator().manual_seed(1), {}
     for side in ("", "negative_"):
         call[f"{side}prompt_embeds_qwen"] = torch.randn(1, 7, TEXT, generator=generator)
+        upsample_residual=(False,) * 3,
+        upsample_factor=(1,) * 3,
         call[f"{side}prompt_embeds_clip"] = torch.randn(1, 8, generator=generator)
         call[f"{side}prompt_cu_seqlens"] = torch.tensor([0, 7])
     return call
@@ -596,6 +604,34 @@ def pictures(count: int, size: tuple[int, int], seed: int = 2) -> list[Image.Ima
 def _conditioned_wan_pipeline(name: str, scheduler):
     pipeline = {"wan-vace": WanVACEPipeline, "wan-animate": WanAnimatePipeline, "chronoedit": ChronoEditPipeline}[name]
     encoder = {} if name == "wan-vace" else _clip_encoder()
+SOUND_RATE = 8000
+
+
+def ltx2_with_text_and_sound() -> LTX2Pipeline:
+    """Whole, so that it can be saved: Gemma 3, and a vocoder of as many samples a frame as SOUND_RATE asks for."""
+    pipe, tokenizer = tiny_pipeline("ltx-2")[0], build_tokenizer()
+    layers = {"intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = {"hidden_size": TEXT, "head_dim": 8, "num_key_value_heads": 1, "vocab_size": len(tokenizer), **layers}
+    vision = {"hidden_size": 8, "image_size": 28, "patch_size": 14, **layers}
+    torch.manual_seed(4)
+    parts = ltx2_parts(text_layers=2, registers=4) | {
+        "tokenizer": tokenizer,
+        "text_encoder": Gemma3ForConditionalGeneration(
+            Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=1)
+        ).eval(),
+        "vocoder": LTX2Vocoder(
+            in_channels=2 * 8,  # channels x mel bins of what `audio_vae` gives
+            hidden_channels=32,
+            upsample_kernel_sizes=[16, 10],
+            upsample_factors=[8, 10],  # a mel frame is 160 of 16000 samples
+            resnet_kernel_sizes=[3],
+            resnet_dilations=[[1, 3]],
+            output_sampling_rate=SOUND_RATE,
+        ).eval(),
+    }
+    return LTX2Pipeline(**pipe.components | parts)
+
+
     parts = {"tokenizer": None, "text_encoder": None, "vae": tiny_vae(), "scheduler": scheduler, **encoder}
     call, size = _embeds(mask=False) | {"guidance_scale": 3.0}, (48, 32)
     if name == "wan-vace":

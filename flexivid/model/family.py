@@ -57,7 +57,8 @@ class Family:
     lora_targets: regular expression of the modules that LoRA adapts: self-attention and feed-forward, not
         cross-attention (the paper's best). None where diffusers' class takes no adapters.
     vae_factors: attributes of the pipeline with the compression of its VAE in time and in space, None if it has none.
-    fps: frames a second of what its published models make.
+    fps: frames a second of what its published models make. frames: of a clip, where neither the pipeline nor the
+        configuration tells.
     example: (config, latent size (T, H, W), text length) -> the arguments of one forward of one clip, for counting.
     counting: a context in which the forward runs on the meta device.
     temporal: patches may be larger in time too. fixed_out_channels: the forward cuts its output into
@@ -97,6 +98,7 @@ class Family:
     sizes: tuple[tuple[str, str | int], ...] = ()
     completed: Callable[[dict], dict] = dict
     rope_argument: str | None = None
+    frames: int | None = None
     frame_timesteps: str | None = None
     destination: str | None = None
     time_scale: float = 1000.0
