@@ -104,6 +104,7 @@ PUBLISHED = (
         512,
         {"num_attention_heads": 40, "ffn_dim": 13824, "num_layers": 40},
     ),
+    Published("Helios 14B, a chunk", "HeliosTransformer3DModel", (33, 384, 640), (9, 48, 80), 512),
     Published("LTX-Video 2B", "LTXVideoTransformer3DModel", (161, 512, 704), (21, 16, 22), 128),
     Published("LTX-2 19B", "LTX2VideoTransformer3DModel", (121, 512, 768), (16, 16, 24), 1024),
     Published("CogVideoX-2B", "CogVideoXTransformer3DModel", (49, 480, 720), (13, 60, 90), 226),
@@ -130,6 +131,14 @@ PUBLISHED = (
         },
     ),
     Published("HunyuanVideo", "HunyuanVideoTransformer3DModel", (129, 720, 1280), (33, 90, 160), 256),
+    Published(
+        "HunyuanVideo Framepack, a section",
+        "HunyuanVideoFramepackTransformer3DModel",
+        (33, 720, 1280),
+        (9, 90, 160),
+        256,
+        {"has_image_proj": True, "has_clean_x_embedder": True},
+    ),
     Published("HunyuanVideo-1.5", "HunyuanVideo15Transformer3DModel", (121, 720, 1280), (31, 45, 80), 1000),
     Published(
         "Kandinsky 5.0 Lite",
@@ -262,6 +271,11 @@ weak pass goes from and to the noise levels that means have there ([test_flow_ma
 
 Cosmos is Cosmos-Predict2.5, and Predict2 before it ([test_family_cosmos](../tests/test_family_cosmos.py)). Its forward
 asks torchvision to resize a padding mask, in whose place the tests have torch, and its pipelines ask for a guardrail.
+
+Helios and Framepack make clips section after section, each beside frames that are there already. Those stay as they
+are, at the patch sizes that the models have for them: the section alone is folded, and its tokens stand at the centres
+of what they cover, among the others. Plans and summaries are those of one section, and shares hold for all
+([test_family_sections](../tests/test_family_sections.py)).
 
 LTX-2's sound stays as it is, a stream of few tokens beside the video; of the three forwards of its default step (both
 branches of guidance, a perturbed one, one without sound) weak steps run the first, and keep what the others add

@@ -31,9 +31,14 @@ from diffusers import (
     DPMSolverMultistepScheduler,
     FlowMapEulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    HeliosPipeline,
+    HeliosScheduler,
+    HeliosTransformer3DModel,
     HunyuanVideo15ImageToVideoPipeline,
     HunyuanVideo15Pipeline,
     HunyuanVideo15Transformer3DModel,
+    HunyuanVideoFramepackPipeline,
+    HunyuanVideoFramepackTransformer3DModel,
     HunyuanVideoPipeline,
     HunyuanVideoTransformer3DModel,
     Kandinsky5T2VPipeline,
@@ -76,13 +81,13 @@ from transformers import (
     CLIPTextModel,
     CLIPVisionConfig,
     CLIPVisionModel,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
     LlamaConfig,
     LlamaModel,
     SiglipImageProcessor,
     SiglipVisionConfig,
     SiglipVisionModel,
-    Gemma3Config,
-    Gemma3ForConditionalGeneration,
     T5Config,
     T5EncoderModel,
 )
@@ -158,6 +163,21 @@ LTX23 = LTX2 | {
     "rope_type": "split",
     "use_prompt_embeddings": False,
 }
+HUNYUAN = {
+    "in_channels": CHANNELS,
+    "out_channels": CHANNELS,
+    "num_attention_heads": 2,
+    "attention_head_dim": 16,
+    "num_layers": 1,
+    "num_single_layers": 1,
+    "num_refiner_layers": 1,
+    "patch_size": 2,
+    "patch_size_t": 1,
+    "guidance_embeds": True,
+    "text_embed_dim": TEXT,
+    "pooled_projection_dim": 8,
+    "rope_axes_dim": (4, 6, 6),
+}
 # name: (class, config)
 TINY = {
     "wan": (WanTransformer3DModel, WAN),
@@ -186,6 +206,7 @@ TINY = {
     ),
     "anyflow": (AnyFlowTransformer3DModel, WAN),
     "skyreels-v2": (SkyReelsV2Transformer3DModel, WAN),
+    "helios": (HeliosTransformer3DModel, WAN | {"rope_dim": (8, 8, 8), "is_amplify_history": True}),
     "wan-i2v": (
         WanTransformer3DModel,
         WAN | {"in_channels": 2 * CHANNELS + 4, "image_dim": 8, "added_kv_proj_dim": 48},
@@ -230,21 +251,11 @@ TINY = {
     ),
     "hunyuan-video": (
         HunyuanVideoTransformer3DModel,
-        {
-            "in_channels": CHANNELS,
-            "out_channels": CHANNELS,
-            "num_attention_heads": 2,
-            "attention_head_dim": 16,
-            "num_layers": 1,
-            "num_single_layers": 1,
-            "num_refiner_layers": 1,
-            "patch_size": 2,
-            "patch_size_t": 1,
-            "guidance_embeds": True,
-            "text_embed_dim": TEXT,
-            "pooled_projection_dim": 8,
-            "rope_axes_dim": (4, 6, 6),
-        },
+        HUNYUAN,
+    ),
+    "framepack": (
+        HunyuanVideoFramepackTransformer3DModel,
+        HUNYUAN | {"has_image_proj": True, "image_proj_dim": 8, "has_clean_x_embedder": True},
     ),
     "hunyuan-video-1.5": (
         HunyuanVideo15Transformer3DModel,
@@ -447,7 +458,7 @@ def tiny_pipeline(name: str, scheduler=None):
         pipeline = WanPipeline if name == "wan" else SkyReelsV2Pipeline
         pipe = pipeline(**without, transformer=transformer, scheduler=scheduler or UniPCMultistepScheduler(**UNIPC))
         call = _embeds(mask=False) | {"guidance_scale": 3.0}
-    elif name in CONDITIONED:
+    elif name in ("wan-vace", "wan-animate", "chronoedit"):
         pipe, call = _conditioned_wan_pipeline(name, scheduler or UniPCMultistepScheduler(**UNIPC))
         common |= {"height": 32, "width": 48}
         if name == "wan-animate":
@@ -458,6 +469,11 @@ def tiny_pipeline(name: str, scheduler=None):
         scheduler = scheduler or FlowMapEulerDiscreteScheduler(shift=3.0)
         pipe = AnyFlowPipeline(**without, transformer=transformer, scheduler=scheduler)
         call = _embeds(mask=False) | {"guidance_scale": 3.0}
+    elif name == "helios":
+        scheduler = scheduler or HeliosScheduler(stages=1, stage_range=[0, 1], use_dynamic_shifting=True)
+        without["vae"] = tiny_vae()  # it decodes every chunk
+        pipe = HeliosPipeline(**without, transformer=transformer, scheduler=scheduler)
+        call = _embeds(mask=False) | {"guidance_scale": 3.0, "height": 32, "width": 48}
     elif name == "cosmos":
         pipe = Cosmos2_5_PredictBasePipeline(
             **cosmos_parts(), transformer=transformer, scheduler=cosmos_scheduler(scheduler)
@@ -504,6 +520,11 @@ def tiny_pipeline(name: str, scheduler=None):
             **without, text_encoder_2=None, tokenizer_2=None, transformer=transformer, scheduler=scheduler or euler
         )
         call = _embeds(mask=True, negative=False, pooled=8) | {"guidance_scale": 6.0}
+    elif name == "framepack":
+        parts = without | {"vae": _hunyuan_vae(), "text_encoder_2": None, "tokenizer_2": None} | _siglip()
+        pipe = HunyuanVideoFramepackPipeline(**parts, transformer=transformer, scheduler=scheduler or euler)
+        call = _embeds(mask=True, negative=False, pooled=8) | {"guidance_scale": 6.0, "output_type": "pt"}
+        call |= {"image": pictures(1, (96, 64))}
     elif name == "kandinsky5":
         pipe = Kandinsky5T2VPipeline(
             **without, text_encoder_2=None, tokenizer_2=None, transformer=transformer, scheduler=scheduler or euler
@@ -564,6 +585,8 @@ def ltx2_parts(text_layers: int = 1, registers: int = 7) -> dict:
         decoder_layers_per_block=(1,) * 4,
         spatio_temporal_scaling=(True, True, True, False),
         downsample_type=("spatiotemporal",) * 4,
+        upsample_residual=(False,) * 3,
+        upsample_factor=(1,) * 3,
         patch_size=1,
     )
     sound = AutoencoderKLLTX2Audio(base_channels=4, num_res_blocks=1, latent_channels=2, mel_bins=8, resolution=8)
@@ -581,29 +604,6 @@ def ltx2_parts(text_layers: int = 1, registers: int = 7) -> dict:
     return {"vae": video.eval(), "audio_vae": sound.eval(), "connectors": connectors.eval()}
 
 
-def kandinsky_embeds() -> dict:
-    generator, call = torch.Generator().manual_seed(1), {}
-    for side in ("", "negative_"):
-        call[f"{side}prompt_embeds_qwen"] = torch.randn(1, 7, TEXT, generator=generator)
-        upsample_residual=(False,) * 3,
-        upsample_factor=(1,) * 3,
-        call[f"{side}prompt_embeds_clip"] = torch.randn(1, 8, generator=generator)
-        call[f"{side}prompt_cu_seqlens"] = torch.tensor([0, 7])
-    return call
-
-
-# Whose pipelines encode videos or images, in which FLOPs are spent too.
-CONDITIONED = ("wan-vace", "wan-animate", "chronoedit")
-
-
-def pictures(count: int, size: tuple[int, int], seed: int = 2) -> list[Image.Image]:
-    pixels = torch.randint(256, (count, size[1], size[0], 3), generator=torch.Generator().manual_seed(seed))
-    return [Image.fromarray(picture) for picture in pixels.to(torch.uint8).numpy()]
-
-
-def _conditioned_wan_pipeline(name: str, scheduler):
-    pipeline = {"wan-vace": WanVACEPipeline, "wan-animate": WanAnimatePipeline, "chronoedit": ChronoEditPipeline}[name]
-    encoder = {} if name == "wan-vace" else _clip_encoder()
 SOUND_RATE = 8000
 
 
@@ -632,6 +632,29 @@ def ltx2_with_text_and_sound() -> LTX2Pipeline:
     return LTX2Pipeline(**pipe.components | parts)
 
 
+def kandinsky_embeds() -> dict:
+    generator, call = torch.Generator().manual_seed(1), {}
+    for side in ("", "negative_"):
+        call[f"{side}prompt_embeds_qwen"] = torch.randn(1, 7, TEXT, generator=generator)
+        call[f"{side}prompt_embeds_clip"] = torch.randn(1, 8, generator=generator)
+        call[f"{side}prompt_cu_seqlens"] = torch.tensor([0, 7])
+    return call
+
+
+# Whose pipelines encode videos or images, in which FLOPs are spent too.
+CONDITIONED = ("wan-vace", "wan-animate", "chronoedit", "framepack")
+# Whose pipelines decode, whatever is asked for.
+DECODING = ("dit", "helios")
+
+
+def pictures(count: int, size: tuple[int, int], seed: int = 2) -> list[Image.Image]:
+    pixels = torch.randint(256, (count, size[1], size[0], 3), generator=torch.Generator().manual_seed(seed))
+    return [Image.fromarray(picture) for picture in pixels.to(torch.uint8).numpy()]
+
+
+def _conditioned_wan_pipeline(name: str, scheduler):
+    pipeline = {"wan-vace": WanVACEPipeline, "wan-animate": WanAnimatePipeline, "chronoedit": ChronoEditPipeline}[name]
+    encoder = {} if name == "wan-vace" else _clip_encoder()
     parts = {"tokenizer": None, "text_encoder": None, "vae": tiny_vae(), "scheduler": scheduler, **encoder}
     call, size = _embeds(mask=False) | {"guidance_scale": 3.0}, (48, 32)
     if name == "wan-vace":
@@ -650,6 +673,13 @@ def _clip_encoder() -> dict:
     vision = CLIPVisionConfig(**layers, image_size=64, patch_size=4)
     processor = CLIPImageProcessor(size={"shortest_edge": 64}, crop_size={"height": 64, "width": 64})
     return {"image_encoder": CLIPVisionModel(vision).eval(), "image_processor": processor}
+
+
+def _siglip() -> dict:
+    """Four tokens, as `hunyuan.IMAGE_TOKENS`."""
+    layers = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    encoder = SiglipVisionModel(SiglipVisionConfig(**layers, image_size=8, patch_size=4)).eval()
+    return {"image_encoder": encoder, "feature_extractor": SiglipImageProcessor(size={"height": 8, "width": 8})}
 
 
 def _hunyuan_15_pipeline(pipeline, transformer, scheduler, **parts):
@@ -731,14 +761,11 @@ def tiny_image_pipeline(name: str, text_length: int = 7):
         if not per_token:
             pipe.register_modules(**_clip_encoder())
     elif name.startswith("hunyuan"):
-        layers = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-        encoder = SiglipVisionModel(SiglipVisionConfig(**layers, image_size=8, patch_size=4)).eval()
         pipe, embeds = _hunyuan_15_pipeline(
             HunyuanVideo15ImageToVideoPipeline,
             tiny("hunyuan-video-1.5"),
             FlowMatchEulerDiscreteScheduler(shift=3.0),
-            image_encoder=encoder,
-            feature_extractor=SiglipImageProcessor(size={"height": 8, "width": 8}),
+            **_siglip(),
         )
         call = {key: call[key] for key in call if key not in ("height", "width", "guidance_scale")} | embeds
     elif name == "ltx-i2v":
@@ -826,9 +853,9 @@ def _settings(pipe) -> dict:
     return {"expand_timesteps": True} if isinstance(pipe, WanPipeline) else {}
 
 
-def _trainable_hunyuan_video() -> HunyuanVideoPipeline:
+def _hunyuan_vae() -> AutoencoderKLHunyuanVideo:
     torch.manual_seed(3)
-    vae = AutoencoderKLHunyuanVideo(
+    return AutoencoderKLHunyuanVideo(
         latent_channels=CHANNELS,
         down_block_types=("HunyuanVideoDownBlock3D",) * 4,
         up_block_types=("HunyuanVideoUpBlock3D",) * 4,
@@ -836,12 +863,15 @@ def _trainable_hunyuan_video() -> HunyuanVideoPipeline:
         layers_per_block=1,
         norm_num_groups=4,
     ).eval()
+
+
+def _trainable_hunyuan_video() -> HunyuanVideoPipeline:
     tokenizer = build_tokenizer()
     layers = {"intermediate_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "vocab_size": len(tokenizer)}
     clip = CLIPTextConfig(hidden_size=8, max_position_embeddings=77, eos_token_id=1, **layers)
     pipe = tiny_pipeline("hunyuan-video")[0]
     pipe.register_modules(
-        vae=vae,
+        vae=_hunyuan_vae(),
         tokenizer=tokenizer,
         text_encoder=LlamaModel(LlamaConfig(hidden_size=TEXT, **layers)).eval(),
         tokenizer_2=tokenizer,

@@ -11,6 +11,7 @@ from diffusers import (
 )
 from families import (
     CONDITIONED,
+    DECODING,
     IMAGE_PIPELINES,
     STEPS,
     TINY,
@@ -70,8 +71,8 @@ def test_counted_flops_keep_the_budget_in_every_call(name, order):
         summary = flexivid.summary(pipe)
         assert len(summary.steps) == STEPS
         assert len({name for step in summary.steps for name in step} - {KEPT}) == 2
-        outside = full.get_total_flops() - summary.flops_full  # nothing, but that DiT's pipeline always decodes
-        assert outside < 0.01 * summary.flops_full or name == "dit" or name in CONDITIONED
+        outside = full.get_total_flops() - summary.flops_full
+        assert outside < 0.01 * summary.flops_full or name in CONDITIONED + DECODING
         assert summary.flops_used + outside == pytest.approx(counter.get_total_flops(), rel=0.01)
         assert summary.ratio <= 0.6
     assert torch.equal(*outputs)
@@ -178,6 +179,8 @@ def test_several_clips_at_once_are_each_the_clip_alone(name):
     twice = {key: value.repeat_interleave(2, 0) for key, value in call.items() if isinstance(value, torch.Tensor)}
     if name == "dit":
         twice = {"class_labels": call["class_labels"] * 2}
+    if name == "framepack":
+        twice["image"] = call["image"] * 2
     both = pipe(**call | twice, generator=generators, return_dict=False)[0]
     torch.testing.assert_close(both[:1], sample(pipe, call), atol=1e-3, rtol=1e-3)
 

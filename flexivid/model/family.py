@@ -73,7 +73,11 @@ class Family:
     more_forwards: attributes of the stock pipelines that say whether each step has one more forward, for guidance by a
         perturbed model.
     conditions: arguments with a video (B, C, T, H, W) that modules of their own embed: weak passes get its block means.
-    reference_frames: latent frames that a pipeline puts before those of the clip.
+    reference_frames: latent frames that a pipeline puts before those of the clip. section_frames: those of a section,
+        where a pipeline makes clips of any length, section after section, each with all of its steps: a plan, and a
+        summary, are of one.
+    around: (transformer, folding) -> a context in which a weak forward runs.
+    refused: classes of pipelines around the same transformer, and what they do that weak modes do not go with.
     for_all_clips: tensors that have no row for each clip.
     bare_output: without `return_dict` the forward gives its tensor, and no tuple.
     unsupported: settings of a model's configuration, and the value with which it is refused.
@@ -94,11 +98,11 @@ class Family:
     example: Callable[[FrozenDict, Size3, int], dict]
     vae_factors: tuple[str | None, str | None] = ("vae_scale_factor_temporal", "vae_scale_factor_spatial")
     fps: int = 16
+    frames: int | None = None
     layout: str = "b c t h w"
     sizes: tuple[tuple[str, str | int], ...] = ()
     completed: Callable[[dict], dict] = dict
     rope_argument: str | None = None
-    frames: int | None = None
     frame_timesteps: str | None = None
     destination: str | None = None
     time_scale: float = 1000.0
@@ -116,6 +120,9 @@ class Family:
     more_forwards: tuple[str, ...] = ()
     conditions: tuple[str, ...] = ()
     reference_frames: int = 0
+    around: Callable[[torch.nn.Module, Folding], AbstractContextManager] = lambda transformer, folding: nullcontext()
+    section_frames: int | None = None
+    refused: tuple[tuple[str, str], ...] = ()
     for_all_clips: tuple[str, ...] = ()
     embedder_channels_last: bool = False
     bare_output: bool = False
@@ -151,11 +158,14 @@ class Family:
         return len(pipe.scheduler.timesteps) - (type(pipe).__name__ in self.without_last_step)
 
     def latent_size(self, pipe: DiffusionPipeline, frames: int, height: int, width: int) -> Size3:
-        """(T, H, W) of the latents that a pipeline makes for a clip in pixels, padded to whole patches in time.
+        """(T, H, W) of the latents that a pipeline makes for a clip in pixels, padded to whole patches in time, or of a
+        section of it.
 
         Raises ValueError if the pipeline does not tell the factors of its VAE.
         """
         stride, shrink = self.compression(pipe)
+        if self.section_frames is not None:
+            return self.section_frames, height // shrink, width // shrink
         patch_frames = patch_size_of(transformer_of(pipe).config)[0]  # CogVideoX-1.5 pads to them
         latent_frames = math.ceil(((frames - 1) // stride + 1) / patch_frames) * patch_frames
         return latent_frames + self.reference_frames, height // shrink, width // shrink
@@ -178,6 +188,12 @@ class Family:
         lengths = dict(zip("bcthw", latents.shape, strict=True))
         sizes = {argument: lengths[axis] for axis, argument in self.sizes if isinstance(argument, str)}
         return {"hidden_states": self.packed(latents), **sizes}
+
+
+def check_pipeline(pipe, family: Family) -> None:
+    """Raises ValueError for a pipeline that does what weak modes do not go with."""
+    if (reason := dict(family.refused).get(type(pipe).__name__)) is not None:
+        raise ValueError(f"{type(pipe).__name__} is not supported: it has {reason}")
 
 
 def transformer_of(pipe: DiffusionPipeline) -> torch.nn.Module:
