@@ -425,7 +425,9 @@ def test_what_a_class_does_not_take_is_refused():
 class TestPlantedFaults:
     """What the suite is for: each of these must fail it."""
 
-    @pytest.mark.parametrize("name", ["wan", "hunyuan-video", "kandinsky5", "mochi", "cogvideox-1.5", "cosmos"])
+    @pytest.mark.parametrize(
+        "name", ["wan", "helios", "hunyuan-video", "framepack", "kandinsky5", "mochi", "cogvideox-1.5", "cosmos"]
+    )
     def test_a_head_in_the_wrong_channel_order(self, name, monkeypatch):
         stock = WeakMode.__init__
 
@@ -438,7 +440,19 @@ class TestPlantedFaults:
 
     @pytest.mark.parametrize(
         "name",
-        ["wan", "anyflow", "ltx", "ltx-2", "cogvideox-2b", "cogvideox-5b", "cosmos", "hunyuan-video", "kandinsky5"],
+        [
+            "wan",
+            "anyflow",
+            "helios",
+            "ltx",
+            "ltx-2",
+            "cogvideox-2b",
+            "cogvideox-5b",
+            "cosmos",
+            "hunyuan-video",
+            "framepack",
+            "kandinsky5",
+        ],
     )
     def test_positions_that_are_not_strided(self, name, monkeypatch):
         def first_ones(table, centres):

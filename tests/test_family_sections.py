@@ -3,7 +3,7 @@
 import pytest
 import torch
 from diffusers import HeliosPyramidPipeline
-from families import attach, coarse_patch_sizes, grid_for, inputs, tiny, tiny_pipeline
+from families import attach, coarse_patch_sizes, grid_for, inputs, tiny, tiny_pipeline, with_text
 from test_family_pipelines import sample
 
 import flexivid
@@ -11,6 +11,8 @@ from flexivid.inputs import check_sizes
 from flexivid.model.families import family_of
 from flexivid.sampling.flops import flop_counter_mode
 from flexivid.stock_pipelines import usual_arguments
+from flexivid.training.config import Config
+from flexivid.training.forecast import check_model
 
 SECTIONS = ("helios", "framepack")
 FIRST_BLOCK = {"helios": "blocks.0", "framepack": "transformer_blocks.0"}
@@ -52,6 +54,8 @@ def test_frames_beside_a_section_stay_as_they_are(name, size):
 def test_every_section_runs_the_plan(name):
     pipe, call = tiny_pipeline(name)
     call |= {"num_frames": 34, "height": 32, "width": 48, "num_inference_steps": 3}
+    if name == "framepack":  # which cuts the text of one clip to its valid tokens, where all are counted
+        call["prompt_attention_mask"] = torch.ones_like(call["prompt_attention_mask"])
     with flop_counter_mode() as full:
         stock = sample(pipe, call)
     ran = []
@@ -95,3 +99,17 @@ def test_a_pyramid_of_sizes_is_refused():
     with pytest.raises(ValueError, match="HeliosPyramidPipeline is not supported: it has stages at lower sizes"):
         flexivid.enable(pyramid, budget=0.5)
     assert flexivid.enable(pipe, budget=0.5) is None  # its own transformer goes on being free
+
+
+def test_training_is_refused(tmp_path):
+    with_text(tiny_pipeline("helios")[0]).save_pretrained(tmp_path / "base")
+    config = Config(
+        objective="distill",
+        base=tmp_path / "base",
+        output=tmp_path / "out",
+        steps=1,
+        clips={"folder": tmp_path, "buckets": ["33x32x48"]},
+        distill={"modes": ["1x4x4"], "rank": 4},
+    )
+    with pytest.raises(ValueError, match="HeliosTransformer3DModel makes sections beside frames that are there"):
+        check_model(config)

@@ -100,10 +100,8 @@ def check_model(config: Config, with_clips: bool = True) -> None:
             f"be trained yet"
         )
     if family.section_frames is not None:
-        raise ValueError(
-            f"{family.transformer_class} makes sections beside frames that are there already, and training draws none "
-            f"of those: it cannot be trained yet"
-        )
+        what = "makes sections beside frames that are there already, and training draws none: it cannot be trained yet"
+        raise ValueError(f"{family.transformer_class} {what}")
     if config.clips is None and family.name != "wan":
         raise ValueError("the rendered world is for the embedded model; give clips.folder or clips.prompts")
     index = load_index(config.base)
