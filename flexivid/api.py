@@ -13,7 +13,7 @@ from torch._dynamo import OptimizedModule
 from flexivid.diffusion import PARAMETRISATIONS
 from flexivid.model.adapter import AdapterConfig, load_adapter, read_config
 from flexivid.model.families import family_of
-from flexivid.model.family import patch_size_of
+from flexivid.model.family import check_pipeline, patch_size_of
 from flexivid.model.flexible import FlexTransformer
 from flexivid.model.hooks import HOOK_NAME, attached, hook_of, register
 from flexivid.model.hub import locate_adapter
@@ -185,6 +185,7 @@ def _check_surroundings(target: Pipeline | nn.Module, merge_lora: bool) -> None:
     check_not_shared(target)
     transformers = transformers_of(target)
     for transformer in transformers.values():
+        check_pipeline(target, family_of(transformer))
         check_caches(transformer)
         context_parallel_config(transformer)
         if merge_lora:

@@ -145,12 +145,13 @@ def empty_wan_pipeline(model: str | Path) -> WanPipeline:
 
 def check_sizes(pipe: DiffusionPipeline, frames: int, height: int, width: int) -> None:
     """Raises for sizes of a clip that the pipeline could only round. pipe: without weights will do."""
-    stride, shrink = family_of(pipe.transformer).compression(pipe)
+    family = family_of(pipe.transformer)
+    stride, shrink = family.compression(pipe)
     patch = patch_size_of(pipe.transformer.config)
     for name, value, unit in (("height", height, patch[1] * shrink), ("width", width, patch[2] * shrink)):
         if value % unit:
             raise ValueError(f"{name} must be a multiple of {unit}, such as {-(-value // unit) * unit}, not {value}")
-    if frames % stride != 1 % stride:
+    if family.section_frames is None and frames % stride != 1 % stride:  # else they become whole sections
         raise ValueError(
             f"frames must be 1 + a multiple of {stride}, such as {frames // stride * stride + 1}, not {frames}"
         )

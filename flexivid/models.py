@@ -16,7 +16,7 @@ from flexivid.patches.sizes import format_patch_size
 from flexivid.published_sizes import PUBLISHED, Published
 from flexivid.sampling.budget import least_budget
 from flexivid.sampling.flops import FlopCounter
-from flexivid.support import FEATURES, LEFT_OUT, SUPPORT
+from flexivid.support import FEATURES, HEAD, LEFT_OUT, SUPPORT
 
 
 def weak_patch_sizes(base: Size3, temporal: bool) -> list[str]:
@@ -78,43 +78,6 @@ def cost_line(model: Published) -> str:
     )
 
 
-HEAD = """\
-<!-- Made by `python -m flexivid models > docs/models.md`. -->
-# Models
-
-One row of [flexivid/model/rows](../flexivid/model/rows) a family. `yes` is tested on a small random pipeline of the
-real classes of diffusers, never on published weights: none could be loaded where this was built. A dash is what
-diffusers 0.42 does not do itself, `no` what flexivid refuses. Cache is FirstBlockCache, compile is
-compile_repeated_blocks(fullgraph=True), offload is enable_model_cpu_offload and enable_group_offload. What the tests
-do: [test_families](../tests/test_families.py) on transformers,
-[test_family_pipelines](../tests/test_family_pipelines.py) and
-[test_family_features](../tests/test_family_features.py) on pipelines,
-[test_training_families](../tests/test_training_families.py) on training. Of LTX-Video the pipelines with conditions and
-long clips work too ([test_family_ltx](../tests/test_family_ltx.py)), of Wan2.1 first and last frame, of Wan2.2 one
-transformer alone ([test_family_wan](../tests/test_family_wan.py)), and Lucy Edit, which is Wan2.2's transformer with a
-video beside the noise. `control` is a pipeline that follows a video: Wan-VACE one to keep, fill or follow, Wan-Animate
-a pose and a face, plans and summaries being those of one segment. Reference images of Wan-VACE are frames before the
-clip, and count as four of a plan's frames each; patches larger in time join the last of them with the first frame.
-
-AnyFlow, and HunyuanVideo-1.5 with use_meanflow, are flow maps, told where a step goes as well as where it starts: a
-weak pass goes from and to the noise levels that means have there ([test_flow_maps](../tests/test_flow_maps.py)).
-
-Cosmos is Cosmos-Predict2.5, and Predict2 before it ([test_family_cosmos](../tests/test_family_cosmos.py)). Its forward
-asks torchvision to resize a padding mask, in whose place the tests have torch, and its pipelines ask for a guardrail.
-
-ConsisID makes a clip of a text and an image of a face ([test_family_consisid](../tests/test_family_consisid.py)). Every
-weak pass looks at the face too. Its pipeline asks for OpenCV, which the tests do without. Its sizes below are those of
-CogVideoX-5B, from which it is made, and of the face those that diffusers has by default: its config could not be read.
-
-EasyAnimate is 5.1, from text. What is counted below of it and of Allegro are diffusers' defaults: their configs could
-not be read.
-
-LTX-2's sound stays as it is, a stream of few tokens beside the video; of the three forwards of its default step (both
-branches of guidance, a perturbed one, one without sound) weak steps run the first, and keep what the others add
-([test_family_ltx2](../tests/test_family_ltx2.py)). The column of guidance is that of stock pipelines: modular ones of
-Wan and LTX-Video, whose guiders call the transformer once a branch, work too, also where guidance starts or stops
-midway ([test_modular](../tests/test_modular.py)).
-"""
 MIXED = """
 ## Mixed patch sizes
 

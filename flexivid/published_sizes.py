@@ -90,6 +90,7 @@ PUBLISHED = (
         512,
         {"num_attention_heads": 40, "ffn_dim": 13824, "num_layers": 40},
     ),
+    Published("Helios 14B, a chunk", "HeliosTransformer3DModel", (33, 384, 640), (9, 48, 80), 512),
     Published("LTX-Video 2B", "LTXVideoTransformer3DModel", (161, 512, 704), (21, 16, 22), 128),
     Published("LTX-2 19B", "LTX2VideoTransformer3DModel", (121, 512, 768), (16, 16, 24), 1024),
     Published("CogVideoX-2B", "CogVideoXTransformer3DModel", (49, 480, 720), (13, 60, 90), 226),
@@ -124,6 +125,14 @@ PUBLISHED = (
         _transformer("zai-org/CogVideoX-5b") | {"in_channels": 32, "is_train_face": True},
     ),
     Published("HunyuanVideo", "HunyuanVideoTransformer3DModel", (129, 720, 1280), (33, 90, 160), 256),
+    Published(
+        "HunyuanVideo Framepack, a section",
+        "HunyuanVideoFramepackTransformer3DModel",
+        (33, 720, 1280),
+        (9, 90, 160),
+        256,
+        {"has_image_proj": True, "has_clean_x_embedder": True},
+    ),
     Published("HunyuanVideo-1.5", "HunyuanVideo15Transformer3DModel", (121, 720, 1280), (31, 45, 80), 1000),
     Published(
         "Kandinsky 5.0 Lite",

@@ -13,6 +13,7 @@ from diffusers import DiffusionPipeline
 from flexivid.model.families import family_of
 from flexivid.model.family import transformer_of
 from flexivid.published import load_index, load_part
+from flexivid.video import Sound
 
 # What pipelines call an argument of ours.
 ARGUMENTS = {
@@ -90,7 +91,26 @@ def call_arguments(pipe: DiffusionPipeline, **values) -> dict:
     """Arguments of a call in the pipeline's own words, without those that it does not take."""
     parameters = inspect.signature(pipe.__call__).parameters
     named = {ours: [name for name in ARGUMENTS[ours] if name in parameters] for ours in values}
-    return {named[ours][0]: value for ours, value in values.items() if named[ours]}
+    call = {named[ours][0]: value for ours, value in values.items() if named[ours]}
+    scale = call.get("guidance_scale")
+    if "audio_guidance_scale" in parameters and scale is not None and scale <= 1:
+        call["audio_guidance_scale"] = 1.0  # sound has a scale of its own, which would keep guidance on
+    return call
+
+
+def decoders(pipe: DiffusionPipeline) -> Iterator[tuple[object, str]]:
+    """What makes frames, and sound, of latents: its part of the pipeline, and the method that is called."""
+    for part, method in (("vae", "decode"), ("audio_vae", "decode"), ("vocoder", "forward")):
+        if getattr(pipe, part, None) is not None:
+            yield getattr(pipe, part), method
+
+
+def sound_of(pipe: DiffusionPipeline, output) -> Sound | None:
+    """What a pipeline has made beside the frames of the first clip of its output, with `output_type` other than
+    `latent`."""
+    if getattr(output, "audio", None) is None:
+        return None
+    return Sound(output.audio[0].float().cpu().numpy(), pipe.vocoder.config["output_sampling_rate"])
 
 
 def usual_arguments(pipe: DiffusionPipeline) -> dict:
@@ -116,7 +136,8 @@ def usual_arguments(pipe: DiffusionPipeline) -> dict:
             time, space = family.compression(pipe)
             values[name] = config[latents] * (space if name != "frames" else 1 if of_clip else time)
         elif name not in values:
-            values[name] = getattr(pipe, f"default_{name}")
+            decided = family.frames if name == "frames" else None
+            values[name] = getattr(pipe, f"default_{name}") if decided is None else decided
     return values
 
 
@@ -138,7 +159,7 @@ def timed(
     before: Callable[[], None] = lambda: None,
 ) -> Iterator[None]:
     """Adds the seconds of every call of a method to `seconds`. before: is called before the first of them."""
-    stock = getattr(target, method)
+    stock, own = getattr(target, method), vars(target).get(method)
 
     def call(*args, **kwargs):
         if not seconds[name]:
@@ -153,6 +174,8 @@ def timed(
         yield
     finally:
         delattr(target, method)
+        if own is not None:  # such as a forward that is hooked
+            setattr(target, method, own)
 
 
 def now(device: str | torch.device) -> float:

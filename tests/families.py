@@ -38,9 +38,14 @@ from diffusers import (
     EulerAncestralDiscreteScheduler,
     FlowMapEulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    HeliosPipeline,
+    HeliosScheduler,
+    HeliosTransformer3DModel,
     HunyuanVideo15ImageToVideoPipeline,
     HunyuanVideo15Pipeline,
     HunyuanVideo15Transformer3DModel,
+    HunyuanVideoFramepackPipeline,
+    HunyuanVideoFramepackTransformer3DModel,
     HunyuanVideoPipeline,
     HunyuanVideoTransformer3DModel,
     Kandinsky5T2VPipeline,
@@ -76,7 +81,7 @@ from diffusers import (
 from diffusers.models.embeddings import get_3d_rotary_pos_embed, get_3d_rotary_pos_embed_allegro
 from diffusers.models.transformers import transformer_cosmos
 from diffusers.pipelines.consisid.pipeline_consisid import ConsisIDPipeline  # diffusers' own name asks for OpenCV
-from diffusers.pipelines.ltx2 import LTX2TextConnectors
+from diffusers.pipelines.ltx2 import LTX2TextConnectors, LTX2Vocoder
 from PIL import Image
 from transformers import (
     ByT5Tokenizer,
@@ -85,6 +90,8 @@ from transformers import (
     CLIPTextModel,
     CLIPVisionConfig,
     CLIPVisionModel,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
     LlamaConfig,
     LlamaModel,
     SiglipImageProcessor,
@@ -166,6 +173,21 @@ LTX23 = LTX2 | {
     "rope_type": "split",
     "use_prompt_embeddings": False,
 }
+HUNYUAN = {
+    "in_channels": CHANNELS,
+    "out_channels": CHANNELS,
+    "num_attention_heads": 2,
+    "attention_head_dim": 16,
+    "num_layers": 1,
+    "num_single_layers": 1,
+    "num_refiner_layers": 1,
+    "patch_size": 2,
+    "patch_size_t": 1,
+    "guidance_embeds": True,
+    "text_embed_dim": TEXT,
+    "pooled_projection_dim": 8,
+    "rope_axes_dim": (4, 6, 6),
+}
 # name: (class, config)
 TINY = {
     "wan": (WanTransformer3DModel, WAN),
@@ -194,6 +216,7 @@ TINY = {
     ),
     "anyflow": (AnyFlowTransformer3DModel, WAN),
     "skyreels-v2": (SkyReelsV2Transformer3DModel, WAN),
+    "helios": (HeliosTransformer3DModel, WAN | {"rope_dim": (8, 8, 8), "is_amplify_history": True}),
     "wan-i2v": (
         WanTransformer3DModel,
         WAN | {"in_channels": 2 * CHANNELS + 4, "image_dim": 8, "added_kv_proj_dim": 48},
@@ -260,21 +283,11 @@ TINY = {
     ),
     "hunyuan-video": (
         HunyuanVideoTransformer3DModel,
-        {
-            "in_channels": CHANNELS,
-            "out_channels": CHANNELS,
-            "num_attention_heads": 2,
-            "attention_head_dim": 16,
-            "num_layers": 1,
-            "num_single_layers": 1,
-            "num_refiner_layers": 1,
-            "patch_size": 2,
-            "patch_size_t": 1,
-            "guidance_embeds": True,
-            "text_embed_dim": TEXT,
-            "pooled_projection_dim": 8,
-            "rope_axes_dim": (4, 6, 6),
-        },
+        HUNYUAN,
+    ),
+    "framepack": (
+        HunyuanVideoFramepackTransformer3DModel,
+        HUNYUAN | {"has_image_proj": True, "image_proj_dim": 8, "has_clean_x_embedder": True},
     ),
     "hunyuan-video-1.5": (
         HunyuanVideo15Transformer3DModel,
@@ -539,7 +552,7 @@ def tiny_pipeline(name: str, scheduler=None):
         call = _embeds(mask=False) | {"guidance_scale": 3.0}
     elif name == "consisid":
         pipe, call = _consisid_pipeline(scheduler)
-    elif name in CONDITIONED:
+    elif name in ("wan-vace", "wan-animate", "chronoedit"):
         pipe, call = _conditioned_wan_pipeline(name, scheduler or UniPCMultistepScheduler(**UNIPC))
         common |= {"height": 32, "width": 48}
         if name == "wan-animate":
@@ -550,6 +563,11 @@ def tiny_pipeline(name: str, scheduler=None):
         scheduler = scheduler or FlowMapEulerDiscreteScheduler(shift=3.0)
         pipe = AnyFlowPipeline(**without, transformer=transformer, scheduler=scheduler)
         call = _embeds(mask=False) | {"guidance_scale": 3.0}
+    elif name == "helios":
+        scheduler = scheduler or HeliosScheduler(stages=1, stage_range=[0, 1], use_dynamic_shifting=True)
+        without["vae"] = tiny_vae()  # it decodes every chunk
+        pipe = HeliosPipeline(**without, transformer=transformer, scheduler=scheduler)
+        call = _embeds(mask=False) | {"guidance_scale": 3.0, "height": 32, "width": 48}
     elif name == "cosmos":
         pipe = Cosmos2_5_PredictBasePipeline(
             **cosmos_parts(), transformer=transformer, scheduler=cosmos_scheduler(scheduler)
@@ -605,6 +623,11 @@ def tiny_pipeline(name: str, scheduler=None):
             **without, text_encoder_2=None, tokenizer_2=None, transformer=transformer, scheduler=scheduler or euler
         )
         call = _embeds(mask=True, negative=False, pooled=8) | {"guidance_scale": 6.0}
+    elif name == "framepack":
+        parts = without | {"vae": _hunyuan_vae(), "text_encoder_2": None, "tokenizer_2": None} | _siglip()
+        pipe = HunyuanVideoFramepackPipeline(**parts, transformer=transformer, scheduler=scheduler or euler)
+        call = _embeds(mask=True, negative=False, pooled=8) | {"guidance_scale": 6.0, "output_type": "pt"}
+        call |= {"image": pictures(1, (96, 64))}
     elif name == "kandinsky5":
         pipe = Kandinsky5T2VPipeline(
             **without, text_encoder_2=None, tokenizer_2=None, transformer=transformer, scheduler=scheduler or euler
@@ -650,8 +673,12 @@ def cosmos_scheduler(scheduler=None):
 LTX2_GUIDANCE = {"guidance_scale": 3.0, "spatio_temporal_guidance_blocks": [1]}
 
 
-def ltx2_parts() -> dict:
-    """What its pipelines have around the transformer: VAEs of video (8 x in time and space), of sound, connectors."""
+def ltx2_parts(text_layers: int = 1, registers: int = 7) -> dict:
+    """What its pipelines have around the transformer: VAEs of video (8 x in time and space), of sound, connectors.
+
+    text_layers: hidden states of the text encoder, which embeddings of a prompt hold side by side. registers: of the
+    connectors, into as many of which any text has to divide.
+    """
     torch.manual_seed(3)
     video = AutoencoderKLLTX2Video(
         latent_channels=CHANNELS,
@@ -661,6 +688,8 @@ def ltx2_parts() -> dict:
         decoder_layers_per_block=(1,) * 4,
         spatio_temporal_scaling=(True, True, True, False),
         downsample_type=("spatiotemporal",) * 4,
+        upsample_residual=(False,) * 3,
+        upsample_factor=(1,) * 3,
         patch_size=1,
     )
     sound = AutoencoderKLLTX2Audio(base_channels=4, num_res_blocks=1, latent_channels=2, mel_bins=8, resolution=8)
@@ -671,11 +700,39 @@ def ltx2_parts() -> dict:
             "num_attention_heads": 2,
             "attention_head_dim": TEXT // 2,
             "num_layers": 1,
-            "num_learnable_registers": 7,
+            "num_learnable_registers": registers,
         }.items()
     }
-    connectors = LTX2TextConnectors(caption_channels=TEXT, text_proj_in_factor=1, **heads)
+    connectors = LTX2TextConnectors(caption_channels=TEXT, text_proj_in_factor=text_layers, **heads)
     return {"vae": video.eval(), "audio_vae": sound.eval(), "connectors": connectors.eval()}
+
+
+SOUND_RATE = 8000
+
+
+def ltx2_with_text_and_sound() -> LTX2Pipeline:
+    """Whole, so that it can be saved: Gemma 3, and a vocoder of as many samples a frame as SOUND_RATE asks for."""
+    pipe, tokenizer = tiny_pipeline("ltx-2")[0], build_tokenizer()
+    layers = {"intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = {"hidden_size": TEXT, "head_dim": 8, "num_key_value_heads": 1, "vocab_size": len(tokenizer), **layers}
+    vision = {"hidden_size": 8, "image_size": 28, "patch_size": 14, **layers}
+    torch.manual_seed(4)
+    parts = ltx2_parts(text_layers=2, registers=4) | {
+        "tokenizer": tokenizer,
+        "text_encoder": Gemma3ForConditionalGeneration(
+            Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=1)
+        ).eval(),
+        "vocoder": LTX2Vocoder(
+            in_channels=2 * 8,  # channels x mel bins of what `audio_vae` gives
+            hidden_channels=32,
+            upsample_kernel_sizes=[16, 10],
+            upsample_factors=[8, 10],  # a mel frame is 160 of 16000 samples
+            resnet_kernel_sizes=[3],
+            resnet_dilations=[[1, 3]],
+            output_sampling_rate=SOUND_RATE,
+        ).eval(),
+    }
+    return LTX2Pipeline(**pipe.components | parts)
 
 
 def kandinsky_embeds() -> dict:
@@ -688,7 +745,9 @@ def kandinsky_embeds() -> dict:
 
 
 # Whose pipelines encode videos or images, in which FLOPs are spent too.
-CONDITIONED = ("wan-vace", "wan-animate", "chronoedit", "consisid")
+CONDITIONED = ("wan-vace", "wan-animate", "chronoedit", "consisid", "framepack")
+# Whose pipelines decode, whatever is asked for.
+DECODING = ("dit", "helios")
 
 
 def pictures(count: int, size: tuple[int, int], seed: int = 2) -> list[Image.Image]:
@@ -748,6 +807,13 @@ def _consisid_pipeline(scheduler):
         "id_vit_hidden": [torch.randn(face, generator=generator) for _ in range(config.LFE_num_scale)],
     }
     return pipe, _embeds(mask=False) | call | {"guidance_scale": 3.0}
+
+
+def _siglip() -> dict:
+    """Four tokens, as `hunyuan.IMAGE_TOKENS`."""
+    layers = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    encoder = SiglipVisionModel(SiglipVisionConfig(**layers, image_size=8, patch_size=4)).eval()
+    return {"image_encoder": encoder, "feature_extractor": SiglipImageProcessor(size={"height": 8, "width": 8})}
 
 
 def _hunyuan_15_pipeline(pipeline, transformer, scheduler, **parts):
@@ -829,14 +895,11 @@ def tiny_image_pipeline(name: str, text_length: int = 7):
         if not per_token:
             pipe.register_modules(**_clip_encoder())
     elif name.startswith("hunyuan"):
-        layers = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-        encoder = SiglipVisionModel(SiglipVisionConfig(**layers, image_size=8, patch_size=4)).eval()
         pipe, embeds = _hunyuan_15_pipeline(
             HunyuanVideo15ImageToVideoPipeline,
             tiny("hunyuan-video-1.5"),
             FlowMatchEulerDiscreteScheduler(shift=3.0),
-            image_encoder=encoder,
-            feature_extractor=SiglipImageProcessor(size={"height": 8, "width": 8}),
+            **_siglip(),
         )
         call = {key: call[key] for key in call if key not in ("height", "width", "guidance_scale")} | embeds
     elif name == "ltx-i2v":
@@ -933,9 +996,9 @@ def _settings(pipe) -> dict:
     return {"expand_timesteps": True} if isinstance(pipe, WanPipeline) else {}
 
 
-def _trainable_hunyuan_video() -> HunyuanVideoPipeline:
+def _hunyuan_vae() -> AutoencoderKLHunyuanVideo:
     torch.manual_seed(3)
-    vae = AutoencoderKLHunyuanVideo(
+    return AutoencoderKLHunyuanVideo(
         latent_channels=CHANNELS,
         down_block_types=("HunyuanVideoDownBlock3D",) * 4,
         up_block_types=("HunyuanVideoUpBlock3D",) * 4,
@@ -943,12 +1006,15 @@ def _trainable_hunyuan_video() -> HunyuanVideoPipeline:
         layers_per_block=1,
         norm_num_groups=4,
     ).eval()
+
+
+def _trainable_hunyuan_video() -> HunyuanVideoPipeline:
     tokenizer = build_tokenizer()
     layers = {"intermediate_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "vocab_size": len(tokenizer)}
     clip = CLIPTextConfig(hidden_size=8, max_position_embeddings=77, eos_token_id=1, **layers)
     pipe = tiny_pipeline("hunyuan-video")[0]
     pipe.register_modules(
-        vae=vae,
+        vae=_hunyuan_vae(),
         tokenizer=tokenizer,
         text_encoder=LlamaModel(LlamaConfig(hidden_size=TEXT, **layers)).eval(),
         tokenizer_2=tokenizer,

@@ -16,6 +16,7 @@ from types import SimpleNamespace
 from urllib.parse import urljoin
 from urllib.request import urlopen
 
+import numpy as np
 import pytest
 from browser import browser_at, needs_browser, wait_for
 from conftest import tiny_pipeline
@@ -32,6 +33,7 @@ from flexivid.commands.sample_options import check_model_and_adapter, check_with
 from flexivid.sampling.budget import BudgetError
 from flexivid.sampling.schedule import Schedule
 from flexivid.shapes.embedded import FEW_ADAPTER
+from flexivid.video import Clip
 
 ROOT = Path(__file__).parents[1]
 CAPTION = "a plain red circle growing on a black background"
@@ -179,9 +181,9 @@ def test_a_dial_that_moves_samples_no_stock_clip_again(embedded, tmp_path, monke
 
     def generate(pipe, arguments, prompt, **changed):
         sampled.append((prompt, arguments.steps, arguments.seed))
-        return frames, {"denoise": float(len(sampled))}
+        return clip, {"denoise": float(len(sampled))}
 
-    frames = sampler.np.zeros((5, 32, 32, 3), "uint8")
+    clip = Clip(np.zeros((5, 32, 32, 3), "uint8"))
     monkeypatch.setattr(sampler, "generate", generate)
     monkeypatch.setattr(sampler, "enable_and_check", lambda *_: None)
     monkeypatch.setattr(sampler, "record_of", lambda *_: {})

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 
 import pytest
 import torch
@@ -40,6 +41,7 @@ from flexivid.sampling.flops import FlopCounter, flop_counter_mode
 pytestmark = pytest.mark.filterwarnings("ignore:In CPU autocast")  # Mochi asks for one in float32
 every_family = pytest.mark.parametrize("name", TINY)
 SPACE, TIME, COARSEST = 0, 1, -1
+BESIDE = re.compile("indices_|latents_")  # arguments that name the frames of a section, and those beside it
 
 
 def run(transformer, call: dict) -> torch.Tensor:
@@ -98,6 +100,8 @@ def at_coarse_positions(transformer, flex: FlexTransformer, folding, small: dict
         place(transformer.get_submodule(path))
     if "video_coords" in large:
         small = small | {"video_coords": large["video_coords"]}
+    if family.section_frames:  # frames beside a section stay on the grid of the large one
+        small = small | {name: value for name, value in family.completed(large).items() if BESIDE.match(name)}
     if family.rope_argument in small:
         small = small | {family.rope_argument: family.centred_argument(large[family.rope_argument], folding)}
     return small
@@ -116,7 +120,7 @@ def check_scaling(name: str, kind: int) -> None:
     family = family_of(transformer)
     latents = family.latents(small)
     changed = {"hidden_states", "video_coords", family.rope_argument, *(argument for _, argument in family.sizes)}
-    changed |= {*family.conditions, "visual_rope_pos", "condition_mask"}
+    changed |= {*family.conditions, "visual_rope_pos", "condition_mask", *filter(BESIDE.match, large)}
     if family.frame_timesteps is not None:
         changed |= {"timestep", family.destination}
     large = {key: value if key in changed else small[key] for key, value in large.items()}
@@ -135,7 +139,8 @@ def check_scaling(name: str, kind: int) -> None:
     for condition in family.conditions:
         of_it = folding_for(tuple(large[condition].shape[2:]), multiple, base_patch, False)
         small[condition] = of_it.block_mean(large[condition])
-    base = family.latents(small | {"hidden_states": run(transformer, small)})
+    with family.around(transformer, folding):
+        base = family.latents(small | {"hidden_states": run(transformer, small)})
     # Kandinsky5 rounds what attends to bfloat16, whatever it runs in.
     tolerance = 2e-2 if name == "kandinsky5" else 1e-4
     torch.testing.assert_close(coarse, upsampled(base, base_patch, coarse_patch), atol=tolerance, rtol=0)
@@ -156,6 +161,8 @@ def positions_of(transformer, call: dict) -> list[torch.Tensor]:
     def of_module(module, args, output):
         if family.name == "anyflow":
             output = output["query"][0]
+        if family.name == "helios":
+            output = tuple(output.flatten(2).transpose(1, 2).chunk(2, 2))
         if family.name == "kandinsky5":  # rotation matrices
             output = output[0, ..., 0, :, :, 0].flatten(0, 2).unbind(-1)
         found.append(torch.complex(*output) if isinstance(output, tuple) else output[:, length:])
@@ -177,7 +184,7 @@ def positions_of(transformer, call: dict) -> list[torch.Tensor]:
     run(transformer, call)
     for handle in handles:
         handle.remove()
-    return found
+    return found[:1] if family.section_frames else found  # then those of frames before the section
 
 
 def check_positions(name: str) -> None:
@@ -213,9 +220,8 @@ MULTIPLES_IN_TIME = (2, 3, 4)
 
 
 def frames_covered(frames: int, multiple: int, patch: int, causal: bool) -> list[tuple[int, int]]:
-    """First and last latent frame of each coarse token, which has `patch` blocks of `multiple`. Padding is no frame.
-
-    causal: the first frame is such a block, then come the others."""
+    """First and last latent frame of each coarse token, which has `patch` blocks of `multiple` frames: of a causal
+    model the first frame is a block of its own. Padding is no frame."""
     first = range(1 - multiple if causal else 0, frames, multiple * patch)
     return [(max(start, 0), min(start + multiple * patch, frames) - 1) for start in first]
 
@@ -426,7 +432,9 @@ def test_what_a_class_does_not_take_is_refused():
 class TestPlantedFaults:
     """What the suite is for: each of these must fail it."""
 
-    @pytest.mark.parametrize("name", ["wan", "hunyuan-video", "kandinsky5", "mochi", "cogvideox-1.5", "cosmos"])
+    @pytest.mark.parametrize(
+        "name", ["wan", "helios", "hunyuan-video", "framepack", "kandinsky5", "mochi", "cogvideox-1.5", "cosmos"]
+    )
     def test_a_head_in_the_wrong_channel_order(self, name, monkeypatch):
         stock = WeakMode.__init__
 
@@ -440,8 +448,8 @@ class TestPlantedFaults:
     @pytest.mark.parametrize(
         "name",
         [
-            *("wan", "anyflow", "ltx", "ltx-2", "cogvideox-2b", "cogvideox-5b", "consisid", "cosmos", "hunyuan-video"),
-            *("allegro", "easyanimate", "kandinsky5"),
+            *("wan", "anyflow", "helios", "ltx", "ltx-2", "cogvideox-2b", "cogvideox-5b", "consisid", "cosmos"),
+            *("hunyuan-video", "framepack", "allegro", "easyanimate", "kandinsky5"),
         ],
     )
     def test_positions_that_are_not_strided(self, name, monkeypatch):

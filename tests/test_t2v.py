@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import tiny_pipeline, tiny_transformer
 from diffusers import CogVideoXImageToVideoPipeline, LTXPipeline, WanPipeline
-from families import tiny_image_pipeline, with_text
+from families import SOUND_RATE, ltx2_with_text_and_sound, tiny_image_pipeline, with_text
 from families import tiny_pipeline as tiny_family_pipeline
 from PIL import Image
 from test_flexible import attach, config_of
@@ -18,7 +18,8 @@ from test_flexible import attach, config_of
 from flexivid.commands import sample as t2v
 from flexivid.model.adapter import save_adapter
 from flexivid.sampling.flops import flops_text
-from flexivid.stock_pipelines import load
+from flexivid.stock_pipelines import call_arguments, load, sound_of, usual_arguments
+from flexivid.video import Sound, write_mp4
 
 CAPTION = "a plain red circle growing on a black background"
 
@@ -42,6 +43,18 @@ def call(model, tmp_path):
 def frames_of(path: Path) -> np.ndarray:
     with av.open(str(path)) as container:
         return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+
+
+def sounds_of(path: Path) -> list[tuple[np.ndarray, int]]:
+    """Samples (channels, samples) and rate of every track."""
+    with av.open(str(path)) as container:
+        count = len(container.streams.audio)
+    found = []
+    for index in range(count):
+        with av.open(str(path)) as container:
+            parts = [frame.to_ndarray() for frame in container.decode(audio=index)]
+            found.append((np.concatenate(parts, axis=1), container.streams.audio[index].rate))
+    return found
 
 
 def test_a_clip_and_its_record(call, tmp_path, capsys):
@@ -205,6 +218,60 @@ def test_other_families(tmp_path, name, pipeline, arguments):
     assert frames_of(tmp_path / "clip.mp4").shape == (9, 256, 384, 3)
     record = json.loads((tmp_path / "clip.json").read_text())
     assert record["flops"]["ratio"] <= 0.9 and record["seconds"]["text"] > 0 and record["seconds"]["decode"] > 0
+
+
+@pytest.fixture(scope="module")
+def ltx2(tmp_path_factory):
+    """Its folder, and what the stock pipeline makes of CAPTION and seed 3."""
+    folder, pipe = tmp_path_factory.mktemp("ltx2"), ltx2_with_text_and_sound()
+    pipe.save_pretrained(folder)
+    sizes = {"num_inference_steps": 4, "num_frames": 17, "height": 64, "width": 96}
+    return folder, pipe(CAPTION, **sizes, generator=torch.Generator().manual_seed(3), output_type="np")
+
+
+def test_sound_stands_beside_the_frames(ltx2, tmp_path):
+    model, stock = ltx2
+    sizes = "--steps 4 --frames 17 --height 64 --width 96 --device cpu --seed 3 --compare".split()
+    output = ["--output", str(tmp_path / "clip.mp4"), "--prompt", CAPTION]
+    assert t2v.main(["--model", str(model), *sizes, *output, "--schedule", "1x1x1:2,1x2x2/kept:1,1x1x1:1"]) == 0
+    assert frames_of(tmp_path / "clip.mp4").shape == (17, 256, 384, 3)
+    (own, own_rate), *others = sounds_of(tmp_path / "clip.mp4")
+    assert own_rate == SOUND_RATE and len(own) == 2 and not others
+    assert own.shape[1] == pytest.approx(SOUND_RATE * 17 / 24, rel=0.2)  # as long as the clip, in whole AAC frames
+    with av.open(str(tmp_path / "clip.mp4")) as container:
+        assert container.streams.video[0].average_rate == 24
+    # Beside it full compute, fewer steps and ours, in this order.
+    (full, rate), (fewer, _), (ours, _) = sounds_of(tmp_path / "clip-compare.mp4")
+    assert rate == SOUND_RATE and frames_of(tmp_path / "clip-compare.mp4").shape == (17, 256 + 16, 3 * 384, 3)
+    np.testing.assert_array_equal(ours, own)
+    assert not any(np.array_equal(*pair) for pair in ((full, fewer), (full, ours), (fewer, ours)))
+    truth = sound_of(ltx2_with_text_and_sound(), stock)
+    heard = full[:, : truth.samples.shape[1]]
+    np.testing.assert_allclose(heard, truth.samples, atol=0.1 * np.abs(truth.samples).max())  # but for what AAC loses
+    write_mp4(frames_of(tmp_path / "clip.mp4"), tmp_path / "stock.mp4", 24, sounds=[truth])
+    [(of_stock, _)] = sounds_of(tmp_path / "stock.mp4")
+    np.testing.assert_array_equal(full, of_stock)
+
+
+def test_usual_sizes_of_a_pipeline_that_does_not_say(ltx2):
+    pipe = ltx2_with_text_and_sound()
+    usual = usual_arguments(pipe)
+    assert (usual["frames"], usual["height"], usual["width"], usual["fps"]) == (121, 512, 768, 24)
+    # Sound has guidance of its own, and goes without where the video does.
+    assert call_arguments(pipe, guidance_scale=1.0) == {"guidance_scale": 1.0, "audio_guidance_scale": 1.0}
+    assert call_arguments(pipe, guidance_scale=3.0) == {"guidance_scale": 3.0}
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_a_tone_comes_back_as_high_and_as_long(tmp_path, channels):
+    rate, pitch = 24000, 440
+    tone = 0.5 * np.sin(2 * np.pi * pitch * np.arange(rate) / rate, dtype=np.float32)[None].repeat(channels, 0)
+    write_mp4(np.zeros((24, 32, 32, 3), np.uint8), tmp_path / "tone.mp4", 24, sounds=[Sound(tone, rate)])
+    [(found, found_rate)] = sounds_of(tmp_path / "tone.mp4")
+    assert found_rate == rate and len(found) == channels and found.shape[1] == pytest.approx(rate, rel=0.1)
+    spectrum = np.abs(np.fft.rfft(found[0][:rate]))
+    assert np.fft.rfftfreq(rate, 1 / rate)[spectrum.argmax()] == pytest.approx(pitch, abs=1)
+    assert np.abs(found[:, 2048 : rate - 2048]).max() == pytest.approx(0.5, abs=0.05)
 
 
 def test_images_for_a_model_that_takes_none(tmp_path, capsys):

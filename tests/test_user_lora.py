@@ -64,6 +64,12 @@ def lightx2v(seed=3, embedder=True, whole_difference=False) -> dict[str, torch.T
     return state
 
 
+def lightning(alpha: float) -> dict[str, torch.Tensor]:
+    """A few-step LoRA as Lightning's: blocks alone, in the same names, each with its alpha."""
+    state, down = {key: value for key, value in lightx2v().items() if "head" not in key}, "lora_down.weight"
+    return state | {key.replace(down, "alpha"): torch.tensor(alpha) for key in state if key.endswith(down)}
+
+
 def on_embedder(seed=9):
     torch.manual_seed(seed)
     return LoraConfig(r=2, target_modules=["patch_embedding", "to_k"], init_lora_weights=False)
@@ -86,6 +92,37 @@ def fused_before(states, **enable) -> torch.Tensor:
         pipe.unload_lora_weights()
     flexivid.enable(pipe, **enable)
     return sample(pipe, call)
+
+
+@pytest.mark.parametrize("lora_first", [True, False])
+def test_a_few_step_lora_is_the_base(adapter, lora_first):
+    """Four steps without guidance: powerful steps are what the distilled base gives, and weak ones have its LoRA."""
+    pipe, call = pipeline()
+    call |= {"guidance_scale": 1.0}
+    undistilled = sample(pipe, call)
+    pipe.load_lora_weights(lightning(1.0), adapter_name="lightning")
+    distilled = sample(pipe, call)
+    other, _ = pipeline()
+    other.load_lora_weights(lightning(2.0), adapter_name="lightning")
+    assert not torch.equal(distilled, undistilled) and not torch.equal(distilled, sample(other, call))  # alpha counts
+
+    pipe, _ = pipeline()
+    if lora_first:
+        pipe.load_lora_weights(lightning(1.0), adapter_name="lightning")
+    flexivid.enable(pipe, adapter=adapter, budget=1.0)
+    if not lora_first:
+        pipe.load_lora_weights(lightning(1.0), adapter_name="lightning")
+    assert torch.equal(sample(pipe, call), distilled)
+    flexivid.enable(pipe, adapter=adapter, schedule="1x4x4:1,1x2x2:3")
+    weak = sample(pipe, call)
+    assert weak.isfinite().all() and not torch.equal(weak, distilled)
+    flexivid.enable(pipe, adapter=adapter, schedule="1x4x4")
+    with_it = sample(pipe, call)
+    pipe.set_adapters(["lightning"], [0.0])
+    assert (sample(pipe, call) - with_it).abs().max() > 1e-2
+    pipe.set_adapters(["lightning"], [1.0])
+    flexivid.disable(pipe)
+    assert torch.equal(sample(pipe, call), distilled)
 
 
 @pytest.mark.parametrize("whole_difference", [False, True])

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
 
-import numpy as np
 from diffusers import DiffusionPipeline
 
 import flexivid
@@ -16,7 +15,7 @@ from flexivid.app.planner import Plan
 from flexivid.commands.sample import generate, record_of
 from flexivid.commands.sample_options import plan as enable_and_check
 from flexivid.files import write_json
-from flexivid.video import enlarge, write_mp4
+from flexivid.video import Clip, enlarge, write_mp4
 
 ARMS = ("flexivid", "fewer", "full")  # as they are sampled: what was asked for comes first
 KEPT_RUNS, KEPT_CLIPS = 20, 4
@@ -43,7 +42,7 @@ class Sampler:
         self.pipe, self.folder = pipe, folder
         self._arguments, self._load_seconds = arguments, load_seconds
         # Stock clips by prompt, seed and steps: the dial changes none of these.
-        self._stock: OrderedDict[tuple, tuple[np.ndarray, float]] = OrderedDict()
+        self._stock: OrderedDict[tuple, tuple[Clip, float]] = OrderedDict()
 
     def run(self, prompt: str, budget: float | None, plan: Plan, seed: int) -> Iterator[Arm]:
         """The arms of ARMS, each when it is there. budget: None for the recipe of the adapter."""
@@ -51,29 +50,29 @@ class Sampler:
         yield self._ours(folder, prompt, budget, plan, seed)
         flexivid.disable(self.pipe)
         for name, steps in (("fewer", plan.fewer_steps), ("full", plan.full_steps)):
-            frames, seconds = self._stock_clip(prompt, seed, steps)
+            stock, seconds = self._stock_clip(prompt, seed, steps)
             flops = plan.flops_full * steps // plan.full_steps
-            yield Arm(name, steps, flops, seconds, self._show(frames, folder / f"{name}.mp4"))
+            yield Arm(name, steps, flops, seconds, self._show(stock, folder / f"{name}.mp4"))
 
     def _ours(self, folder: Path, prompt: str, budget: float | None, plan: Plan, seed: int) -> Arm:
         arguments = self._with(budget=budget, steps=plan.steps, seed=seed)
         enable_and_check(self.pipe, arguments)  # counts FLOPs, which then do not count as denoising time
-        frames, seconds = generate(self.pipe, arguments, prompt)
+        made, seconds = generate(self.pipe, arguments, prompt)
         summary, clip = flexivid.summary(self.pipe), folder / "clip.mp4"
-        write_mp4(frames, clip, arguments.fps)
+        write_mp4(made.frames, clip, arguments.fps, sounds=made.sounds)
         all_seconds = {"load": self._load_seconds, **seconds}
         record = clip.with_suffix(".json")
-        write_json(record, record_of(arguments, prompt, frames, summary, all_seconds))
-        shown = self._show(frames, folder / "flexivid.mp4")
+        write_json(record, record_of(arguments, prompt, made.frames, summary, all_seconds))
+        shown = self._show(made, folder / "flexivid.mp4")
         return Arm("flexivid", plan.steps, summary.flops_used, seconds["denoise"], shown, clip, record)
 
-    def _stock_clip(self, prompt: str, seed: int, steps: int) -> tuple[np.ndarray, float]:
-        """Frames, and seconds of denoising when they were sampled. The pipeline is disabled."""
+    def _stock_clip(self, prompt: str, seed: int, steps: int) -> tuple[Clip, float]:
+        """A clip, and seconds of denoising when it was sampled. The pipeline is disabled."""
         key = (prompt, seed, steps)
         if key not in self._stock:
             arguments = self._with(**self._arguments.full | {"steps": steps, "seed": seed})
-            frames, seconds = generate(self.pipe, arguments, prompt)
-            self._stock[key] = frames, seconds["denoise"]
+            clip, seconds = generate(self.pipe, arguments, prompt)
+            self._stock[key] = clip, seconds["denoise"]
         self._stock.move_to_end(key)
         while len(self._stock) > KEPT_CLIPS:
             self._stock.popitem(last=False)
@@ -82,8 +81,8 @@ class Sampler:
     def _with(self, **changed) -> argparse.Namespace:
         return argparse.Namespace(**vars(self._arguments) | changed)
 
-    def _show(self, frames: np.ndarray, path: Path) -> Path:
-        write_mp4(enlarge(frames, SHOWN_HEIGHT), path, self._arguments.fps)
+    def _show(self, clip: Clip, path: Path) -> Path:
+        write_mp4(enlarge(clip.frames, SHOWN_HEIGHT), path, self._arguments.fps, sounds=clip.sounds)
         return path
 
     def _new_folder(self) -> Path:

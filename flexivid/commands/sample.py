@@ -14,7 +14,7 @@ the small model that ships with the package, with its adapter.
 import argparse
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -46,8 +46,18 @@ from flexivid.sampling.places import fewer_steps
 from flexivid.sampling.schedule import in_runs
 from flexivid.shapes.embedded import FEW_ADAPTER
 from flexivid.single_file import load_single_file
-from flexivid.stock_pipelines import ARGUMENTS, call_arguments, load, now, set_guidance_scale, timed, unknown_words
-from flexivid.video import enlarge, write_mp4, write_picture, write_side_by_side
+from flexivid.stock_pipelines import (
+    ARGUMENTS,
+    call_arguments,
+    decoders,
+    load,
+    now,
+    set_guidance_scale,
+    sound_of,
+    timed,
+    unknown_words,
+)
+from flexivid.video import Clip, enlarge, write_mp4, write_picture, write_side_by_side
 
 PACKAGES = ("torch", "diffusers", "transformers", "peft")
 
@@ -63,8 +73,10 @@ def load_pipeline(arguments: argparse.Namespace, pipeline: type[DiffusionPipelin
     return pipe, round(time.perf_counter() - began, 3)
 
 
-def generate(pipe: DiffusionPipeline, arguments: argparse.Namespace, prompt: str, **changed):
-    """One clip. Returns its frames (T, H, W, 3) uint8 and the seconds of text, denoise and decode.
+def generate(
+    pipe: DiffusionPipeline, arguments: argparse.Namespace, prompt: str, **changed
+) -> tuple[Clip, dict[str, float]]:
+    """One clip, and the seconds of text, denoise and decode.
 
     changed: other values of arguments, by name.
     """
@@ -78,14 +90,15 @@ def generate(pipe: DiffusionPipeline, arguments: argparse.Namespace, prompt: str
         call["negative_prompt"] = arguments.negative_prompt
     seconds, device = {"text": 0.0, "denoise": 0.0, "decode": 0.0}, arguments.device
     began = now(device)
-    with (
-        timed(pipe, "encode_prompt", seconds, "text", device, partial(say, "encoding the prompt")),
-        timed(pipe.vae, "decode", seconds, "decode", device, partial(say, "decoding the clip")),
-    ):
+    with ExitStack() as around:
+        around.enter_context(timed(pipe, "encode_prompt", seconds, "text", device, partial(say, "encoding the prompt")))
+        for part, method in decoders(pipe):
+            around.enter_context(timed(part, method, seconds, "decode", device, partial(say, "decoding the clip")))
         generator = torch.Generator().manual_seed(arguments.seed)
-        frames = pipe(prompt=prompt, **call, generator=generator, output_type="np").frames[0]
+        output = pipe(prompt=prompt, **call, generator=generator, output_type="np")
     seconds["denoise"] = now(device) - began - seconds["text"] - seconds["decode"]
-    return (frames * 255).round().astype(np.uint8), {name: round(value, 3) for name, value in seconds.items()}
+    clip = Clip((output.frames[0] * 255).round().astype(np.uint8), sound_of(pipe, output))
+    return clip, {name: round(value, 3) for name, value in seconds.items()}
 
 
 def paths_of(output: Path, prompts: list[str]) -> Iterator[tuple[Path, str]]:
@@ -111,40 +124,40 @@ def record_of(arguments: argparse.Namespace, prompt: str, frames: np.ndarray, su
     }
 
 
-def few_steps(pipe, arguments: argparse.Namespace, prompt: str, full_flops: int) -> dict[str, np.ndarray]:
+def few_steps(pipe, arguments: argparse.Namespace, prompt: str, full_flops: int) -> dict[str, Clip]:
     """The clip of the embedded model's few-step adapter, by its label. pipe: stock, as it is again afterwards."""
     recipe = read_config(FEW_ADAPTER).recipe
     say(f"to compare with: {recipe.steps} steps without guidance, distilled")
     flexivid.enable(pipe, adapter=FEW_ADAPTER, merge_lora=True)
-    frames, seconds = generate(pipe, arguments, prompt, **call_of(recipe, family_of(pipe.transformer)))
+    clip, seconds = generate(pipe, arguments, prompt, **call_of(recipe, family_of(pipe.transformer)))
     share = flexivid.summary(pipe).flops_used / full_flops
     flexivid.disable(pipe)
-    return {f"{share:.0%} FLOPs, flexivid, {recipe.steps} distilled steps, {seconds['denoise']:.1f} s": frames}
+    return {f"{share:.0%} FLOPs, flexivid, {recipe.steps} distilled steps, {seconds['denoise']:.1f} s": clip}
 
 
 def compare(
-    pipe, arguments: argparse.Namespace, prompt: str, path: Path, ours: dict, ratio: float, full_flops: int
+    pipe, arguments: argparse.Namespace, prompt: str, path: Path, ours: dict[str, Clip], ratio: float, full_flops: int
 ) -> float:
     """Shows full and fewer steps of the same seed beside our clip, and with the embedded model its few-step adapter.
 
-    Returns the full run's seconds of denoising. ours: its label and frames. ratio: of its FLOPs to those of its own
+    Returns the full run's seconds of denoising. ours: its label and itself. ratio: of its FLOPs to those of its own
     steps at full; the fewer ones do not exceed it. full_flops: of the full run.
     """
     flexivid.disable(pipe)
     fewer = fewer_steps(arguments.steps, ratio)
     say(f"to compare with: {fewer} of {arguments.steps} steps")
-    fewer_frames, fewer_seconds = generate(pipe, arguments, prompt, steps=fewer)
+    fewer_clip, fewer_seconds = generate(pipe, arguments, prompt, steps=fewer)
     say("to compare with: full compute")
-    frames, seconds = generate(pipe, arguments, prompt, **arguments.full)
+    clip, seconds = generate(pipe, arguments, prompt, **arguments.full)
     share = float(arguments.share * fewer / arguments.steps)
     arms = {
-        f"100% FLOPs, {seconds['denoise']:.1f} s": frames,
-        f"{share:.0%} FLOPs, {fewer} steps, {fewer_seconds['denoise']:.1f} s": fewer_frames,
+        f"100% FLOPs, {seconds['denoise']:.1f} s": clip,
+        f"{share:.0%} FLOPs, {fewer} steps, {fewer_seconds['denoise']:.1f} s": fewer_clip,
     } | ours
     if not arguments.model and arguments.recipe is None:
         arms |= few_steps(pipe, arguments, prompt, full_flops)
     write_side_by_side(arms, path.with_name(f"{path.stem}-compare.mp4"), arguments.fps)
-    write_picture(arms, path.with_name(f"{path.stem}-compare.png"))
+    write_picture({label: each.frames for label, each in arms.items()}, path.with_name(f"{path.stem}-compare.png"))
     return seconds["denoise"]
 
 
@@ -166,9 +179,9 @@ def make_clip(
     plan(pipe, arguments)  # counts FLOPs, which then do not count as denoising time
     chosen = FineBlocks()
     with flexivid.observe(pipe, chosen) if arguments.show_patches else nullcontext():
-        frames, seconds = generate(pipe, arguments, prompt)
-    summary = flexivid.summary(pipe)
-    write_mp4(enlarge(frames) if arguments.enlarge else frames, path, arguments.fps)
+        clip, seconds = generate(pipe, arguments, prompt)
+    summary, frames = flexivid.summary(pipe), clip.frames
+    write_mp4(enlarge(frames) if arguments.enlarge else frames, path, arguments.fps, sounds=clip.sounds)
     record = record_of(arguments, prompt, frames, summary, {"load": load_seconds, **seconds})
     write_json(path.with_suffix(".json"), record)
     if arguments.show_patches:
@@ -179,7 +192,7 @@ def make_clip(
 
     flops, full_seconds = record["flops"], "-"
     if arguments.compare:
-        ours = {f"{flops['ratio']:.0%} FLOPs, flexivid, {seconds['denoise']:.1f} s": frames}
+        ours = {f"{flops['ratio']:.0%} FLOPs, flexivid, {seconds['denoise']:.1f} s": clip}
         full_seconds = f"{compare(pipe, arguments, prompt, path, ours, summary.ratio, flops['full']):.2f}"
     print(f"\n{prompt} -> {path}\nschedule: {record['schedule_in_runs']}")
     print(f"{'':6}{'FLOPs':>14}{'share':>9}{'denoise s':>12}")

@@ -9,7 +9,8 @@ from flexivid.model.rows.cogvideox import COGVIDEOX
 from flexivid.model.rows.consisid import CONSISID
 from flexivid.model.rows.cosmos import COSMOS
 from flexivid.model.rows.easyanimate import EASYANIMATE
-from flexivid.model.rows.hunyuan import HUNYUAN_VIDEO, HUNYUAN_VIDEO_15, MOTIF_VIDEO
+from flexivid.model.rows.helios import HELIOS
+from flexivid.model.rows.hunyuan import FRAMEPACK, HUNYUAN_VIDEO, HUNYUAN_VIDEO_15, MOTIF_VIDEO
 from flexivid.model.rows.kandinsky import KANDINSKY5
 from flexivid.model.rows.latte import DIT, LATTE, PIXART
 from flexivid.model.rows.ltx import LTX
@@ -25,12 +26,14 @@ FAMILIES = (
     CHRONOEDIT,
     ANYFLOW,
     SKYREELS_V2,
+    HELIOS,
     LTX,
     LTX2,
     COGVIDEOX,
     CONSISID,
     COSMOS,
     HUNYUAN_VIDEO,
+    FRAMEPACK,
     HUNYUAN_VIDEO_15,
     MOTIF_VIDEO,
     KANDINSKY5,

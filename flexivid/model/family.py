@@ -59,7 +59,8 @@ class Family:
         cross-attention (the paper's best). None where diffusers' class takes no adapters.
     vae_factors: attributes of the pipeline with the compression of its VAE in time and in space, None if it has none.
     latent_frames: (frames, compression in time) -> the frames of its latents.
-    fps: frames a second of what its published models make.
+    fps: frames a second of what its published models make. frames: of a clip, where neither the pipeline nor the
+        configuration tells.
     example: (config, latent size (T, H, W), text length) -> the arguments of one forward of one clip, for counting.
     counting: a context in which the forward runs on the meta device.
     temporal: patches may be larger in time too. fixed_out_channels: the forward cuts its output into
@@ -76,7 +77,11 @@ class Family:
         perturbed model.
     conditions: arguments with a video (B, C, T, H, W) that modules of their own embed: weak passes get its block means.
     media: arguments that show the image which a pipeline is given beside the prompt.
-    reference_frames: latent frames that a pipeline puts before those of the clip.
+    reference_frames: latent frames that a pipeline puts before those of the clip. section_frames: those of a section,
+        where a pipeline makes clips of any length, section after section, each with all of its steps: a plan, and a
+        summary, are of one.
+    around: (transformer, folding) -> a context in which a weak forward runs.
+    refused: classes of pipelines around the same transformer, and what they do that weak modes do not go with.
     for_all_clips: tensors that have no row for each clip.
     bare_output: without `return_dict` the forward gives its tensor, and no tuple.
     unsupported: settings of a model's configuration, and the value with which it is refused.
@@ -98,6 +103,7 @@ class Family:
     vae_factors: tuple[str | None, str | None] = ("vae_scale_factor_temporal", "vae_scale_factor_spatial")
     latent_frames: Callable[[int, int], int] = lambda frames, stride: (frames - 1) // stride + 1
     fps: int = 16
+    frames: int | None = None
     layout: str = "b c t h w"
     sizes: tuple[tuple[str, str | int], ...] = ()
     completed: Callable[[dict], dict] = dict
@@ -122,6 +128,9 @@ class Family:
     conditions: tuple[str, ...] = ()
     media: tuple[str, ...] = ()
     reference_frames: int = 0
+    around: Callable[[torch.nn.Module, Folding], AbstractContextManager] = lambda transformer, folding: nullcontext()
+    section_frames: int | None = None
+    refused: tuple[tuple[str, str], ...] = ()
     for_all_clips: tuple[str, ...] = ()
     embedder_channels_last: bool = False
     bare_output: bool = False
@@ -157,11 +166,14 @@ class Family:
         return len(pipe.scheduler.timesteps) - (type(pipe).__name__ in self.without_last_step)
 
     def latent_size(self, pipe: DiffusionPipeline, frames: int, height: int, width: int) -> Size3:
-        """(T, H, W) of the latents that a pipeline makes for a clip in pixels, padded to whole patches in time.
+        """(T, H, W) of the latents that a pipeline makes for a clip in pixels, padded to whole patches in time, or of a
+        section of it.
 
         Raises ValueError if the pipeline does not tell the factors of its VAE.
         """
         stride, shrink = self.compression(pipe)
+        if self.section_frames is not None:
+            return self.section_frames, height // shrink, width // shrink
         patch_frames = patch_size_of(transformer_of(pipe).config)[0]  # CogVideoX-1.5 pads to them
         latent_frames = math.ceil(self.latent_frames(frames, stride) / patch_frames) * patch_frames
         return latent_frames + self.reference_frames, height // shrink, width // shrink
@@ -184,6 +196,12 @@ class Family:
         lengths = dict(zip("bcthw", latents.shape, strict=True))
         sizes = {argument: lengths[axis] for axis, argument in self.sizes if isinstance(argument, str)}
         return {"hidden_states": self.packed(latents), **sizes}
+
+
+def check_pipeline(pipe, family: Family) -> None:
+    """Raises ValueError for a pipeline that does what weak modes do not go with."""
+    if (reason := dict(family.refused).get(type(pipe).__name__)) is not None:
+        raise ValueError(f"{type(pipe).__name__} is not supported: it has {reason}")
 
 
 def transformer_of(pipe: DiffusionPipeline) -> torch.nn.Module:

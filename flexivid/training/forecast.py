@@ -160,17 +160,15 @@ def _check_family(family: Family, transformer: FrozenDict) -> None:
     """Raises ValueError for a class of transformers that training cannot give all that it takes."""
     if family.lora_targets is None:
         raise ValueError(f"{family.transformer_class} of diffusers takes no LoRA, and cannot be trained yet")
-    # HunyuanVideo-1.5 may be told one, AnyFlow always is.
-    if family.destination is not None and transformer.get("use_meanflow", True):
-        raise ValueError(
-            f"{family.transformer_class} is told the timestep that a step goes to, and training draws none: it cannot "
-            f"be trained yet"
-        )
-    if family.streams:
-        raise ValueError(
-            f"{family.transformer_class} makes sound beside the video, and training draws no noise levels for it: it "
-            f"cannot be trained yet"
-        )
+    not_drawn = {
+        # HunyuanVideo-1.5 may be told one, AnyFlow always is.
+        "is told the timestep that a step goes to, and training draws none": family.destination is not None
+        and transformer.get("use_meanflow", True),
+        "makes sound beside the video, and training draws no noise levels for it": bool(family.streams),
+        "makes sections beside frames that are there already, and training draws none": family.section_frames,
+    }
+    if what := next((what for what, is_so in not_drawn.items() if is_so), None):
+        raise ValueError(f"{family.transformer_class} {what}: it cannot be trained yet")
 
 
 def _check_few(config: Config, family: Family, two: bool) -> None:

@@ -25,6 +25,21 @@ def of_latents(token_axis: int) -> Callable:
     return centred
 
 
+def section_places(own: str, *others: str) -> Callable[[dict], dict]:
+    """Completes calls that name the frames of a section, (B, frames) or (frames,), and of frames beside it.
+
+    The section's become floating numbers and the others whole ones, by which a module that makes positions of both can
+    tell whose it is asked for.
+    """
+
+    def completed(call: dict) -> dict:
+        whole = {name: call[name].long() for name in others if call.get(name) is not None}
+        places = call.get(own)
+        return call | whole | ({own: places.double()} if places is not None else {})
+
+    return completed
+
+
 def example_tensors(config: FrozenDict, size: Size3, length: int, text_dim: str | None, mask: bool = False) -> dict:
     call = {
         "hidden_states": torch.empty(1, config["in_channels"], *size, device="meta"),

@@ -70,6 +70,7 @@ LTX2 = replace(
     more_positions=("cross_attn_rope",),
     example=_ltx2_example,
     fps=24,
+    frames=121,
     completed=_ltx2_completed,
     without_last_step=(),
     levels=_ltx2_levels,
