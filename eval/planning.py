@@ -73,7 +73,7 @@ def measured(model: Published, runs: int) -> dict[str, float]:
 
 def as_table(rows: dict[str, dict[str, float]]) -> str:
     lines = [
-        "| model | seconds | of that enable | CPU seconds | MiB | seconds, of the first |",
+        "| model | seconds | of that enable | CPU seconds | MiB | CPU, of the first |",
         "|---|---|---|---|---|---|",
     ]
     for name, row in rows.items():

@@ -14,7 +14,7 @@ from flexivid.model.flexible import FlexTransformer
 from flexivid.model.lora import add_lora
 from flexivid.sampling import flops
 from flexivid.sampling.flops import FlopCounter, flop_counter_mode, flops_text
-from flexivid.sampling.twin import each_block_once, without_weights
+from flexivid.sampling.twin import each_once, without_hooks, without_weights
 
 
 def wan2_1_1_3b():
@@ -89,21 +89,29 @@ def test_of_blocks_that_are_alike_one_is_built_and_runs(monkeypatch):
 
 def test_the_class_stays_as_it_is():
     stock = tiny_transformer(num_layers=3)
-    twin, (block,) = without_weights(stock)
+    twin = without_weights(stock)
     assert twin.config == stock.config and isinstance(twin, WanTransformer3DModel)
-    assert all(part is block for part in twin.blocks) and len(twin.blocks) == 3
+    assert len(set(twin.blocks)) == 1 and len(twin.blocks) == 3
     assert len(set(tiny_transformer(num_layers=3).blocks)) == 3
 
 
 @pytest.mark.parametrize("name", ["mochi", "hunyuan-video", "latte"])
 def test_only_what_is_alike_is_one(name):
-    """Mochi's last block is another, HunyuanVideo's and Latte's are of two kinds or have inputs of two shapes."""
-    stock = tiny(name)
-    twin, blocks = without_weights(stock)
-    apart = {id(part) for part in twin.modules()}
-    assert {id(block) for block in blocks} <= apart
-    shapes = [(key, weight.shape) for key, weight in stock.state_dict().items()]
-    assert [(key, weight.shape) for key, weight in twin.state_dict().items()] == shapes
+    """Mochi's last block is another, HunyuanVideo's and Latte's are of two kinds."""
+    shapes = [[(key, weight.shape) for key, weight in part.state_dict().items()] for part in (tiny(name), twin(name))]
+    assert shapes[0] == shapes[1]
+
+
+def twin(name: str) -> nn.Module:
+    return without_weights(tiny(name))
+
+
+def test_what_flexivid_hangs_onto_is_never_skipped():
+    """Embedder, head and positions are others at another patch size."""
+    flex = FlexTransformer(tiny_transformer(), ["1x4x4"], "snr")
+    transformer, free = flex.transformer, without_hooks(flex.transformer)
+    assert transformer.blocks[0] in free and transformer.condition_embedder in free
+    assert {transformer, transformer.rope, flex.embedder, flex.head}.isdisjoint(free)
 
 
 def test_a_block_runs_anew_for_other_inputs():
@@ -120,7 +128,7 @@ def test_a_block_runs_anew_for_other_inputs():
 
     block, x = Block(), torch.empty(3, 4, device="meta")
     one = 2 * 3 * 4 * 4
-    with flop_counter_mode() as counter, each_block_once([block], counter) as spent:
+    with flop_counter_mode() as counter, each_once([block], counter, {}) as spent:
         for given, kind, runs, cost in (
             ((x,), {}, 1, one),
             ((x.clone(),), {}, 1, 2 * one),

@@ -1,4 +1,4 @@
-"""The page of models: what is supported, and what patch sizes cost on published models. About a second a model."""
+"""The page of models: what is supported, and what patch sizes cost on published models. A second a model."""
 
 from flexivid.command_line import Parser, command
 from flexivid.models import page

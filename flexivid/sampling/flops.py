@@ -20,7 +20,7 @@ from flexivid.model.mixed import predict_mixed
 from flexivid.patches.choose import largest
 from flexivid.patches.sizes import is_mixed_size, parse_mixed_size
 from flexivid.sampling.schedule import WITH_RESIDUAL
-from flexivid.sampling.twin import each_block_once, without_weights
+from flexivid.sampling.twin import each_once, without_hooks, without_weights
 
 
 def flop_counter_mode() -> FlopCounterMode:
@@ -145,12 +145,13 @@ class FlopCounter:
         stock = flex.transformer
         self._model = flex.family, type(stock), repr(stock.config), flex.parametrisation, *adapters
         self._costs: dict[tuple, Mapping[str, int]] = {}
+        self._known: dict[tuple, tuple] = {}
 
     @cached_property
-    def _twin(self) -> tuple[FlexTransformer, list[nn.Module]]:
-        """The transformer without weights, and the blocks that it repeats. Made once something is to be counted."""
+    def _twin(self) -> FlexTransformer:
+        """The transformer without weights. Made once something is to be counted."""
         with torch.device("meta"):
-            transformer, blocks = without_weights(self._flex.transformer)
+            transformer = without_weights(self._flex.transformer)
             twin = FlexTransformer(transformer, self._patch_sizes[:-1], self._parametrisation)
             for name, config in self._adapters.items():
                 with warnings.catch_warnings():
@@ -161,7 +162,11 @@ class FlopCounter:
         twin.diffusion = replace(twin.diffusion, alphas_cumprod=table)
         if twin.lora.layers:
             transformer.set_adapter([])
-        return twin, blocks
+        return twin
+
+    @cached_property
+    def _unhooked(self) -> list[nn.Module]:
+        return without_hooks(self._twin.transformer)
 
     def costs(self, arguments: dict) -> Mapping[str, int]:
         """FLOPs (2 per multiply-add) of one forward of one clip by patch size, with arguments shaped as these.
@@ -187,7 +192,7 @@ class FlopCounter:
         """
         key = self._model, self._key(arguments), patch_size, lora, trained
         if key not in _counted:
-            twin, _ = self._twin
+            twin = self._twin
             for name, parameter in twin.transformer.named_parameters():
                 parameter.requires_grad_(name in trained)
             twin.weak_modes.requires_grad_(True)
@@ -219,7 +224,9 @@ class FlopCounter:
         return _counted[key]
 
     def _count(self, inputs: dict, patch_size: str, lora: str | None = None, learns: bool = False) -> int:
-        twin, blocks = self._twin
+        twin = self._twin
+        # LoRA of a patch size, and of which tokens, is nothing that inputs tell.
+        known = {} if twin.lora.layers else self._known
         if is_mixed_size(patch_size):
             twin.runner = _MixedPatchSize(patch_size)
         else:
@@ -232,7 +239,7 @@ class FlopCounter:
             twin.family.counting(),
             torch.set_grad_enabled(learns),
             flop_counter_mode() as counter,
-            each_block_once(() if learns else blocks, counter) as flops,  # gradients go through all of them
+            each_once(() if learns else self._unhooked, counter, known) as flops,  # gradients go through all of them
         ):
             outputs = twin.transformer(**inputs, return_dict=False)
             if learns:

@@ -1,7 +1,7 @@
-"""A transformer without weights, whose repeated blocks are one module, and forwards of it that run each block once.
+"""A transformer without weights, whose repeated blocks are one module, and forwards of it that run nothing twice.
 
-Dozens of blocks are alike, and on the meta device every operation of every one takes as long as a real small one: a
-plan of LTX-2 (48 blocks, 3674 modules) took 20 CPU seconds, one of Wan2.1-1.3B 4 (docs/log.md, "What planning costs").
+Dozens of blocks are alike, and on the meta device every operation of every one takes half a millisecond, whatever its
+size (docs/log.md, "What planning costs").
 """
 
 import inspect
@@ -18,8 +18,8 @@ from torch.utils.flop_counter import FlopCounterMode
 PLAIN = (type(None), bool, int, float, str, torch.dtype)
 
 
-def without_weights(stock: nn.Module) -> tuple[nn.Module, list[nn.Module]]:
-    """A transformer of the class and configuration of `stock` on the meta device, and the blocks that it repeats.
+def without_weights(stock: nn.Module) -> nn.Module:
+    """A transformer of the class and configuration of `stock` on the meta device, whose blocks that are alike are one.
 
     Classes called `...Block...` give their `__init__` one module for equal arguments; as diffusers' own do not alter
     what they have built, blocks that are one module cost what they would cost apart. The class itself, and what other
@@ -36,8 +36,7 @@ def without_weights(stock: nn.Module) -> tuple[nn.Module, list[nn.Module]]:
     building.__kwdefaults__ = init.__kwdefaults__
     twin_class = type(cls.__name__, (cls,), {"__init__": register_to_config(building), "__module__": cls.__module__})
     with torch.device("meta"):
-        twin = twin_class.from_config(stock.config)
-    return twin, [block for block, _ in made.values()]
+        return twin_class.from_config(stock.config)
 
 
 def _made_once(block: type[nn.Module], made: dict, *args, **kwargs) -> nn.Module:
@@ -61,32 +60,39 @@ def _described(value):
     return type(value), value if isinstance(value, PLAIN) else id(value)
 
 
-@contextmanager
-def each_block_once(blocks: Iterable[nn.Module], counter: FlopCounterMode) -> Iterator[Callable[[], int]]:
-    """Within, a block that gets inputs like those of an earlier time gives what it gave then, and does not run.
+def without_hooks(transformer: nn.Module) -> list[nn.Module]:
+    """The modules whose forward depends on nothing but its inputs and LoRA: no hook is on them, or in them."""
+    hooked = [f"{name}." for name, part in transformer.named_modules() if hasattr(part, "_diffusers_hook")]
+    parts = ((f"{name}." if name else "", part) for name, part in transformer.named_modules())
+    return [part for name, part in parts if not any(path.startswith(name) for path in hooked)]
 
-    Yields what tells the FLOPs so far, those of blocks that did not run among them.
+
+@contextmanager
+def each_once(modules: Iterable[nn.Module], counter: FlopCounterMode, known: dict) -> Iterator[Callable[[], int]]:
+    """Within, a module that gets inputs like those of an earlier time gives what it gave then, and does not run.
+
+    known: what was given, to be kept for later. Yields what tells the FLOPs so far, those of what did not run too.
     """
-    blocks, known, skipped = list(blocks), {}, 0
+    modules, skipped = list(modules), 0
 
     def flops() -> int:
         return counter.get_total_flops() + skipped
 
-    def run(block: nn.Module, *args, **kwargs):
+    def run(module: nn.Module, *args, **kwargs):
         nonlocal skipped
-        key = block, _described((args, kwargs))
+        key = module, _described((args, kwargs))
         if key in known:
             skipped += known[key][1]
         else:
             before = flops()
-            output = type(block).forward(block, *args, **kwargs)
+            output = type(module).forward(module, *args, **kwargs)
             known[key] = output, flops() - before, (args, kwargs)
         return known[key][0]
 
-    for block in blocks:
-        block.forward = partial(run, block)
+    for module in modules:
+        module.forward = partial(run, module)
     try:
         yield flops
     finally:
-        for block in blocks:
-            del block.forward
+        for module in modules:
+            del module.forward

@@ -184,7 +184,7 @@ CONTENT = (".safetensors", ".json", ".model", ".txt")  # weights, configurations
 
 
 def digest_of(source: str | Path) -> str:
-    """What a model or an adapter is, wherever its folder lies: by the names in it and what they hold. A hub id is one.
+    """What a model or an adapter is, wherever its folder lies: the files in it, and what they hold. A hub id is a name.
 
     What is hidden in the folder, such as the records of a download, does not count.
     """
