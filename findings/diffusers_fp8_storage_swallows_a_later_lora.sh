@@ -3,8 +3,7 @@
 # Happens: they are left out of the casting only if they are there when it is enabled. One that is loaded later takes
 #          the dtype of the layer's weight, which is then the storage: float8_e4m3fn knows nothing between 0 and
 #          0.002, so nearly all of a typical lora_B is rounded to zero for good, and as no hook casts it back, the
-#          forward fails on a multiplication that float8 does not have. Load first, cast then; a second LoRA needs a
-#          new model.
+#          forward fails on a multiplication that float8 does not have. Load first, cast then.
 # Where:   diffusers 0.42.1, peft 0.21.2, torch 2.13.0; a random WanTransformer3DModel.
 # Seen:    LoRA first: stored as torch.float32, 0% of lora_B is 0, forward: runs
 #          casting first: stored as torch.float8_e4m3fn, 97% of lora_B is 0, forward: NotImplementedError

@@ -2,8 +2,8 @@
 # Guess:   a seeded generator makes a video pipeline's clip reproducible.
 # Happens: two draw from the global random state as well. SkyReels-V2's diffusion forcing with addnoise_condition, for
 #          which 20 is the recommended value, adds such noise to the overlap of long clips at every step. LTX-Video's
-#          decoder adds some if it has decoder_inject_noise, as the VAE of 0.9.1 has; it takes a generator, and the
-#          pipeline gives it none. The same generator then makes another clip after anything else has drawn a number.
+#          decoder adds some if its VAE has decoder_inject_noise; it takes a generator, and the pipeline gives it
+#          none. The same generator then makes another clip after anything else has drawn a number.
 # Where:   diffusers 0.42.1, torch 2.13.0; random models, the noise of LTX-Video's decoder scaled by 0.1.
 # Seen:    whether two calls with the same generator are equal
 #          SkyReels-V2, long                          equal with the same global seed: True, with another: True
