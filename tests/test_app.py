@@ -165,7 +165,7 @@ def test_a_recipe_is_planned_and_runs_beside_the_usual_full_run(recipe, tmp_path
 
     def generate(pipe, arguments, prompt, **changed):
         asked.append((arguments.steps, arguments.guidance_scale))
-        return sampler.np.zeros((5, 32, 32, 3), "uint8"), {"denoise": 1.0}
+        return Clip(np.zeros((5, 32, 32, 3), "uint8")), {"denoise": 1.0}
 
     asked = []
     monkeypatch.setattr(sampler, "generate", generate)

@@ -7,6 +7,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
+from families import assert_same_clip
 
 from flexivid.model.hooks import attached
 from flexivid.shapes.embedded import ADAPTER
@@ -113,7 +114,8 @@ def test_a_clip_of_a_folder_at_a_budget(nodes, comfy, pipe, tmp_path):
     assert latents["samples"].shape == (1, 16, 3, 8, 8)
     assert fps == 16 and "saved" in summary
     assert comfy.shown == [(step, 6) for step in range(1, 7)] and comfy.unloaded
-    assert torch.equal(frames, sample(nodes, pipe, budget=0.5, adapter=str(ADAPTER))[0])
+    # Not to the last bit: where weights of a file lie in memory, and so how they are multiplied, its header decides.
+    assert_same_clip(frames, sample(nodes, pipe, budget=0.5, adapter=str(ADAPTER))[0])
     assert not torch.equal(frames, sample(nodes, pipe, budget=1.0)[0])
 
 
