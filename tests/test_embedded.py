@@ -35,12 +35,12 @@ def test_every_word_of_the_world_is_in_the_vocabulary(embedded):
     assert all(embedded.tokenizer.unk_token_id not in row for row in ids)
 
 
-@pytest.mark.parametrize("factor", FACTORS)
-def test_the_autoencoder_keeps_what_the_oracle_looks_at(embedded, factor):
+def test_the_autoencoder_keeps_what_the_oracle_looks_at(embedded):
     scenes = load_prompts()["seen"][:24]
     clips = render(scenes, [fixed_layout(scene) for scene in scenes])
     hits = adherence(decode(embedded.vae, encode(embedded.vae, clips)), scenes)
-    assert hits[factor].float().mean().item() >= 0.9
+    shares = {factor: hits[factor].float().mean().item() for factor in FACTORS}
+    assert min(shares.values()) >= 0.9, shares
 
 
 @pytest.mark.slow
