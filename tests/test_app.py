@@ -76,7 +76,9 @@ def test_a_plan_in_words():
     assert ">50 %<" in text and ">2 TFLOP of 4 TFLOP<" in text and "2 of 4 steps computed" in text
     assert "would buy 2 plain steps" in text
     assert "1x2x2<b>2</b>" in text and "reused<b>2</b>" in text and "2x4x4" not in text
-    assert "1 plain step<" in markup.plan_markup(plan_of(POWERFUL, REUSED, REUSED, REUSED))
+    assert "would buy 1 plain step<" in markup.plan_markup(plan_of(POWERFUL, REUSED, REUSED, REUSED))
+    below = plan_of(POWERFUL, REUSED, REUSED, REUSED, share=0.2)
+    assert "less than 1 plain step costs<" in markup.plan_markup(below)
 
 
 def test_nothing_that_is_typed_becomes_markup():

@@ -65,11 +65,12 @@ def legend(steps: Iterable[tuple[str, ...]], patch_sizes: tuple[str, ...]) -> st
 def plan_markup(plan: Plan) -> str:
     """What a budget buys."""
     plain = "1 plain step" if plan.fewer_steps == 1 else f"{plan.fewer_steps} plain steps"
+    buys = f"would buy {plain}" if plan.share * plan.full_steps > 1 - 1e-9 else "less than 1 plain step costs"
     return (
         '<div class="plan"><p class="figures">'
         f'<strong id="planned-share">{share_text(plan.share)}</strong>'
         f'<span id="planned-flops">{flops_text(plan.flops_used)} of {flops_text(plan.flops_full)}</span>'
-        f"<span>{_computed(plan)} of {plan.steps} steps computed</span><span>would buy {plain}</span></p>"
+        f"<span>{_computed(plan)} of {plan.steps} steps computed</span><span>{buys}</span></p>"
         f"{strip(plan.schedule.steps, plan.patch_sizes)}{legend(plan.schedule.steps, plan.patch_sizes)}</div>"
     )
 

@@ -40,7 +40,7 @@ class Plan:
 
     @property
     def fewer_steps(self) -> int:
-        """Plain steps that cost no more."""
+        """Plain steps that cost no more, or one where all cost more."""
         return fewer_steps(self.full_steps, self.share)
 
 
