@@ -55,7 +55,7 @@ PUBLISHED = (
         (81, 480, 832),
         (21, 60, 104),
         512,
-        _transformer("Wan-AI/Wan2.1-T2V-1.3B-Diffusers") | {"vace_layers": list(range(0, 30, 2))},
+        _transformer("Wan-AI/Wan2.1-VACE-1.3B-diffusers"),
     ),
     Published("Wan2.1-VACE-14B", "WanVACETransformer3DModel", (81, 480, 832), (21, 60, 104), 512),
     Published(
