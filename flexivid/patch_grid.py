@@ -173,9 +173,9 @@ def patches_drawn(
     clip.
     """
     powerful, found = enabled_runner(pipe).powerful, stretches(steps)
-    every = max(1, round(len(found) * len(frames) / (LONGEST * fps)))
+    every, width = max(1, round(len(found) * len(frames) / (LONGEST * fps))), enlarge(frames[:1], LEAST_SIDE).shape[2]
     for stretch in found:
+        bar = _bar(steps, powerful, stretch, width)
         fine = chosen.by_step[stretch.first][-1] if is_mixed_size(stretch.name) else None
         for frame in with_grid(pipe, frames, stretch.name, fine, every=every):
-            bar = _bar(steps, powerful, stretch, frame.shape[1])
             yield np.concatenate([bar, labelled(frame[None], stretch.label(len(steps)))[0]])
