@@ -313,10 +313,21 @@ class TestMetrics:
 
     def test_frechet_distance_of_known_gaussians(self):
         samples = np.random.default_rng(0).standard_normal((20_000, 3))
-        assert metrics.frechet_distance(samples, samples) == pytest.approx(0.0, abs=1e-9)
+        gaussian = metrics.Gaussian(samples)
+        assert metrics.frechet_distance(gaussian, gaussian) == pytest.approx(0.0, abs=1e-9)
         # |shift|^2, and (1 - 2)^2 for every axis whose deviation doubles.
-        assert metrics.frechet_distance(samples, samples + [3, 0, 0]) == pytest.approx(9.0)
-        assert metrics.frechet_distance(samples, 2 * samples) == pytest.approx(3.0, rel=0.05)
+        assert metrics.frechet_distance(metrics.Gaussian(samples + [3, 0, 0]), gaussian) == pytest.approx(9.0)
+        assert metrics.frechet_distance(gaussian, metrics.Gaussian(2 * samples)) == pytest.approx(3.0, rel=0.05)
+
+    def test_frechet_distance_of_fewer_samples_than_dimensions(self):
+        draw = np.random.default_rng(0)
+        ours, theirs = draw.standard_normal((6, 40)), 2 + draw.standard_normal((9, 40))
+        gaussians = metrics.Gaussian(ours), metrics.Gaussian(theirs)
+        product = gaussians[0].covariance @ gaussians[1].covariance
+        roots = np.sqrt(np.sort(np.linalg.eigvals(product).real)[-5:]).sum()  # the other eigenvalues are 0
+        traces = sum(np.trace(gaussian.covariance) for gaussian in gaussians)
+        expected = np.square(ours.mean(0) - theirs.mean(0)).sum() + traces - 2 * roots
+        assert metrics.frechet_distance(*gaussians) == pytest.approx(expected)
 
     def test_perceptual_distance_grows_with_the_change(self):
         features = metrics.Features(torch.device("cpu"))

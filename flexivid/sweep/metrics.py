@@ -8,6 +8,7 @@ much the clips of one prompt differ, is said relative to the full run.
 
 import tempfile
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -149,11 +150,24 @@ def perceptual_distance(ours: list[torch.Tensor], theirs: list[torch.Tensor]) ->
     return sum((normalize(a, dim=1) - normalize(b, dim=1)).square().sum(1).mean().item() for a, b in pairs)
 
 
-def frechet_distance(ours: np.ndarray, theirs: np.ndarray) -> float:
-    """Fréchet distance of two sets of features (samples, dimensions), as Gaussians (Heusel et al. 2017, eq. 6)."""
-    mean = np.square(ours.mean(0) - theirs.mean(0)).sum()
-    # Covariances a = A'A and b = B'B of triangular factors: tr (ab)^(1/2) is the sum of the singular values of A B'.
-    # Of few samples these have few rows, and the distance costs what the samples do, not what the dimensions do.
-    factors = [np.linalg.qr((x - x.mean(0)) / np.sqrt(len(x) - 1), mode="r") for x in (ours, theirs)]
-    roots = np.linalg.svd(factors[0] @ factors[1].T, compute_uv=False).sum()
-    return float(mean + sum(np.square(factor).sum() for factor in factors) - 2 * roots)
+class Gaussian:
+    """Features (samples, dimensions) as one normal distribution."""
+
+    def __init__(self, features: np.ndarray):
+        self.mean = features.mean(0)
+        centred = features - self.mean
+        self.covariance = centred.T @ centred / (len(features) - 1)
+
+    @cached_property
+    def root(self) -> np.ndarray:
+        """r with r'r = covariance. The costly part of a distance, and the same of all distances to one distribution."""
+        values, vectors = np.linalg.eigh(self.covariance)
+        return np.sqrt(values.clip(0))[:, None] * vectors.T
+
+
+def frechet_distance(ours: Gaussian, theirs: Gaussian) -> float:
+    """Fréchet distance of two normal distributions of features (Heusel et al. 2017, eq. 6)."""
+    # With b = r'r, tr (ab)^(1/2) is the sum of the roots of the eigenvalues of r a r'.
+    roots = np.sqrt(np.linalg.eigvalsh(theirs.root @ ours.covariance @ theirs.root.T).clip(0)).sum()
+    traces = np.trace(ours.covariance) + np.trace(theirs.covariance)
+    return float(np.square(ours.mean - theirs.mean).sum() + traces - 2 * roots)

@@ -1,6 +1,6 @@
 """Scores the clips of a sweep from the files that were written, one file of values a batch."""
 
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ from flexivid.sweep.bootstrap import estimate, estimate_of_sets
 from flexivid.sweep.metrics import (
     RENDERED_CLIPS,
     Features,
+    Gaussian,
     adherence,
     displacement,
     features_of_rendered,
@@ -26,9 +27,23 @@ from flexivid.sweep.vbench import values_of_clips
 FEATURES, DISPLACEMENT = "features", "displacement"  # of which no mean is given
 
 
-def _distance(ours: np.ndarray, theirs: np.ndarray, picks: np.ndarray) -> float:
-    """Fréchet distance over some prompts. ours, theirs: features, (prompts, ..., dimensions)."""
-    return frechet_distance(*(features[picks].reshape(-1, features.shape[-1]) for features in (ours, theirs)))
+class Drawn:
+    """features: (prompts, ..., dimensions), pooled, of which prompts are drawn. The draws are those of every arm, so that
+    what is compared with all of them is worked out once."""
+
+    def __init__(self, features: np.ndarray):
+        self.features, self._gaussians = features, {}
+
+    def __getitem__(self, picks: np.ndarray) -> Gaussian:
+        key = picks.tobytes()
+        if key not in self._gaussians:
+            self._gaussians[key] = Gaussian(self.features[picks].reshape(-1, self.features.shape[-1]))
+        return self._gaussians[key]
+
+
+def _distance(ours: Drawn, theirs: Drawn, picks: np.ndarray) -> float:
+    """Fréchet distance over some prompts."""
+    return frechet_distance(ours[picks], theirs[picks])
 
 
 def _ratio(ours: np.ndarray, full: np.ndarray) -> dict[str, float]:
@@ -42,24 +57,25 @@ class Scorer:
     def __init__(self, sampler: Sampler, scenes: dict[str, Scene] | None, device: torch.device):
         self.sampler, self.scenes = sampler, scenes
         self.features = Features(device)
+        self._full: Drawn | None = None
         self._of_full = lru_cache(maxsize=None)(self._of_full)
 
     @cached_property
-    def data_features(self) -> np.ndarray | None:
+    def data(self) -> Drawn | None:
         if not self.scenes:
             return None
         return self._rendered(RENDERED_CLIPS, seed=0)
 
-    def _rendered(self, count: int, seed: int) -> np.ndarray:
+    def _rendered(self, count: int, seed: int) -> Drawn:
         sizes = (self.sampler.call[name] for name in ("frames", "height"))
-        return features_of_rendered(list(self.scenes.values()), count, self.features, *sizes, seed)
+        return Drawn(features_of_rendered(list(self.scenes.values()), count, self.features, *sizes, seed))
 
     def floor(self, videos_per_prompt: int) -> dict[str, float] | None:
         """The Fréchet distance to the data of as many other rendered clips as an arm has: what a perfect model gets."""
         if not self.scenes:
             return None
         perfect = self._rendered(videos_per_prompt, seed=1)
-        return estimate_of_sets(lambda picks: _distance(perfect, self.data_features, picks), len(perfect))
+        return estimate_of_sets(lambda picks: _distance(perfect, self.data, picks), len(perfect.features))
 
     def _path(self, arm, number: int) -> Path:
         return self.sampler.folder / "scores" / arm.name / f"{number}.npz"
@@ -124,23 +140,19 @@ class Scorer:
         differences = {
             name: estimate(by_prompt(values - full[name]).mean(1)) for name, values in ours.items() if name in full
         }
-        count, name, data = len(own_features), "frechet_distance_to_data", self.data_features
-
-        def to_full(picks: np.ndarray) -> float:
-            return _distance(own_features, full_features, picks)
-
-        def to_data(picks: np.ndarray) -> float:
-            return _distance(own_features, data, picks)
+        self._full = self._full or Drawn(full_features)
+        count, name, own, full = len(own_features), "frechet_distance_to_data", Drawn(own_features), self._full
+        to_data = partial(_distance, own, self.data)
 
         def further_than_full(picks: np.ndarray) -> float:
-            return to_data(picks) - _distance(full_features, data, picks)
+            return to_data(picks) - _distance(full, self.data, picks)
 
         if arm.name != "full":
-            metrics["frechet_distance"] = estimate_of_sets(to_full, count)
+            metrics["frechet_distance"] = estimate_of_sets(partial(_distance, own, full), count)
             metrics["motion"] = _ratio(moved, full_moved)
             if videos_per_prompt > 1:
                 metrics["diversity"] = _ratio(spread(own_features), spread(full_features))
-        if data is not None:
+        if self.data is not None:
             metrics[name] = estimate_of_sets(to_data, count)
             differences[name] = estimate_of_sets(further_than_full, count)
         return metrics, differences
