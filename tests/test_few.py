@@ -16,7 +16,7 @@ from training_runs import TWO, losses, run, train_here, write
 
 import flexivid
 from flexivid.commands import sample as t2v
-from flexivid.model.adapter import AdapterConfig, save_adapter
+from flexivid.model.adapter import AdapterConfig, read_config, save_adapter
 from flexivid.model.family import patch_size_of
 from flexivid.model.recipe import Recipe
 from flexivid.patches.sizes import format_patch_size, spatially_doubled
@@ -67,19 +67,16 @@ def runs_of(student: FewStudent, guidance_scale: float = 3.0) -> Runs:
     return Runs(flex, NoiseLevels(flex.diffusion, 3.0, flex.base_patch), RECIPE, guidance_scale)
 
 
+def saved(student: FewStudent, recipe: Recipe, folder: Path) -> Path:
+    flex = student._flex[0]
+    facts = {"base_model": "tiny", "components": ["transformer"], "max_sequence_length": 16}
+    save_adapter(folder, AdapterConfig.of(flex, lora_rank=4, recipe=recipe, **facts), {"transformer": flex})
+    return folder
+
+
 @pytest.fixture
 def adapter(tmp_path) -> Path:
-    flex = student_of(tiny_pipeline())._flex[0]
-    config = AdapterConfig.of(
-        flex,
-        lora_rank=4,
-        components=["transformer"],
-        base_model="tiny",
-        max_sequence_length=16,
-        recipe=RECIPE,
-    )
-    save_adapter(tmp_path / "adapter", config, {"transformer": flex})
-    return tmp_path / "adapter"
+    return saved(student_of(tiny_pipeline()), RECIPE, tmp_path / "adapter")
 
 
 def text_of(pipe, **more) -> dict:
@@ -123,6 +120,32 @@ def test_a_pipeline_takes_the_steps_that_were_trained(pipe, adapter, merge_lora)
     without = tiny_pipeline()
     without.scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
     assert not torch.allclose(found, sample(without, latents=noise, prompt="a plain red circle", **CALL), atol=1e-2)
+
+
+def test_guided_patch_sizes_run_without_guidance_in_a_recipe_only(pipe, tmp_path):
+    settings = FewConfig(patch_sizes=["1x4x4-guided", "1x2x2-guided"], rank=4, guidance_scale=3.0)
+    recipe, other = settings.recipe(3.0), tiny_pipeline()
+    student = shaken(build_few_student(other.transformer, settings))
+    folder = saved(student, recipe, tmp_path / "guided")
+    assert read_config(folder).guidance_scale == 3
+    flexivid.enable(pipe, adapter=folder)
+    noise, call = torch.randn(1, 4, 3, 8, 8, generator=torch.Generator().manual_seed(1)), {"guidance_scale": 1.0}
+    found = sample(pipe, latents=noise, prompt="a plain red circle", steps=2, **call)
+    assert flexivid.summary(pipe).steps == [["1x4x4-guided"], ["1x2x2-guided"]]
+    flex = student._flex[0]
+    runs = Runs(flex, NoiseLevels(flex.diffusion, 3.0, flex.base_patch), recipe, 3.0)
+    with torch.no_grad():
+        expected = runs.student(student, noise, text_of(other)[0], stop=1)
+    assert torch.allclose(found, expected, atol=2e-5)
+    flexivid.enable(pipe, adapter=folder, schedule="1x4x4-guided:2")
+    with pytest.raises(ValueError, match="1x4x4-guided gives both guidance branches at once, .* has no guidance"):
+        sample(pipe, steps=2, **call)
+    again = settings.model_copy(update={"adapter": folder})
+    assert build_few_student(tiny_transformer(), again)._flex[0].guidance_scale == 3
+    with pytest.raises(ValueError, match="guidance_scale 3.0 != 4.0"):
+        build_few_student(tiny_transformer(), again.model_copy(update={"guidance_scale": 4.0}))
+    with pytest.raises(ValueError, match="1x4x4-guided gives guidance: guidance_scale must be above 1"):
+        FewConfig(patch_sizes=["1x4x4-guided"], guidance_scale=1.0)
 
 
 def test_off_the_recipe_the_model_is_stock_bit_for_bit(pipe, adapter):

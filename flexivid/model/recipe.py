@@ -8,11 +8,12 @@ from itertools import pairwise
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from flexivid.patches.sizes import parse_patch_size
+from flexivid.patches.sizes import parse_mode
 
 
 class Recipe(BaseModel):
-    """sigmas: of every step, falling from 1. patch_sizes: of every step, as `1x4x4`, the model's own among them or not.
+    """sigmas: of every step, falling from 1. patch_sizes: of every step, as `1x4x4`, the model's own among them or not,
+    or guided, as `1x4x4-guided`: one that was trained on from a mode which gives guidance in one forward.
 
     Raises ValueError for anything else.
     """
@@ -29,7 +30,7 @@ class Recipe(BaseModel):
         if self.sigmas[0] != 1 or self.sigmas[-1] <= 0 or any(a <= b for a, b in pairwise(self.sigmas)):
             raise ValueError(f"sigmas must fall from 1, where a run begins, and stay above 0, not {self.sigmas}")
         for patch_size in self.patch_sizes:
-            parse_patch_size(patch_size)
+            parse_mode(patch_size)
         return self
 
     @property

@@ -150,6 +150,10 @@ class FewStepRunner(PipelineRunner):
         check_steps(self.recipe.steps, len(forwards.counts))
         return self.schedule
 
+    def _fits(self, scale: float) -> bool:
+        # What guided patch sizes were trained for they give without guidance in the call.
+        return True
+
     def _begun(self, arguments: dict, schedule: Schedule, diffusion: Diffusion, forwards: Forwards) -> Run:
         if self.pipe.scheduler is not self._scheduler:
             raise ValueError(

@@ -27,10 +27,10 @@ class Schedule:
 
     steps: for every denoising step, the patch size of each guidance branch, written as in `1x4x4`: one without
         guidance, else (conditional, unconditional), where the second may be `kept`. `reused` in every branch: the step
-        computes nothing. A guided patch size stands in both branches, and runs once.
+        computes nothing. A guided patch size stands in every branch, and runs once.
 
     Raises ValueError for no steps, for steps that differ in their number of branches, for a first step that is reused,
-    for a guided patch size in one of the branches only, for a mixed one at the first step, whose fine blocks nothing
+    for a guided patch size in one of two branches only, for a mixed one at the first step, whose fine blocks nothing
     could choose, or beside another, and for what is no patch size.
     """
 
@@ -53,7 +53,7 @@ class Schedule:
             for name in step[:1] if step[-1] == KEPT else step:
                 if is_mixed_size(name):
                     _check_mixed(index, step, name)
-                elif parse_mode(name)[1] and step != (name,) * 2:
+                elif parse_mode(name)[1] and set(step) != {name}:
                     raise ValueError(f"step {index}: {name} gives both guidance branches at once; it stands for two")
 
     def _until_powerful(self, index: int, powerful: str, branch: int) -> list[tuple[str, ...]]:
@@ -226,6 +226,8 @@ def explicit_schedule(text: str, steps: int, branches: int, patch_sizes: Collect
         if len(step) > branches:
             has = "no guidance, so one branch" if branches == 1 else "two branches, conditional/unconditional"
             raise ValueError(f"{run!r} in the schedule names {len(step)} patch sizes, but this run has {has}")
+        if branches == 1 and is_guided(step):
+            raise ValueError(f"{step[0]} gives both guidance branches at once, but this run has no guidance")
         schedule += [step if len(step) == branches else step * branches] * int(match[2])
     if len(schedule) != steps:
         raise ValueError(f"the schedule {text!r} adds up to {len(schedule)} steps, but there are {steps}")

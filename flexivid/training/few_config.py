@@ -6,6 +6,7 @@ import torch
 from pydantic import Field, model_validator
 
 from flexivid.model.recipe import Recipe
+from flexivid.patches.sizes import parse_mode
 from flexivid.training.noise import shift_sigma
 from flexivid.training.section import Fraction, Positive, Section, ShippedPath
 
@@ -14,7 +15,10 @@ class FewConfig(Section):
     """Distribution-matching distillation (DMD2, arXiv 2405.14867) of a few steps, each at its patch size."""
 
     patch_sizes: list[str] = Field(
-        ["2x4x4", "1x4x4", "1x4x4", "1x2x2"], min_length=1, description="patch size of every step of the student"
+        ["2x4x4", "1x4x4", "1x4x4", "1x2x2"],
+        min_length=1,
+        description="patch size of every step of the student; guided ones, such as 1x2x2-guided, have the guidance that "
+        "they learn already where `adapter` has them",
     )
     sigmas: list[float] | None = Field(
         None, description="noise level of every step, falling from 1; by default evenly spaced, shifted by flow_shift"
@@ -46,6 +50,9 @@ class FewConfig(Section):
     def _steps_make_a_recipe(self):
         if self.sigmas is not None:
             self.recipe(1.0)
+        guided = [mode for mode in self.patch_sizes if parse_mode(mode)[1]]
+        if guided and self.guidance_scale == 1:
+            raise ValueError(f"{guided[0]} gives guidance: guidance_scale must be above 1")
         low, high = self.sigma_range
         if not 0 < low < high < 1:
             raise ValueError(f"sigma_range must rise and lie between 0 and 1, not be {low:g} to {high:g}")

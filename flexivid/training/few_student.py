@@ -11,7 +11,7 @@ from flexivid.model.adapter import load_adapter, read_config
 from flexivid.model.family import patch_size_of
 from flexivid.model.flexible import FlexTransformer
 from flexivid.model.lora import add_lora
-from flexivid.patches.sizes import format_patch_size
+from flexivid.patches.sizes import format_patch_size, parse_mode
 from flexivid.training.few_config import FewConfig
 from flexivid.training.student import Student, predict
 
@@ -37,12 +37,15 @@ def build_few_student(transformer: torch.nn.Module, settings: FewConfig) -> FewS
     powerful = format_patch_size(patch_size_of(transformer.config))
     weak = [name for name in dict.fromkeys(settings.patch_sizes) if name != powerful]
     flex = FlexTransformer(transformer, weak, settings.parametrisation)
+    guided = any(parse_mode(name)[1] for name in weak)
     more = [FAKE] if powerful not in settings.patch_sizes else [powerful, FAKE]
     if settings.adapter is None:
         add_lora(flex, settings.rank, more)
     else:
         config = read_config(settings.adapter)
         asked = {"parametrisation": settings.parametrisation, "lora_rank": settings.rank}
+        if guided and config.guidance_scale is not None:
+            asked["guidance_scale"] = settings.guidance_scale
         problems = [
             f"{key} {getattr(config, key)} != {value}" for key, value in asked.items() if getattr(config, key) != value
         ]
@@ -50,6 +53,7 @@ def build_few_student(transformer: torch.nn.Module, settings: FewConfig) -> FewS
         if problems:
             raise ValueError(f"cannot go on from {settings.adapter}: {', '.join(problems)}")
         load_adapter(settings.adapter, config, {"transformer": flex}, more)
+    flex.guidance_scale = settings.guidance_scale if guided else None
     for name, parameter in transformer.named_parameters():
         parameter.requires_grad_("lora_" in name)
     student = FewStudent(flex)
