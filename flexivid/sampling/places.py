@@ -5,14 +5,19 @@ import math
 FEW_STEPS = 8  # in runs of so many the last step is always a powerful one
 DENSER_FIRST = 1.6  # docs/log.md, "Where powerful steps belong when guidance is kept"
 # docs/log.md, "Where computed steps belong"
+LAST = 4.4
+THIRD = 0.1
+CROWDED = 0.2
+IN_A_ROW = 7
+# of a run whose last step is computed
 REUSE = 1.9
-LAST = 4.0
 # docs/log.md, "Guided first steps"
 STOOD_FOR = 3
 AFTER = 1.3
 # docs/log.md, "Guided steps at the model's own patch size"
 LAST_GUIDED = 6.5
 BEGUN = 2
+FLOW_SHIFT = 3.0  # of the runs that all of this was found on
 
 
 def fewer_steps(steps: int, share: float) -> int:
@@ -25,18 +30,24 @@ def is_few(steps: int) -> bool:
 
 
 def reuse_places(count: int, steps: int, ends: bool | None = None) -> list[int]:
-    """`count` of `steps` steps, at last * u^REUSE for u evenly from 0 to 1, or the next that is free.
+    """`count` of `steps` steps: the first two, perhaps two more in a row, and then such that the share of the signal, 1
+    - sigma, grows by one factor from one to the next.
 
     x0 changes most at high noise, and the first step has nothing to reuse. The last computed step is what is seen, and
     comes late, but with few steps it is better to be right about the layout than about the last of the detail. A fit to
-    the places that leave the least error along full runs (`flexivid calibrate`).
+    the places whose clips are nearest to full runs.
 
     ends: the last of two or more is the last step; None is for a whole run, where it is so if that has few steps.
     """
-    last = steps - 1.0
-    if not (is_few(steps) if ends is None else ends):
-        last = _last(count, steps, LAST)
-    return _denser(count, steps, last)
+    if is_few(steps) if ends is None else ends:
+        return _denser(count, steps, steps - 1)
+    last = min(_last(count, steps, LAST), steps - 2)
+    if count < 3 or last <= 1:
+        return _spaced([0, last, *range(2, steps)][:count], steps)
+    third = _geometric(1, last, steps, max(count - 1, 3))[1]
+    third = max(third, steps * THIRD * min(1, CROWDED * steps / count))
+    begun = [0, 1, third, third + 1] if count >= IN_A_ROW else [0, 1, third] if count > 3 else [0, third]
+    return _spaced([*begun, *_geometric(begun[-1], last, steps, count - len(begun) + 1)[1:]], steps)
 
 
 def places_after_guided(guided: int, powerful: int, steps: int, ends: bool) -> tuple[list[int], list[int]]:
@@ -60,6 +71,20 @@ def places_of_guided(first: int, count: int, steps: int) -> list[int]:
     replaced = min(BEGUN, steps - count) if first else 0
     late = _denser(count + replaced, steps, _last(count + replaced, steps, LAST_GUIDED))[replaced:]
     return [max(place, first + k) for k, place in enumerate(late)]
+
+
+def _geometric(first: float, last: float, steps: int, count: int) -> list[float]:
+    """Two or more places, from first to last, whose share of the signal grows by one factor."""
+
+    def signal(place: float) -> float:
+        x = place / steps
+        return x / (FLOW_SHIFT - (FLOW_SHIFT - 1) * x)
+
+    def place(signal: float) -> float:
+        return steps * FLOW_SHIFT * signal / (1 + (FLOW_SHIFT - 1) * signal)
+
+    factor = (signal(last) / signal(first)) ** (1 / (count - 1))
+    return [place(signal(first) * factor**k) for k in range(count)]
 
 
 def _last(count: int, steps: int, scale: float) -> float:
