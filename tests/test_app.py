@@ -30,6 +30,7 @@ from flexivid.app.planner import Plan, Planner
 from flexivid.app.sampler import Arm, Sampler
 from flexivid.commands.sample import load_pipeline
 from flexivid.commands.sample_options import check_model_and_adapter, check_with_model
+from flexivid.model.adapter import read_config
 from flexivid.sampling.budget import BudgetError
 from flexivid.sampling.schedule import Schedule
 from flexivid.shapes.embedded import FEW_ADAPTER
@@ -156,7 +157,7 @@ def recipe() -> tuple[argparse.Namespace, object, Planner]:
 def test_a_recipe_is_planned_and_runs_beside_the_usual_full_run(recipe, tmp_path, monkeypatch):
     arguments, empty, planner = recipe
     plan = planner.plan(None, 4)
-    assert plan.schedule.to_json() == [["2x4x4"], ["1x4x4"], ["1x4x4"], ["1x2x2"]]
+    assert plan.schedule.to_json() == [[patch_size] for patch_size in read_config(FEW_ADAPTER).recipe.patch_sizes]
     assert (plan.steps, plan.full_steps) == (4, 40) and 0.005 < plan.share < 4 / 80
     pipe, seconds = load_pipeline(arguments, type(empty))
     runs = Sampler(pipe, arguments, seconds, tmp_path).run(CAPTION, None, plan, 3)

@@ -79,7 +79,7 @@ class Planner:
     def _costs_of_run(self, sizes: dict) -> dict[str, int]:
         """Of one forward, where it costs other than by a budget: the powerful ones of a recipe have LoRA."""
         runner = self._runner
-        if not isinstance(runner, FewStepRunner):
+        if not isinstance(runner, FewStepRunner) or runner.powerful not in runner.recipe.patch_sizes:
             return {}
         call = call_of(self._pipe, runner, **sizes)
         return {runner.powerful: runner.counter.cost_of_adapted(call, runner.powerful)}

@@ -28,8 +28,10 @@ FEATURES, DISPLACEMENT = "features", "displacement"  # of which no mean is given
 
 
 class Drawn:
-    """features: (prompts, ..., dimensions), pooled, of which prompts are drawn. The draws are those of every arm, so that
-    what is compared with all of them is worked out once."""
+    """features: (prompts, ..., dimensions), pooled, of which prompts are drawn.
+
+    The draws are those of every arm, so that what is compared with all of them is worked out once.
+    """
 
     def __init__(self, features: np.ndarray):
         self.features, self._gaussians = features, {}

@@ -17,8 +17,8 @@ class FewConfig(Section):
     patch_sizes: list[str] = Field(
         ["2x4x4", "1x4x4", "1x4x4", "1x2x2"],
         min_length=1,
-        description="patch size of every step of the student; guided ones, such as 1x2x2-guided, have the guidance that "
-        "they learn already where `adapter` has them",
+        description="patch size of every step of the student; guided ones, such as 1x2x2-guided, have the guidance "
+        "that they learn already where `adapter` has them",
     )
     sigmas: list[float] | None = Field(
         None, description="noise level of every step, falling from 1; by default evenly spaced, shifted by flow_shift"
