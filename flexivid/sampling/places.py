@@ -4,12 +4,12 @@ import math
 
 FEW_STEPS = 8  # in runs of so many the last step is always a powerful one
 DENSER_FIRST = 1.6  # docs/log.md, "Where powerful steps belong when guidance is kept"
+# docs/log.md, "Places, found by searching"
+LAST = 4.4  # with more computed steps than about so many, the last one is among the last of the run
+THIRD = 0.1  # of the steps: where the third one stands at least,
+CROWDED = 0.2  # as long as no more than this share is computed
+IN_A_ROW = 7  # computed steps from which on the third and the fourth stand in a row
 # docs/log.md, "Where computed steps belong"
-LAST = 4.4
-THIRD = 0.1
-CROWDED = 0.2
-IN_A_ROW = 7
-# of a run whose last step is computed
 REUSE = 1.9
 # docs/log.md, "Guided first steps"
 STOOD_FOR = 3
@@ -30,12 +30,12 @@ def is_few(steps: int) -> bool:
 
 
 def reuse_places(count: int, steps: int, ends: bool | None = None) -> list[int]:
-    """`count` of `steps` steps: the first two, perhaps two more in a row, and then such that the share of the signal, 1
-    - sigma, grows by one factor from one to the next.
+    """`count` of `steps` steps: the first two, of many two more in a row, and from there on evenly spread ones.
 
-    x0 changes most at high noise, and the first step has nothing to reuse. The last computed step is what is seen, and
-    comes late, but with few steps it is better to be right about the layout than about the last of the detail. A fit to
-    the places whose clips are nearest to full runs.
+    Evenly by the logarithm of the signal's share, 1 - sigma, which grows by one factor from one to the next. x0 changes
+    most at high noise, and the first step has nothing to reuse. The last computed step is what is seen, and comes late,
+    but with few steps it is better to be right about the layout than about the last of the detail. A fit to the places
+    whose clips are nearest to full runs.
 
     ends: the last of two or more is the last step; None is for a whole run, where it is so if that has few steps.
     """
