@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -127,6 +128,8 @@ class FlexTransformer:
         if args:
             arguments = self._signature.bind(self.transformer, *args, **kwargs).arguments
             arguments.pop("self")
+        if self.family.sequence is not None:
+            stock_forward = partial(self._packed, stock_forward)
         call = Call(self.family, self.base_patch, arguments, stock_forward, context)
         try:
             output = self.runner.run(self, call)
@@ -140,6 +143,11 @@ class FlexTransformer:
         if self.lora.is_merged or not torch.is_grad_enabled():
             self.lora.switch(None)
         return output
+
+    def _packed(self, stock_forward: Callable, **arguments):
+        """The stock forward of completed arguments, at the patch size that runs."""
+        folding = self.folding if self.mode is not None else None
+        return stock_forward(**self.family.sequence.stock(arguments, folding))
 
     def stock(self, call: Call):
         """The powerful mode: what the stock transformer gives."""
