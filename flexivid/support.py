@@ -47,7 +47,7 @@ LEFT_OUT = {
     "Kandinsky 6": "one timestep is told of video and sound, and on a coarse grid that of the video alone changes",
     "SANA-WM": "its attention goes by rays of a camera, which its forward makes for tokens of the base patch size",
     "Training of MiniMax-H3": "its sound has noise levels of its own, which would have to be drawn as well",
-    "Cosmos 3": "text, video and sound are one sequence of tokens, in which indexes say where each stands",
+    "Cosmos 3": "takes lists of clips, with text and sound in one sequence of tokens, which no row describes yet",
     "Wan-Animate 2": "keeps keys and values of what it is shown, of tokens of one patch size",
     "Kandinsky5 image-to-video": "the first frame is clean, and its timestep does not say so",
     "Kandinsky5 with attention_type nabla": "what attends to what depends on values, so that it has no fixed cost",

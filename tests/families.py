@@ -704,6 +704,7 @@ def minimax_h3_pipeline(blocks, **transformer) -> MiniMaxH3ModularPipeline:
     pipe = ShortClips(blocks=blocks)
     schedulers = {"scheduler": MiniMaxH3Scheduler(shift=12.0), "audio_scheduler": MiniMaxH3Scheduler(shift=3.0)}
     pipe.update_components(**transformer, **schedulers)
+    pipe.set_progress_bar_config(disable=True)
     return pipe
 
 

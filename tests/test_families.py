@@ -144,7 +144,13 @@ def check_scaling(name: str, kind: int) -> None:
     family = family_of(transformer)
     latents = family.latents(small)
     changed = {"hidden_states", "video_coords", family.rope_argument, *(argument for _, argument in family.sizes)}
-    changed |= {*family.conditions, *family.for_all_clips, "visual_rope_pos", "condition_mask", *filter(BESIDE.match, large)}
+    changed |= {
+        *family.conditions,
+        *family.for_all_clips,
+        "visual_rope_pos",
+        "condition_mask",
+        *filter(BESIDE.match, large),
+    }
     if family.frame_timesteps is not None:
         changed |= {"timestep", family.destination}
     large = {key: value if key in changed else small[key] for key, value in large.items()}

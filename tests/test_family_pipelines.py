@@ -42,7 +42,9 @@ every_pipeline = every(PIPELINES)
 def sample(pipe, call: dict) -> torch.Tensor:
     call = call | {"generator": torch.Generator().manual_seed(0)}
     with torch.no_grad():
-        return pipe(**call, output="latents") if isinstance(pipe, ModularPipeline) else pipe(**call, return_dict=False)[0]
+        return (
+            pipe(**call, output="latents") if isinstance(pipe, ModularPipeline) else pipe(**call, return_dict=False)[0]
+        )
 
 
 @every_pipeline

@@ -152,7 +152,6 @@ class _EmbedderHook(_SubmoduleHook):
             return self._behind_given(folded)
         return mode.embed(folded) if mixed is None else mixed.embed()
 
-
     def _behind_given(self, tokens: torch.Tensor) -> torch.Tensor:
         """Of a sequence (B, tokens, channels) the last ones are coarse; the others are the stock layer's, and have as
         many channels before empty ones."""
