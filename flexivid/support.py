@@ -89,6 +89,16 @@ are, at the patch sizes that the models have for them: the section alone is fold
 of what they cover, among the others. Plans and summaries are those of one section, and shares hold for all
 ([test_family_sections](../tests/test_family_sections.py)).
 
+MiniMax-H3 packs text, given frames, sound and the clip into one sequence of tokens, in which indices say what each is,
+where it stands and how noisy it is. In a weak pass the clip alone has coarse tokens, behind the others, and all that
+names tokens is made anew; each of the chunks that its VAE encodes by itself has a first frame that stands alone. From
+text, first and last frame, and references (`transformer_ref`), at budgets and in every order
+([test_family_minimax_h3](../tests/test_family_minimax_h3.py)). Guidance is in its weights, and its modular pipeline has
+no guider: there is one forward a step, one fewer than the steps that it is asked for, which count the end. Plans are of
+a clip from text: given frames cost tokens that they do not know of. `group` is enable_group_offload; modular pipelines
+have no enable_model_cpu_offload. What is counted below are diffusers' defaults, of its class and of the canvas of its
+pipeline, with 256 tokens of text, which it does not pad.
+
 LTX-2's sound stays as it is, a stream of few tokens beside the video; of the three forwards of its default step (both
 branches of guidance, a perturbed one, one without sound) weak steps run the first, and keep what the others add
 ([test_family_ltx2](../tests/test_family_ltx2.py)). The column of guidance is that of stock pipelines: modular ones of

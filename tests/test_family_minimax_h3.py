@@ -8,12 +8,15 @@ import torch
 from diffusers.hooks import apply_group_offloading
 from diffusers.modular_pipelines.minimax_h3.before_denoise import MiniMaxH3PrepareLayoutStep
 from diffusers.modular_pipelines.minimax_h3.modular_blocks_minimax_h3 import (
+    MiniMaxH3AutoDenoiseStep,
     MiniMaxH3CoreDenoiseStep,
     MiniMaxH3FL2VACoreDenoiseStep,
     MiniMaxH3Ref2VACoreDenoiseStep,
 )
 from diffusers.modular_pipelines.minimax_h3.modular_pipeline import align_num_frames, video_latent_num_frames
+from diffusers.modular_pipelines.modular_pipeline import PipelineState
 from families import STEPS, attach, inputs, minimax_h3_pipeline, minimax_h3_text, tiny
+from peft import LoraConfig
 
 import flexivid
 from flexivid.model.call import Call
@@ -102,6 +105,37 @@ def test_a_pipeline_at_a_budget(kind):
         assert summary.flops_used == counter.get_total_flops()
     flexivid.disable(pipe)
     assert all(equal(sample(pipe, call), stock))
+
+
+def test_one_pipeline_with_both_transformers():
+    """What it is given says which of them runs."""
+    both = {name: tiny("minimax-h3") for name in ("transformer", "transformer_ref")}
+    pipe = minimax_h3_pipeline(MiniMaxH3AutoDenoiseStep(), **both)
+    flexivid.enable(pipe, budget=0.6, order="interleaved")
+    for kind, trigger in (("references", "references"), ("frames", "image"), ("text", None)):
+        alone, call = tiny_modular(kind)
+        flexivid.enable(alone, budget=0.6, order="interleaved")
+        state = PipelineState()
+        if trigger is not None:  # an input of blocks before these
+            state.set(trigger, "given")
+        assert all(equal(sample(pipe, call | {"state": state}), sample(alone, call)))
+        assert flexivid.summary(pipe).steps == flexivid.summary(alone).steps
+    flexivid.disable(pipe)
+    assert all("flexivid" not in part._diffusers_hook.hooks for part in both.values())
+
+
+def test_the_precisions_of_its_checkpoint():
+    """Embedders and heads are in float32, the blocks in bfloat16."""
+    transformer = tiny("minimax-h3").to(torch.bfloat16)
+    for name in transformer._keep_in_fp32_modules:
+        transformer.get_submodule(name).float()
+    flex = attach(transformer, ["1x4x4"])
+    call = one_forward("frames")
+    with torch.no_grad():
+        stock = transformer(**call)
+        flex.fix("1x4x4")
+        for fine, weak in zip(stock, transformer(**call), strict=True):
+            assert weak.dtype == fine.dtype == torch.float32 and weak.isfinite().all() and not torch.equal(weak, fine)
 
 
 def test_a_plan_counts_the_forwards_of_the_steps_that_are_asked_for():
@@ -257,9 +291,12 @@ def test_what_the_clip_is_made_of(kind):
 
 
 @every_kind
-def test_given_frames_are_embedded_by_the_stock_layer(kind):
+@pytest.mark.parametrize("users_lora", [False, True])
+def test_given_frames_are_embedded_by_the_stock_layer(kind, users_lora):
     transformer, call = tiny("minimax-h3"), one_forward(kind)
     flex = attach(transformer, ["1x4x4"])
+    if users_lora:
+        transformer.add_adapter(LoraConfig(r=2, target_modules=["proj_in"], init_lora_weights=False), "style")
     seen = []
     with torch.no_grad():
         for parameter in flex.weak_modes.parameters():

@@ -164,6 +164,14 @@ class FlexTransformer:
         self._switch(call, lora)
         return call.stock_forward(**call.given)
 
+    def run_stock(self, index: int, x: torch.Tensor) -> torch.Tensor:
+        """What the stock embedder or head gives within a weak pass, with all that the user has put around it."""
+        mode, self.mode = self.mode, None
+        try:
+            return self.stock_layers[index].run(x)
+        finally:
+            self.mode = mode
+
     def _switch(self, call: Call, lora: str, tokens: tuple[int, int] | None = None) -> bool:
         """Makes a LoRA of ours active. Whether this is the first time in a call of a pipeline.
 

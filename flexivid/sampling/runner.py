@@ -99,11 +99,8 @@ class PipelineRunner:
         return forwards_of(self.pipe, self.family, steps)
 
     def usual_forwards(self, steps: int, guided: bool) -> Forwards:
-        """Of a call to come, with or without guidance. Raises ValueError likewise.
-
-        steps: as the pipeline is asked for them.
-        """
-        return usual_forwards(self.pipe, self.family, steps - self.family.steps_without_forward, guided)
+        """Of a call to come, with or without guidance. Raises ValueError likewise."""
+        return usual_forwards(self.pipe, self.family, steps, guided)
 
     def plan(self, arguments: dict, forwards: Forwards) -> Schedule:
         """The schedule of a call whose forwards are shaped as these. Raises ValueError if it cannot be met."""
