@@ -9,6 +9,7 @@ from diffusers.hooks import apply_group_offloading
 from diffusers.modular_pipelines.minimax_h3.before_denoise import MiniMaxH3PrepareLayoutStep
 from diffusers.modular_pipelines.minimax_h3.modular_blocks_minimax_h3 import (
     MiniMaxH3AutoDenoiseStep,
+    MiniMaxH3Blocks,
     MiniMaxH3CoreDenoiseStep,
     MiniMaxH3FL2VACoreDenoiseStep,
     MiniMaxH3Ref2VACoreDenoiseStep,
@@ -24,6 +25,7 @@ from flexivid.model.hooks import hook_of
 from flexivid.model.rows import minimax_h3
 from flexivid.model.rows.minimax_h3 import MINIMAX_H3
 from flexivid.patches.folding import Folding
+from flexivid.running import call_of, enabled_runner
 from flexivid.sampling.flops import flop_counter_mode
 from flexivid.sampling.schedule import REUSED
 
@@ -144,6 +146,15 @@ def test_a_plan_counts_the_forwards_of_the_steps_that_are_asked_for():
     planned = flexivid.plan(pipe, FRAMES, 256, 384, STEPS + 1, text_length=7)
     sample(pipe, call)
     assert len(planned.steps) == STEPS and flexivid.summary(pipe).schedule == planned
+    # Of what patches are drawn by, too.
+    complete = call_of(pipe, enabled_runner(pipe), FRAMES, 256, 384, text_length=7)
+    assert MINIMAX_H3.folding(complete, (2, 2, 2), (1, 2, 2)).coarse_grid == (5, 4, 6)
+
+
+def test_its_pipeline_has_no_guider():
+    """Guidance is in the weights: every step is one forward."""
+    parts = {component.name for component in MiniMaxH3Blocks().expected_components}
+    assert {"transformer", "transformer_ref", "scheduler"} <= parts and not any("guid" in name for name in parts)
 
 
 @pytest.mark.parametrize("frames", [1, 5, 6, 22, 23, 124, 346])
