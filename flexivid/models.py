@@ -69,7 +69,7 @@ def cost_line(model: Published) -> str:
     if len(shares) == 2:
         shares.insert(1, "")
     (frames, *sides), (latent_frames, *latent_sides) = model.pixels, model.latents
-    in_time = round((frames - 1) / (latent_frames - 1)) if latent_frames > 1 else 1
+    in_time = model.frames_a_latent or (round((frames - 1) / (latent_frames - 1)) if latent_frames > 1 else 1)
     in_space = (side // latent for side, latent in zip(sides, latent_sides, strict=True))
     sizes = ("x".join(map(str, size)) for size in (model.pixels, (in_time, *in_space), model.latents))
     return (

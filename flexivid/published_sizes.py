@@ -16,6 +16,7 @@ class Published:
     latents: Size3
     text_length: int
     config: dict = field(default_factory=dict)
+    frames_a_latent: float | None = None  # where that is no whole number
 
 
 def _transformer(hub_id: str) -> dict:
@@ -93,6 +94,14 @@ PUBLISHED = (
     Published("Helios 14B, a chunk", "HeliosTransformer3DModel", (33, 384, 640), (9, 48, 80), 512),
     Published("LTX-Video 2B", "LTXVideoTransformer3DModel", (161, 512, 704), (21, 16, 22), 128),
     Published("LTX-2 19B", "LTX2VideoTransformer3DModel", (121, 512, 768), (16, 16, 24), 1024),
+    Published(
+        "MiniMax-H3",
+        "MiniMaxH3Transformer3DModel",
+        (124, 768, 1344),
+        (37, 48, 84),
+        256,
+        frames_a_latent=17 / 5,
+    ),
     Published("CogVideoX-2B", "CogVideoXTransformer3DModel", (49, 480, 720), (13, 60, 90), 226),
     Published(
         "CogVideoX-5B",

@@ -69,13 +69,13 @@ def enabled_runner(pipe: Pipeline) -> PipelineRunner:
 
 
 def call_of(pipe: Pipeline, runner: PipelineRunner, frames, height, width, text_length) -> dict:
-    """Arguments of a forward, without values."""
+    """Arguments of a forward, complete and without values."""
     flex, family = next(iter(runner.flexes.values())), runner.family
     latents = family.latent_size(pipe, frames, height, width)
     call = family.example(flex.transformer.config, latents, text_length)
     if pipe.config.get("expand_timesteps"):
         call["timestep"] = torch.empty(1, math.prod(token_grid(latents, flex.base_patch)))
-    return call
+    return family.completed(call)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ SUPPORT = {
     "helios": ("yes", "untested", "-", "yes", "yes", "yes", "no"),
     "ltx": ("yes", "yes", "yes", "yes", "yes", "yes", "yes"),
     "ltx-2": ("yes", "yes", "-", "-", "yes", "yes", "no"),
+    "minimax-h3": ("yes", "yes", "-", "yes", "group", "yes", "no"),
     "cogvideox": ("yes", "yes", "yes", "-", "yes", "yes", "yes"),
     "consisid": ("-", "face", "-", "-", "yes", "yes", "no"),
     "cosmos": ("yes", "yes", "-", "-", "yes", "yes", "no"),
@@ -45,7 +46,8 @@ LEFT_OUT = {
     "Helios by a pyramid": "its stages begin at noise that is alike within blocks, so that a mean over blocks keeps it",
     "Kandinsky 6": "one timestep is told of video and sound, and on a coarse grid that of the video alone changes",
     "SANA-WM": "its attention goes by rays of a camera, which its forward makes for tokens of the base patch size",
-    "MiniMax-H3, Cosmos 3": "text, video and sound are one sequence of tokens, in which indexes say where each stands",
+    "Training of MiniMax-H3": "its sound has noise levels of its own, which would have to be drawn as well",
+    "Cosmos 3": "takes lists of clips, with text and sound in one sequence of tokens, which no row describes yet",
     "Wan-Animate 2": "keeps keys and values of what it is shown, of tokens of one patch size",
     "Kandinsky5 image-to-video": "the first frame is clean, and its timestep does not say so",
     "Kandinsky5 with attention_type nabla": "what attends to what depends on values, so that it has no fixed cost",
@@ -86,6 +88,16 @@ Helios and Framepack make clips section after section, each beside frames that a
 are, at the patch sizes that the models have for them: the section alone is folded, and its tokens stand at the centres
 of what they cover, among the others. Plans and summaries are those of one section, and shares hold for all
 ([test_family_sections](../tests/test_family_sections.py)).
+
+MiniMax-H3 packs text, given frames, sound and the clip into one sequence of tokens, in which indices say what each is,
+where it stands and how noisy it is. In a weak pass the clip alone has coarse tokens, behind the others, and all that
+names tokens is made anew; each of the chunks that its VAE encodes by itself has a first frame that stands alone. From
+text, first and last frame, and references (`transformer_ref`), at budgets and in every order
+([test_family_minimax_h3](../tests/test_family_minimax_h3.py)). Guidance is in its weights, and its modular pipeline has
+no guider: there is one forward a step, one fewer than the steps that it is asked for, which count the end. Plans are of
+a clip from text: given frames cost tokens that they do not know of. `group` is enable_group_offload; modular pipelines
+have no enable_model_cpu_offload. What is counted below are diffusers' defaults, of its class and of the canvas of its
+pipeline, with 256 tokens of text, which it does not pad.
 
 LTX-2's sound stays as it is, a stream of few tokens beside the video; of the three forwards of its default step (both
 branches of guidance, a perturbed one, one without sound) weak steps run the first, and keep what the others add

@@ -6,16 +6,16 @@ from diffusers import DiffusionPipeline, ModularPipeline
 from torch import nn
 from torch._dynamo import OptimizedModule
 
+from flexivid.model.family import COMPONENTS
 from flexivid.model.hooks import attached
 from flexivid.model.surroundings import SHARED
 from flexivid.sampling.runner import PipelineRunner
 
 Pipeline: TypeAlias = DiffusionPipeline | ModularPipeline
-COMPONENTS = ("transformer", "transformer_2")
 
 
 def components_of(target: Pipeline | nn.Module) -> dict[str, nn.Module]:
-    """The transformers by component name, as the target holds them. Wan2.2-A14B has two."""
+    """The transformers by component name, as the target holds them."""
     if isinstance(target, Pipeline):
         found = {name: getattr(target, name, None) for name in COMPONENTS}
         found = {name: module for name, module in found.items() if module is not None}

@@ -59,6 +59,9 @@ from diffusers import (
     LTXPipeline,
     LTXVideoTransformer3DModel,
     LucyEditPipeline,
+    MiniMaxH3ModularPipeline,
+    MiniMaxH3Scheduler,
+    MiniMaxH3Transformer3DModel,
     MochiPipeline,
     MochiTransformer3DModel,
     MotifVideoPipeline,
@@ -80,6 +83,7 @@ from diffusers import (
 )
 from diffusers.models.embeddings import get_3d_rotary_pos_embed, get_3d_rotary_pos_embed_allegro
 from diffusers.models.transformers import transformer_cosmos
+from diffusers.modular_pipelines.minimax_h3.modular_blocks_minimax_h3 import MiniMaxH3CoreDenoiseStep
 from diffusers.pipelines.consisid.pipeline_consisid import ConsisIDPipeline  # diffusers' own name asks for OpenCV
 from diffusers.pipelines.ltx2 import LTX2TextConnectors, LTX2Vocoder
 from PIL import Image
@@ -234,6 +238,22 @@ TINY = {
         },
     ),
     "ltx-2": (LTX2VideoTransformer3DModel, LTX2),
+    "minimax-h3": (
+        MiniMaxH3Transformer3DModel,
+        {
+            "num_attention_heads": 2,
+            "attention_head_dim": 16,
+            "hidden_size": 24,
+            "num_layers": 2,
+            "num_refiner_layers": 1,
+            "ffn_dim": 32,
+            "text_dim": TEXT,
+            "freq_dim": 16,
+            "time_embed_hidden_dim": 16,
+            "time_embed_dim": 8,
+            "rope_freq_dim": 2,  # latents and sound have the channels that its pipeline counts on
+        },
+    ),
     "cogvideox-2b": (CogVideoXTransformer3DModel, COGVIDEOX),
     "cogvideox-5b": (CogVideoXTransformer3DModel, COGVIDEOX | {"use_rotary_positional_embeddings": True}),
     "cogvideox-1.5": (
@@ -614,6 +634,10 @@ def tiny_pipeline(name: str, scheduler=None):
         parts = without | ltx2_parts() | {"vocoder": None}
         pipe = LTX2Pipeline(**parts, transformer=transformer, scheduler=scheduler or euler)
         call = _embeds(mask=True) | LTX2_GUIDANCE
+    elif name == "minimax-h3":
+        pipe = minimax_h3_pipeline(MiniMaxH3CoreDenoiseStep(), transformer=transformer)
+        call = minimax_h3_text() | {"num_frames": 22, "height": 256, "width": 384}
+        common = {"num_inference_steps": STEPS + 1}  # the last of which is the end
     elif name.startswith("cogvideox"):
         scheduler = scheduler or cogvideox_scheduler()
         pipe = CogVideoXPipeline(**without, transformer=transformer, scheduler=scheduler)
@@ -667,6 +691,26 @@ def cosmos_scheduler(scheduler=None):
     karras = {"use_karras_sigmas": True, "sigma_min": 0.01, "sigma_max": 200.0}
     flow = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
     return scheduler or UniPCMultistepScheduler(**karras, **flow)
+
+
+class ShortClips(MiniMaxH3ModularPipeline):
+    """MiniMax-H3 makes clips of five seconds and more, whose sound is hundreds of tokens."""
+
+    min_duration = 0.0
+
+
+def minimax_h3_pipeline(blocks, **transformer) -> MiniMaxH3ModularPipeline:
+    """From prompt embeddings to latents: it is a modular pipeline only."""
+    pipe = ShortClips(blocks=blocks)
+    schedulers = {"scheduler": MiniMaxH3Scheduler(shift=12.0), "audio_scheduler": MiniMaxH3Scheduler(shift=3.0)}
+    pipe.update_components(**transformer, **schedulers)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def minimax_h3_text() -> dict:
+    embeds = _embeds(mask=False, negative=False)
+    return embeds | {"text_token_tags": torch.ones(embeds["prompt_embeds"].shape[1], dtype=torch.long)}
 
 
 # Its default call: classifier-free guidance in one forward, a perturbed block in another, no sound in a third.

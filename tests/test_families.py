@@ -26,7 +26,7 @@ from flexivid.diffusion import Level
 from flexivid.model.adapter import AdapterConfig, load_adapter, read_config, save_adapter
 from flexivid.model.call import Call
 from flexivid.model.families import FAMILIES, family_of
-from flexivid.model.family import patch_size_of
+from flexivid.model.family import Family, patch_size_of
 from flexivid.model.flexible import FlexTransformer
 from flexivid.model.lora import add_lora, remove_lora
 from flexivid.model.rows.kandinsky import KANDINSKY5
@@ -100,11 +100,35 @@ def at_coarse_positions(transformer, flex: FlexTransformer, folding, small: dict
         place(transformer.get_submodule(path))
     if "video_coords" in large:
         small = small | {"video_coords": large["video_coords"]}
+    if family.sequence is not None:
+        of_coarse = family.sequence.stock(family.completed(large), folding)
+        small = small | {"position_ids": of_coarse["position_ids"]}
     if family.section_frames:  # frames beside a section stay on the grid of the large one
         small = small | {name: value for name, value in family.completed(large).items() if BESIDE.match(name)}
     if family.rope_argument in small:
         small = small | {family.rope_argument: family.centred_argument(large[family.rope_argument], folding)}
     return small
+
+
+def behind_the_same(small: dict, large: dict) -> dict:
+    """What names the tokens of a sequence: the clip of the large call, behind text and sound of the small one."""
+    here, there = (int(call["video_indices"][0]) for call in (small, large))
+    by_token = ("token_tags", "position_ids", "timestep_indices")
+    return {
+        **{name: torch.cat([small[name][:here], large[name][there:]]) for name in by_token},
+        **{name: small[name] for name in ("text_indices", "audio_indices")},
+        "video_indices": large["video_indices"] - there + here,
+    }
+
+
+def in_one(family: Family):
+    """What completes its calls, if all frames were one clip, where a VAE makes several of them."""
+
+    def completed(call: dict) -> dict:
+        completed = family.completed(call)
+        return completed if family.sequence is None else completed | {"num_frames": sum(completed["num_frames"])}
+
+    return completed
 
 
 def check_scaling(name: str, kind: int) -> None:
@@ -120,15 +144,23 @@ def check_scaling(name: str, kind: int) -> None:
     family = family_of(transformer)
     latents = family.latents(small)
     changed = {"hidden_states", "video_coords", family.rope_argument, *(argument for _, argument in family.sizes)}
-    changed |= {*family.conditions, "visual_rope_pos", "condition_mask", *filter(BESIDE.match, large)}
+    changed |= {
+        *family.conditions,
+        *family.for_all_clips,
+        "visual_rope_pos",
+        "condition_mask",
+        *filter(BESIDE.match, large),
+    }
     if family.frame_timesteps is not None:
         changed |= {"timestep", family.destination}
     large = {key: value if key in changed else small[key] for key, value in large.items()}
+    if family.sequence is not None:
+        large |= behind_the_same(small, large)
     large |= family.arguments_for(upsampled(latents, base_patch, coarse_patch))
 
     flex = attach(transformer, [patch_size], "direct")
     # Every base frame became m_t frames, none of which stands alone.
-    object.__setattr__(flex, "family", dataclasses.replace(family, causal=False))
+    object.__setattr__(flex, "family", dataclasses.replace(family, causal=False, completed=in_one(family)))
     flex.fix(patch_size)
     coarse = family.latents(large | {"hidden_states": run(transformer, large)})
     folding = folding_for(large_size, multiple, base_patch, False)
@@ -157,6 +189,7 @@ def positions_of(transformer, call: dict) -> list[torch.Tensor]:
     family, found = family_of(transformer), []
     # CogVideoX embeds text and latents in one.
     length = call["encoder_hidden_states"].shape[1] if family.name in ("cogvideox", "consisid") else 0
+    before = int(call["video_indices"][0]) if family.sequence is not None else 0  # text and sound
 
     def of_module(module, args, output):
         if family.name == "anyflow":
@@ -165,6 +198,8 @@ def positions_of(transformer, call: dict) -> list[torch.Tensor]:
             output = tuple(output.flatten(2).transpose(1, 2).chunk(2, 2))
         if family.name == "kandinsky5":  # rotation matrices
             output = output[0, ..., 0, :, :, 0].flatten(0, 2).unbind(-1)
+        if before:
+            output = tuple(table[before:] for table in output)
         found.append(torch.complex(*output) if isinstance(output, tuple) else output[:, length:])
 
     def of_block(block, args, kwargs):
@@ -219,11 +254,16 @@ def test_coarse_tokens_stand_at_the_centre_of_what_they_cover(name):
 MULTIPLES_IN_TIME = (2, 3, 4)
 
 
-def frames_covered(frames: int, multiple: int, patch: int, causal: bool) -> list[tuple[int, int]]:
+def frames_covered(clips: tuple[int, ...], multiple: int, patch: int, causal: bool) -> list[tuple[int, int]]:
     """First and last latent frame of each coarse token, which has `patch` blocks of `multiple` frames: of a causal
-    model the first frame is a block of its own. Padding is no frame."""
-    first = range(1 - multiple if causal else 0, frames, multiple * patch)
-    return [(max(start, 0), min(start + multiple * patch, frames) - 1) for start in first]
+    model the first frame of a clip is a block of its own. Padding is no frame."""
+    covered, before = [], 0
+    for frames in clips:
+        first = range(1 - multiple if causal else 0, frames, multiple * patch)
+        ends = [(max(start, 0), min(start + multiple * patch, frames) - 1) for start in first]
+        covered += [(start + before, end + before) for start, end in ends]
+        before += frames
+    return covered
 
 
 def check_positions_in_time(name: str, frames: int) -> None:
@@ -237,7 +277,8 @@ def check_positions_in_time(name: str, frames: int) -> None:
     base = positions_of(transformer, call)
     for multiple, patch_size in zip(MULTIPLES_IN_TIME, flex.weak_modes, strict=True):
         flex.fix(patch_size)
-        covered = frames_covered(size[0], multiple, p_t, flex.family.causal)
+        clips = size[:1] if flex.family.sequence is None else flex.family.completed(call)["num_frames"]
+        covered = frames_covered(clips, multiple, p_t, flex.family.causal)
         # Twice the centres, in latent frames after that of the first base token.
         places = [first + last - (p_t - 1) for first, last in covered]
         for fine, of_coarse in zip(base, positions_of(transformer, call), strict=True):

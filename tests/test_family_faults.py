@@ -4,6 +4,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+from diffusers import ModularPipeline
 from families import STEPS, TINY, coarse_patch_sizes, every, family_named, tiny, tiny_pipeline
 from peft import LoraConfig
 from test_family_pipelines import sample
@@ -80,7 +81,8 @@ def test_another_scheduler_after_enable(name):
 def test_a_pipeline_that_shares_the_transformer_is_refused(name):
     pipe, call = tiny_pipeline(name)
     other, _ = tiny_pipeline(name)
-    other.register_modules(transformer=pipe.transformer)
+    replace = other.update_components if isinstance(other, ModularPipeline) else other.register_modules
+    replace(transformer=pipe.transformer)
     flexivid.enable(pipe, budget=0.6, order="interleaved")
     expected = sample(pipe, call)
     for action in (

@@ -58,10 +58,16 @@ class Call:
 
     def output_of(self, prediction: torch.Tensor):
         """A prediction (B, C, T, H, W), and `beside` it those of streams, as the transformer would give them."""
-        packed = (self.family.packed(prediction), *self.beside)
+        packed = (self._with_given(self.family.packed(prediction)), *self.beside)
         if self.arguments.get("return_dict", True):
             return self.family.output_class(*packed)
         return packed[0] if self.family.bare_output else packed
+
+    def _with_given(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Tokens of a prediction behind those of what is given, for which nothing is predicted: 0."""
+        sequence = self.family.sequence
+        given = 0 if sequence is None else sequence.given(self.arguments)
+        return torch.nn.functional.pad(tokens, (0, 0, given, 0)) if given else tokens
 
     @property
     def timesteps(self) -> dict[str, torch.Tensor]:

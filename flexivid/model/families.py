@@ -15,6 +15,7 @@ from flexivid.model.rows.kandinsky import KANDINSKY5
 from flexivid.model.rows.latte import DIT, LATTE, PIXART
 from flexivid.model.rows.ltx import LTX
 from flexivid.model.rows.ltx2 import LTX2
+from flexivid.model.rows.minimax_h3 import MINIMAX_H3
 from flexivid.model.rows.mochi import MOCHI
 from flexivid.model.rows.sana import SANA_VIDEO
 from flexivid.model.rows.wan import CHRONOEDIT, SKYREELS_V2, WAN, WAN_ANIMATE, WAN_VACE
@@ -29,6 +30,7 @@ FAMILIES = (
     HELIOS,
     LTX,
     LTX2,
+    MINIMAX_H3,
     COGVIDEOX,
     CONSISID,
     COSMOS,
@@ -69,6 +71,10 @@ def family_of(transformer: torch.nn.Module) -> Family:
             for setting, value in family.unsupported:
                 if transformer.config.get(setting) == value:
                     raise ValueError(f"{name} with {setting} {value} is not supported: docs/models.md")
+            for setting, value in family.required:
+                found = transformer.config.get(setting)
+                if (tuple(found) if isinstance(found, list) else found) != value:
+                    raise ValueError(f"{name} with {setting} {found} is not supported: only {value} is")
             return family
     supported = ", ".join(family.transformer_class for family in FAMILIES)
     raise ValueError(

@@ -17,6 +17,9 @@ from flexivid.patches.folding import Folding, Size3, folding_for
 from flexivid.patches.positions import centred_rope
 
 Tables = tuple[torch.Tensor, torch.Tensor]
+# What pipelines call their transformers. Wan2.2-A14B has two, the second for low noise; MiniMax-H3 has one for clips
+# with references.
+COMPONENTS = ("transformer", "transformer_2", "transformer_ref")
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,24 @@ class Loose:
     timed: dict = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Sequence:
+    """How a forward takes one sequence of the tokens of all that there is, and tensors that say what each of them is.
+
+    Between `completed` and `stock` the arguments are those of a forward over the latents of the clip alone.
+
+    stock: (completed arguments, folding of the clip, None at the base patch size) -> as the stock forward takes them.
+    latents: the arguments of a forward, or what it gives for `hidden_states` -> (B, C, T, H, W) of the clip.
+    packed: (B, C, T, H, W) -> tokens. given: (completed arguments) -> how many tokens stand before those in
+    `hidden_states`, and are no part of the clip: its first and last frame, or what it refers to.
+    """
+
+    stock: Callable[[dict, Folding | None], dict]
+    latents: Callable[[dict], torch.Tensor]
+    packed: Callable[[torch.Tensor], torch.Tensor]
+    given: Callable[[dict], int]
+
+
 @dataclass(frozen=True, eq=False)
 class Family:
     """One row, told from others by identity.
@@ -43,7 +64,8 @@ class Family:
         that name the axes of the token grid, where the layout alone does not tell them apart, or a number. A tuple of
         frames is several clips behind one another.
     completed: the arguments of a call with those sizes, where a pipeline leaves them to coordinates, and its timesteps
-        as (B,) or (B, tokens).
+        as (B,) or (B, tokens). What is complete stays as it is. sequence: see `Sequence`, None where the arguments hold
+        the clip by itself.
     positions: attribute path of the module that makes positions, and `centred`, which calls it for coarse tokens:
         (module, its stock forward, folding, *its arguments) -> what the module returns.
     positions_of_sizes: these depend on the sizes of the latents only, and can be used again in a further step.
@@ -71,8 +93,10 @@ class Family:
     more_positions: other modules that make positions of the video, by `centred` too. streams: arguments of `forward`
         with the latents of what is made beside the video, such as sound, (B, tokens, channels), at the noise level of
         the step: they stay as they are, and what is predicted for them comes after the video in the output.
+        stream_timestep: the completed argument with their own timesteps, (1, tokens, 1), where that is another one.
         levels: (call, timestep of the weak pass) -> the other arguments that tell noise levels. output_class: what
         `forward` gives with return_dict.
+    steps_without_forward: of the steps that a pipeline is asked for.
     more_forwards: attributes of the stock pipelines that say whether each step has one more forward, for guidance by a
         perturbed model.
     conditions: arguments with a video (B, C, T, H, W) that modules of their own embed: weak passes get its block means.
@@ -84,7 +108,8 @@ class Family:
     refused: classes of pipelines around the same transformer, and what they do that weak modes do not go with.
     for_all_clips: tensors that have no row for each clip.
     bare_output: without `return_dict` the forward gives its tensor, and no tuple.
-    unsupported: settings of a model's configuration, and the value with which it is refused.
+    unsupported: settings of a model's configuration, and the value with which it is refused. required: settings, and
+        the only value that they may have.
     check: raises ValueError for the arguments of a call that a pipeline makes, and that cannot be planned.
     loose: how its forward takes a sequence of fine and coarse tokens, with a timestep and a place each; or why not.
     """
@@ -107,6 +132,7 @@ class Family:
     layout: str = "b c t h w"
     sizes: tuple[tuple[str, str | int], ...] = ()
     completed: Callable[[dict], dict] = dict
+    sequence: Sequence | None = None
     rope_argument: str | None = None
     centred_argument: Callable = lambda tables, folding: centred_tables(tables, folding, token_axis=0)
     frame_timesteps: str | None = None
@@ -122,8 +148,10 @@ class Family:
     without_last_step: tuple[str, ...] = ()
     more_positions: tuple[str, ...] = ()
     streams: tuple[str, ...] = ()
+    stream_timestep: str | None = None
     levels: Callable[[dict, torch.Tensor], dict] = lambda call, timestep: {}
     output_class: type = Transformer2DModelOutput
+    steps_without_forward: int = 0
     more_forwards: tuple[str, ...] = ()
     conditions: tuple[str, ...] = ()
     media: tuple[str, ...] = ()
@@ -135,6 +163,7 @@ class Family:
     embedder_channels_last: bool = False
     bare_output: bool = False
     unsupported: tuple[tuple[str, object], ...] = ()
+    required: tuple[tuple[str, object], ...] = ()
     check: Callable[[dict], None] = lambda call: None
     loose: Loose | str = "its row does not say how its forward would take mixed tokens"
 
@@ -144,6 +173,8 @@ class Family:
 
     def latents(self, call: dict) -> torch.Tensor:
         """The latents of a call, (B, C, T, H, W)."""
+        if self.sequence is not None:
+            return self.sequence.latents(call)
         if self.layout == "b c t h w":
             return call["hidden_states"]
         sizes = {axis: call.get(argument, argument) for axis, argument in self.sizes}
@@ -187,6 +218,8 @@ class Family:
 
     def packed(self, latents: torch.Tensor) -> torch.Tensor:
         """(B, C, T, H, W) -> as the transformer takes and gives them."""
+        if self.sequence is not None:
+            return self.sequence.packed(latents)
         if self.layout == "b c t h w":
             return latents
         return rearrange(latents, f"b c t h w -> {self.layout}")
@@ -205,8 +238,8 @@ def check_pipeline(pipe, family: Family) -> None:
 
 
 def transformer_of(pipe: DiffusionPipeline) -> torch.nn.Module:
-    """A pipeline's transformer, or the one for low noise where Wan2.2 has been loaded with that alone."""
-    return pipe.transformer if pipe.transformer is not None else pipe.transformer_2
+    """A pipeline's transformer, or the one that it has been loaded with alone."""
+    return next(part for name in COMPONENTS if (part := getattr(pipe, name, None)) is not None)
 
 
 def patch_size_of(config: FrozenDict) -> Size3:

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -127,6 +128,8 @@ class FlexTransformer:
         if args:
             arguments = self._signature.bind(self.transformer, *args, **kwargs).arguments
             arguments.pop("self")
+        if self.family.sequence is not None:
+            stock_forward = partial(self._packed, stock_forward)
         call = Call(self.family, self.base_patch, arguments, stock_forward, context)
         try:
             output = self.runner.run(self, call)
@@ -140,6 +143,11 @@ class FlexTransformer:
         if self.lora.is_merged or not torch.is_grad_enabled():
             self.lora.switch(None)
         return output
+
+    def _packed(self, stock_forward: Callable, **arguments):
+        """The stock forward of completed arguments, at the patch size that runs."""
+        folding = self.folding if self.mode is not None else None
+        return stock_forward(**self.family.sequence.stock(arguments, folding))
 
     def stock(self, call: Call):
         """The powerful mode: what the stock transformer gives."""
@@ -155,6 +163,14 @@ class FlexTransformer:
         self.mode = None
         self._switch(call, lora)
         return call.stock_forward(**call.given)
+
+    def run_stock(self, index: int, x: torch.Tensor) -> torch.Tensor:
+        """What the stock embedder or head gives within a weak pass, with all that the user has put around it."""
+        mode, self.mode = self.mode, None
+        try:
+            return self.stock_layers[index].run(x)
+        finally:
+            self.mode = mode
 
     def _switch(self, call: Call, lora: str, tokens: tuple[int, int] | None = None) -> bool:
         """Makes a LoRA of ours active. Whether this is the first time in a call of a pipeline.

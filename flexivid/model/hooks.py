@@ -1,5 +1,6 @@
 """How flexivid hangs onto the modules of a transformer: hooks of diffusers, kept in place whatever comes and goes."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
@@ -147,7 +148,21 @@ class _EmbedderHook(_SubmoduleHook):
         mixed, mode = self.flex.mixed, self.flex.mode
         if self.flex.family.as_many_channels:
             folded = folded[:, : mode.embedder.in_channels]
+        if self.flex.family.sequence is not None:
+            return self._behind_given(folded)
         return mode.embed(folded) if mixed is None else mixed.embed()
+
+    def _behind_given(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Of a sequence (B, tokens, channels) the last ones are coarse; the others are the stock layer's, and have as
+        many channels before empty ones."""
+        mode = self.flex.mode
+        count = math.prod(self.flex.folding.coarse_grid)
+        given, coarse = tokens.tensor_split([tokens.shape[1] - count], 1)
+        embedded = mode.embed(coarse)
+        if not given.shape[1]:
+            return embedded
+        own = given[..., : given.shape[-1] // math.prod(mode.multiple)]
+        return torch.cat([self.flex.run_stock(0, own), embedded], 1)
 
 
 class _HeadHook(_SubmoduleHook):

@@ -157,7 +157,7 @@ class MixedForward:
             folded = self.averaged.folded.to(self.call.latents.dtype)
             coarse = self.flex.mode.embed(self.flex.family.packed(folded))
         if self.selection.counts[1]:
-            fine = self._stock(0, self.call.arguments["hidden_states"])
+            fine = self.flex.run_stock(0, self.call.arguments["hidden_states"])
         is_grid = (coarse if fine is None else fine).ndim == 5
         if is_grid:
             coarse, fine = (None if part is None else part.flatten(2).mT for part in (coarse, fine))
@@ -179,7 +179,7 @@ class MixedForward:
         if coarse_count:
             parts.append(mode.predict(tokens[:, :coarse_count]))
         if fine_count:
-            fine = self._stock(1, tokens[:, coarse_count:])
+            fine = self.flex.run_stock(1, tokens[:, coarse_count:])
             if coarse_count:
                 pixels = math.prod(mode.base_patch)
                 missing = (parts[0].shape[-1] - fine.shape[-1]) // pixels
@@ -188,14 +188,6 @@ class MixedForward:
                 fine = nn.functional.pad(fine.unflatten(-1, by_pixel), padding).flatten(-2)
             parts.append(fine)
         return torch.cat(parts, 1)
-
-    def _stock(self, index: int, x: torch.Tensor) -> torch.Tensor:
-        """What the stock embedder or head gives, with all that the user has put around it."""
-        mode, self.flex.mode = self.flex.mode, None
-        try:
-            return self.flex.stock_layers[index].run(x)
-        finally:
-            self.flex.mode = mode
 
 
 def stock_with_residual(flex: "FlexTransformer", call: Call) -> tuple[tuple, torch.Tensor]:

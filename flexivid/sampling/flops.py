@@ -173,6 +173,7 @@ class FlopCounter:
 
         Those of mixed patch sizes are found there too, though it does not list them.
         """
+        arguments = self._flex.family.completed(arguments)
         key = self._key(arguments)
         if key not in self._costs:
             self._costs[key] = _Costs(self._patch_sizes, partial(self._cost, key, self._inputs(arguments)))

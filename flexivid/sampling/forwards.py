@@ -57,7 +57,11 @@ def forwards_of(pipe, family: Family, steps: int) -> Forwards:
 
 
 def usual_forwards(pipe, family: Family, steps: int, guided: bool) -> Forwards:
-    """Of a call to come, with or without guidance; what a pipeline has beside classifier-free guidance is on."""
+    """Of a call to come, with or without guidance; what a pipeline has beside classifier-free guidance is on.
+
+    steps: as the pipeline is asked for them.
+    """
+    steps -= family.steps_without_forward
     if getattr(pipe, "guider", None) is not None:
         return Forwards(_of_guiders(pipe, steps) if guided else (1,) * steps)
     if family.guidance == "separate":

@@ -11,22 +11,29 @@ from flexivid.diffusion import Diffusion, Level
 from flexivid.model.call import Call
 
 
-def _level(sigma: float) -> Level:
+def _level(call: Call, diffusion: Diffusion, sigma: float | None) -> Level:
+    """sigma: of the video, which is that of streams without timesteps of their own."""
+    if call.family.stream_timestep is not None:
+        return diffusion.level(call.arguments[call.family.stream_timestep].float())
     return Level(torch.tensor(1 - sigma), torch.tensor(sigma), may_be_clean=sigma == 0)
 
 
 def clean_streams(
-    call: Call, predictions: Iterable[torch.Tensor], diffusion: Diffusion, sigma: float
+    call: Call, predictions: Iterable[torch.Tensor], diffusion: Diffusion, sigma: float | None
 ) -> tuple[torch.Tensor, ...]:
     """x0 of the streams, (B, tokens, channels) float32 each, that predictions for them stand for."""
-    latents = (call.arguments[name].float() for name in call.family.streams)
-    return tuple(diffusion.x0(x, output.float(), _level(sigma)) for x, output in zip(latents, predictions, strict=True))
+    if not call.family.streams:
+        return ()
+    latents, level = (call.arguments[name].float() for name in call.family.streams), _level(call, diffusion, sigma)
+    return tuple(diffusion.x0(x, output.float(), level) for x, output in zip(latents, predictions, strict=True))
 
 
 def predicted_streams(
-    call: Call, clean: Iterable[torch.Tensor], diffusion: Diffusion, sigma: float
+    call: Call, clean: Iterable[torch.Tensor], diffusion: Diffusion, sigma: float | None
 ) -> tuple[torch.Tensor, ...]:
     """The inverse of `clean_streams`."""
-    latents = (call.arguments[name] for name in call.family.streams)
+    if not call.family.streams:
+        return ()
+    latents, level = (call.arguments[name] for name in call.family.streams), _level(call, diffusion, sigma)
     pairs = zip(latents, clean, strict=True)
-    return tuple(diffusion.output(x.float(), x_0, _level(sigma)).to(x.dtype) for x, x_0 in pairs)
+    return tuple(diffusion.output(x.float(), x_0, level).to(x.dtype) for x, x_0 in pairs)

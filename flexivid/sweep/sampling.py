@@ -19,11 +19,11 @@ from tqdm import tqdm
 
 import flexivid
 from flexivid.files import write_json
+from flexivid.model.family import COMPONENTS
 from flexivid.patch_grid import FineBlocks
 from flexivid.sampling.flops import flop_counter_mode
 from flexivid.stock_pipelines import call_arguments, set_guidance_scale
 from flexivid.sweep.grids import grid_paths, write_grids
-from flexivid.targets import COMPONENTS
 from flexivid.video import enlarge, write_mp4
 
 LONGEST_PROMPT = 230  # bytes: a file name may have 255, and is written under a longer one first

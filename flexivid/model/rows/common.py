@@ -25,6 +25,28 @@ def of_latents(token_axis: int) -> Callable:
     return centred
 
 
+def grid_of(coordinates: torch.Tensor) -> tuple[list[float], int, int]:
+    """(time of each frame, height, width), in tokens, of coordinates (3, tokens) of frames in time, height and width.
+
+    Raises ValueError if it is no grid.
+    """
+    _, y, x = coordinates
+
+    def first_repeat(same: torch.Tensor) -> int:
+        return int(same[1:].int().argmax()) + 1 if same[1:].any() else len(same)
+
+    width = first_repeat(x == x[0])
+    frame = first_repeat((x == x[0]) & (y == y[0]))
+    if frame % width == 0 and len(x) % frame == 0:
+        frames = coordinates.unflatten(1, (-1, frame))
+        if (frames[1:] == frames[1:, :1]).all() and (frames[0] == frames[0, :, :1]).all():
+            return frames[0, :, 0].tolist(), frame // width, width
+    raise ValueError(
+        f"the coordinates of {len(x)} tokens are no frames of one size, row by row: flexivid cannot tell which tokens "
+        f"are neighbours"
+    )
+
+
 def section_places(own: str, *others: str) -> Callable[[dict], dict]:
     """Completes calls that name the frames of a section, (B, frames) or (frames,), and of frames beside it.
 

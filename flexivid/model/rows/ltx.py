@@ -6,7 +6,7 @@ from itertools import pairwise
 import torch
 
 from flexivid.model.family import Family, Loose, Tables
-from flexivid.model.rows.common import ATTENTION_AND_FEED_FORWARD, example_tensors
+from flexivid.model.rows.common import ATTENTION_AND_FEED_FORWARD, example_tensors, grid_of
 from flexivid.patches import positions
 from flexivid.patches.folding import Folding
 
@@ -45,21 +45,8 @@ def _grid(coordinates: torch.Tensor) -> tuple[tuple[int, ...], int, int]:
 
     LTXConditionPipeline puts key frames, of the size of the clip, before it, other pipelines behind it.
     """
-    _, y, x = coordinates
-
-    def first_repeat(same: torch.Tensor) -> int:
-        return int(same[1:].int().argmax()) + 1 if same[1:].any() else len(same)
-
-    width = first_repeat(x == x[0])
-    frame = first_repeat((x == x[0]) & (y == y[0]))
-    if frame % width == 0 and len(x) % frame == 0:
-        frames = coordinates.unflatten(1, (-1, frame))
-        if (frames[1:] == frames[1:, :1]).all() and (frames[0] == frames[0, :, :1]).all():
-            return _clips(frames[0, :, 0].tolist()), frame // width, width
-    raise ValueError(
-        f"the coordinates of {len(x)} tokens are no frames of one size, row by row: flexivid cannot tell which tokens "
-        f"are neighbours"
-    )
+    times, height, width = grid_of(coordinates)
+    return _clips(times), height, width
 
 
 def _clips(times: list[float]) -> tuple[int, ...]:
