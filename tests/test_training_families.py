@@ -28,6 +28,7 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 STANDS_IN = {
     "hunyuan-video-lora.yaml": "hunyuan-video",
     "ltx-video-lora.yaml": "ltx",
+    "ltx-2-lora.yaml": "ltx-2",
     "cogvideox-5b-lora.yaml": "cogvideox-5b",
     "mochi-lora.yaml": "mochi",
     "wan2.1-1.3b-lora.yaml": "wan2.2-ti2v",
@@ -123,7 +124,7 @@ def test_every_config_trains_a_tiny_model_of_its_class(tmp_path, folder, acceler
         pipe.scheduler.register_to_config(flow_shift=config.flow_shift)
     if name == "hunyuan-video":
         pipe.scheduler.register_to_config(shift=config.flow_shift)
-    if name == "ltx":
+    if name.startswith("ltx"):
         pipe.scheduler.register_to_config(use_dynamic_shifting=True)
     pipe.save_pretrained(tmp_path / "base")
     clips = config.clips.model_copy(

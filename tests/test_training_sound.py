@@ -2,6 +2,7 @@
 
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -29,6 +30,7 @@ from flexivid.training.distill import load_base
 from flexivid.training.forecast import check_model, forecast
 from flexivid.training.noise import STREAM_NOISE, NoiseLevels, with_stream_noise
 from flexivid.training.student import build_student, distillation_loss, predict, weak_errors
+from flexivid.training.validation import picture_of
 
 FRAMES, HEIGHT, WIDTH, FPS = 9, 32, 64, 10
 BUCKET = f"{FRAMES}x{HEIGHT}x{WIDTH}"
@@ -213,12 +215,12 @@ def test_latents_of_sound_are_those_that_the_stock_pipeline_decodes():
         torch.testing.assert_close(raw, pipe.audio_vae.encode(mel).latent_dist.mode(), atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("ending", ["mp4", "mkv"])
-def test_sound_is_cut_with_the_frames(tmp_path, ending):
+@pytest.mark.parametrize(("ending", "rate"), [("mp4", 48000), ("mkv", 44100)])  # whose times are in milliseconds
+def test_sound_is_cut_with_the_frames(tmp_path, ending, rate):
     """Of 30 frames the 9 in the middle begin at 1.1 s (10.5, rounded): a click at 1.5 s is heard .4 s later."""
-    sound = tone(3.0, 200.0) * 0.2
-    sound[72000:72048] = 0.9
-    path = write_with_sound(tmp_path / f"clip.{ending}", sound, frames=30)
+    sound = tone(3.0, 200.0, rate) * 0.2
+    sound[int(1.5 * rate) :][:48] = 0.9
+    path = write_with_sound(tmp_path / f"clip.{ending}", sound, rate, frames=30)
     heard = load_sound(path, Bucket.parse(BUCKET), FPS, RATE)
     assert heard.shape == (2, 14400) and torch.equal(heard[0], heard[1])
     assert int(heard[0].abs().argmax()) / RATE == pytest.approx(0.4, abs=0.003)
@@ -379,3 +381,11 @@ def test_a_base_in_half_precision_has_its_vaes_in_full(tmp_path, clips):
     }
     assert list(kinds.values()) == [torch.bfloat16] * 3 + [torch.float32] * 2
     assert len(cache_of(pipe, clips).places[BUCKET]) == 3
+
+
+def test_all_that_a_picture_needs_is_on_the_device_meanwhile(tmp_path, clips):
+    pipe, config = ltx2_with_text_and_sound(), Config(**settings_of(tmp_path, clips, "text"), output=tmp_path / "out")
+    drawing = picture_of(pipe, config, SimpleNamespace(device="meta"), tmp_path / "picture.png", steps=2)
+    drawing.__enter__()
+    modules = {name: part for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)}
+    assert {name for name, part in modules.items() if part.device.type != "meta"} == {"transformer"}

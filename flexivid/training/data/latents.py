@@ -132,7 +132,8 @@ class LatentCache:
                     values.append(empty[name] if is_empty else shard.get_slice(f"{bucket}.{name}")[place.row])
         self._bucket_of[latents[0].shape] = bucket
         conditions = {name: torch.stack([filled(v, empty[name]) for v in values]) for name, values in rows.items()}
-        same = {name: empty[name].expand(len(places), *empty[name].shape) for name in self.of_size if name in empty}
+        # Copied, since rows that share memory cannot be pinned.
+        same = {name: torch.stack([empty[name]] * len(places)) for name in self.of_size if name in empty}
         return torch.stack(latents).float(), empty | same | conditions
 
     def unconditional(self, x_0: torch.Tensor, conditions: dict) -> dict:
