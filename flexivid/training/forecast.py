@@ -83,9 +83,9 @@ def meta_call(config: Config, pipe: DiffusionPipeline, clips: int, dtype: torch.
         return torch.empty(clips, *tensor.shape[1:], dtype=kind, device="meta")
 
     call = family.example(pipe.transformer.config, size, length)
-    if gives_clean_frame(pipe):  # every token has a timestep of its own
-        tokens = math.prod(token_grid(size, patch_size_of(pipe.transformer.config)))
-        call["timestep"] = torch.empty(1, tokens, device="meta")
+    if gives_clean_frame(pipe):  # every token has a timestep of its own, and sound that of the step
+        per_token = torch.empty(1, math.prod(token_grid(size, patch_size_of(pipe.transformer.config))), device="meta")
+        call |= dict.fromkeys(family.timesteps_beside, call["timestep"]) | {"timestep": per_token}
     return on_rows(call, repeated)
 
 

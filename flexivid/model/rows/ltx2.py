@@ -55,7 +55,6 @@ def _ltx2_example(config, size, length):
         "audio_encoder_hidden_states": torch.empty(1, length, sound_text, device="meta"),
         "audio_encoder_attention_mask": call["encoder_attention_mask"],
         "sigma": call["timestep"],
-        "audio_timestep": call["timestep"],
         "video_coords": torch.empty(1, 3, math.prod(size), 2, device="meta"),
         "audio_num_frames": sounds,
         "use_cross_timestep": True,
