@@ -2,10 +2,10 @@
 
 Only what differs from the defaults of diffusers 0.42 classes is written down, as those are the published values: the
 scripts convert_*_to_diffusers.py of diffusers made the published folders from them. Compared with these scripts:
-transformers and VAEs of Wan2.1, LTX-Video, CogVideoX and HunyuanVideo, and Mochi's transformer; with public copies of
-its config: transformer and VAE of Wan2.2-TI2V-5B. Compared with nothing, since the folders could not be read: the
-schedulers' shifts, the scheduler of CogVideoX-5b, Mochi's VAE, and the boundaries of Wan2.2's A14B models, which are
-those of its paper's code. A dry run depends on the architectures only.
+transformers and VAEs of Wan2.1, LTX-Video, LTX-2, CogVideoX and HunyuanVideo, and Mochi's transformer; with public
+copies of its config: transformer and VAE of Wan2.2-TI2V-5B. Compared with nothing, since the folders could not be read:
+the schedulers' shifts, the scheduler of CogVideoX-5b, Mochi's VAE, and the boundaries of Wan2.2's A14B models, which
+are those of its paper's code. A dry run depends on the architectures only.
 """
 
 from dataclasses import dataclass, field
@@ -58,6 +58,13 @@ WAN_2_2_VAE = {
 }
 # fmt: on
 EULER = "FlowMatchEulerDiscreteScheduler"
+LTX_SHIFT = {
+    "use_dynamic_shifting": True,
+    "base_shift": 0.95,
+    "max_shift": 2.05,
+    "base_image_seq_len": 1024,
+    "shift_terminal": 0.1,
+}
 ARCHITECTURES = {
     "Wan-AI/Wan2.1-T2V-1.3B-Diffusers": _wan({"num_attention_heads": 12, "ffn_dim": 8960, "num_layers": 30}, {}, 3.0),
     "Wan-AI/Wan2.1-T2V-14B-Diffusers": _wan({}, {}, 3.0),
@@ -82,16 +89,19 @@ ARCHITECTURES = {
         {
             "transformer": ("LTXVideoTransformer3DModel", {}),
             "vae": ("AutoencoderKLLTXVideo", {}),
-            "scheduler": (
-                EULER,
-                {
-                    "use_dynamic_shifting": True,
-                    "base_shift": 0.95,
-                    "max_shift": 2.05,
-                    "base_image_seq_len": 1024,
-                    "shift_terminal": 0.1,
-                },
+            "scheduler": (EULER, LTX_SHIFT),
+        },
+    ),
+    "Lightricks/LTX-2": Architecture(
+        "LTX2Pipeline",
+        {
+            "transformer": ("LTX2VideoTransformer3DModel", {}),
+            "vae": (
+                "AutoencoderKLLTX2Video",
+                {"decoder_causal": False, "spatial_compression_ratio": 32, "temporal_compression_ratio": 8},
             ),
+            "connectors": ("LTX2TextConnectors", {}),
+            "scheduler": (EULER, LTX_SHIFT),
         },
     ),
     "zai-org/CogVideoX-5b": Architecture(

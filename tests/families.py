@@ -992,7 +992,7 @@ def tiny_image_pipeline(name: str, text_length: int = 7):
     return pipe, call
 
 
-TRAINABLE = ("wan2.2-ti2v", "skyreels-v2", "ltx", "cogvideox-5b", "hunyuan-video", "mochi")
+TRAINABLE = ("wan2.2-ti2v", "skyreels-v2", "ltx", "ltx-2", "cogvideox-5b", "hunyuan-video", "mochi")
 
 
 def tiny_trainable_pipeline(name: str):
@@ -1007,6 +1007,8 @@ def tiny_trainable_pipeline(name: str):
         pipe = tiny_pipeline(name)[0]
     elif name == "hunyuan-video":
         return _trainable_hunyuan_video()
+    elif name == "ltx-2":
+        return ltx2_with_text_and_sound()
     elif name == "skyreels-v2":
         vae, pipe = tiny_vae(), tiny_pipeline(name)[0]
     elif name == "cogvideox-5b":

@@ -64,7 +64,7 @@ def student_of(pipe) -> FewStudent:
 
 def runs_of(student: FewStudent, guidance_scale: float = 3.0) -> Runs:
     flex = student._flex[0]
-    return Runs(flex, NoiseLevels(flex.diffusion, 3.0, flex.base_patch), RECIPE, guidance_scale)
+    return Runs(flex, NoiseLevels(flex.diffusion, 3.0, flex.base_patch, flex.family), RECIPE, guidance_scale)
 
 
 def saved(student: FewStudent, recipe: Recipe, folder: Path) -> Path:
@@ -133,7 +133,7 @@ def test_guided_patch_sizes_run_without_guidance_in_a_recipe_only(pipe, tmp_path
     found = sample(pipe, latents=noise, prompt="a plain red circle", steps=2, **call)
     assert flexivid.summary(pipe).steps == [["1x4x4-guided"], ["1x2x2-guided"]]
     flex = student._flex[0]
-    runs = Runs(flex, NoiseLevels(flex.diffusion, 3.0, flex.base_patch), recipe, 3.0)
+    runs = Runs(flex, NoiseLevels(flex.diffusion, 3.0, flex.base_patch, flex.family), recipe, 3.0)
     with torch.no_grad():
         expected = runs.student(student, noise, text_of(other)[0], stop=1)
     assert torch.allclose(found, expected, atol=2e-5)

@@ -198,7 +198,7 @@ class TestTraining:
         flex = student._flex[0]
         torch.manual_seed(0)
         x_0 = torch.randn(2, 4, 3, 8, 8)
-        state = NoiseLevels(flex.diffusion, 3.0, flex.base_patch).state(
+        state = NoiseLevels(flex.diffusion, 3.0, flex.base_patch, flex.family).state(
             x_0,
             torch.randn_like(x_0),
             torch.full((2,), 800.0),

@@ -119,7 +119,7 @@ def stock_forward(pipe, caption: str, media: dict) -> dict:
 def state_of(pipe, x_0: torch.Tensor, conditions: dict, timestep: float = 700.0) -> State:
     family = family_of(pipe.transformer)
     diffusion = Diffusion(family.prediction, family.time_scale)
-    levels = NoiseLevels(diffusion, 3.0, patch_size_of(pipe.transformer.config))
+    levels = NoiseLevels(diffusion, 3.0, patch_size_of(pipe.transformer.config), family)
     noise = torch.randn(x_0.shape, generator=torch.Generator().manual_seed(4))
     return levels.state(x_0, noise, torch.full((len(x_0),), timestep), conditions)
 
@@ -350,7 +350,6 @@ def test_configs_train_a_tiny_model_of_their_class(tmp_path, clips, file, name, 
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("ltx-2", "LTX2VideoTransformer3DModel makes sound beside the video"),
         ("anyflow", "AnyFlowTransformer3DModel is told the timestep that a step goes to"),
         ("wan-animate", "WanAnimatePipeline takes image beside the prompt, which is built for WanImageToVideo"),
         ("chronoedit", "ChronoEditPipeline takes image beside the prompt, which is built for WanImageToVideo"),

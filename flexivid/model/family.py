@@ -94,8 +94,9 @@ class Family:
         with the latents of what is made beside the video, such as sound, (B, tokens, channels), at the noise level of
         the step: they stay as they are, and what is predicted for them comes after the video in the output.
         stream_timestep: the completed argument with their own timesteps, (1, tokens, 1), where that is another one.
-        levels: (call, timestep of the weak pass) -> the other arguments that tell noise levels. output_class: what
-        `forward` gives with return_dict.
+        levels: (call, timestep of the weak pass) -> the other arguments that tell noise levels. timesteps_beside: those
+        by which pipelines give the timestep of a step once more, (B,). output_class: what `forward` gives with
+        return_dict.
     steps_without_forward: of the steps that a pipeline is asked for.
     more_forwards: attributes of the stock pipelines that say whether each step has one more forward, for guidance by a
         perturbed model.
@@ -106,7 +107,8 @@ class Family:
         summary, are of one.
     around: (transformer, folding) -> a context in which a weak forward runs.
     refused: classes of pipelines around the same transformer, and what they do that weak modes do not go with.
-    for_all_clips: tensors that have no row for each clip.
+    for_all_clips: tensors that have no row for each clip. of_size: those whose rows are the same for all clips of a
+        size. raw_latents: with output_type `latent` pipelines give latents as their VAE has them, and unpacked.
     bare_output: without `return_dict` the forward gives its tensor, and no tuple.
     unsupported: settings of a model's configuration, and the value with which it is refused. required: settings, and
         the only value that they may have.
@@ -150,6 +152,7 @@ class Family:
     streams: tuple[str, ...] = ()
     stream_timestep: str | None = None
     levels: Callable[[dict, torch.Tensor], dict] = lambda call, timestep: {}
+    timesteps_beside: tuple[str, ...] = ()
     output_class: type = Transformer2DModelOutput
     steps_without_forward: int = 0
     more_forwards: tuple[str, ...] = ()
@@ -160,6 +163,8 @@ class Family:
     section_frames: int | None = None
     refused: tuple[tuple[str, str], ...] = ()
     for_all_clips: tuple[str, ...] = ()
+    of_size: tuple[str, ...] = ()
+    raw_latents: bool = False
     embedder_channels_last: bool = False
     bare_output: bool = False
     unsupported: tuple[tuple[str, object], ...] = ()

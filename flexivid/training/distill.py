@@ -18,7 +18,7 @@ from flexivid.training.config import Config
 from flexivid.training.costs import Costs
 from flexivid.training.data.latents import build_cache
 from flexivid.training.data.media import trained_class
-from flexivid.training.noise import NoiseLevels, State
+from flexivid.training.noise import NoiseLevels, State, with_stream_noise
 from flexivid.training.objective import Data, World, configure_speed
 from flexivid.training.parallel.launch import autocast
 from flexivid.training.read_ahead import Later, ReadAhead, on_device
@@ -37,7 +37,9 @@ from flexivid.training.validation import SIGMAS, Errors, mean_errors, record_err
 def load_base(config: Config) -> DiffusionPipeline:
     """The pipeline of a config's base, the transformer that is trained as its only one."""
     dtype = getattr(torch, config.base_dtype)
-    dtypes = {"default": torch.float32, "transformer": dtype, "transformer_2": dtype, "text_encoder": dtype}
+    # LTX-2's connectors take what the text encoder gives as it is.
+    parts = ("transformer", "transformer_2", "text_encoder", "connectors")
+    dtypes = {"default": torch.float32} | dict.fromkeys(parts, dtype)
     index = DiffusionPipeline.load_config(str(config.base))
     others = [name for name in ("transformer", "transformer_2") if name != config.component]
     without = {name: None for name in others if index.get(name, [None])[0] is not None}
@@ -63,7 +65,7 @@ class DistillObjective:
         self.flex = self.model._flex[0]
         table = getattr(self.pipeline.scheduler, "alphas_cumprod", None)
         self.flex.diffusion = replace(self.flex.diffusion, alphas_cumprod=table)
-        self.levels = NoiseLevels(self.flex.diffusion, config.flow_shift, self.flex.base_patch)
+        self.levels = NoiseLevels(self.flex.diffusion, config.flow_shift, self.flex.base_patch, self.flex.family)
         configure_speed(self.pipeline.transformer, config)
         self.batches, self.costs = ReadAhead(self.read, config.steps), Costs(self.flex)
         self.data, self.facts = self.load_data()
@@ -99,6 +101,7 @@ class DistillObjective:
         noise = torch.randn(config.batch_size, *x_0.shape[1:], generator=generator)
         u = torch.rand(config.batch_size, generator=generator)
         u_before = u + settings.correction_gap * torch.rand(config.batch_size, generator=generator)
+        conditions = with_stream_noise(conditions, self.flex.family, config.batch_size, generator, rows)
         return patch_sizes, (x_0, conditions, noise[rows], u[rows], u_before[rows])
 
     def read(self, step: int):
@@ -151,7 +154,7 @@ class DistillObjective:
         state = self.levels.state(x_0, noise, timestep, conditions)
         if self.config.distill.guidance_scale is None:
             return state
-        empty = self.data.unconditional(x_0, conditions)
+        empty = self.data.unconditional(x_0, state.conditions)
         return replace(state, unconditional=on_rows(empty, lambda tensor: tensor.to(x_0.device)))
 
     def errors(self, patch_sizes: list[str], state: State) -> torch.Tensor:
@@ -167,6 +170,7 @@ class DistillObjective:
         totals, count = torch.zeros(len(SIGMAS), len(modes)), 0
         for x_0, conditions in self.data.validation():
             noise = torch.randn(x_0.shape, generator=generator)
+            conditions = with_stream_noise(conditions, self.flex.family, len(x_0), generator)
             count += len(x_0)
             for start in range(0, len(x_0), size):
                 rows = slice(start, start + size)

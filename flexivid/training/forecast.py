@@ -24,7 +24,7 @@ from flexivid.tensors import on_rows
 from flexivid.training.batches import clips_per_part
 from flexivid.training.config import Config, DistillConfig
 from flexivid.training.data.buckets import Bucket
-from flexivid.training.data.latents import check_buckets, clips_of
+from flexivid.training.data.latents import check_buckets, check_text_length, clips_of
 from flexivid.training.data.media import (
     FILLS,
     TAKES,
@@ -83,9 +83,9 @@ def meta_call(config: Config, pipe: DiffusionPipeline, clips: int, dtype: torch.
         return torch.empty(clips, *tensor.shape[1:], dtype=kind, device="meta")
 
     call = family.example(pipe.transformer.config, size, length)
-    if gives_clean_frame(pipe):  # every token has a timestep of its own
-        tokens = math.prod(token_grid(size, patch_size_of(pipe.transformer.config)))
-        call["timestep"] = torch.empty(1, tokens, device="meta")
+    if gives_clean_frame(pipe):  # every token has a timestep of its own, and sound that of the step
+        per_token = torch.empty(1, math.prod(token_grid(size, patch_size_of(pipe.transformer.config))), device="meta")
+        call |= dict.fromkeys(family.timesteps_beside, call["timestep"]) | {"timestep": per_token}
     return on_rows(call, repeated)
 
 
@@ -109,7 +109,7 @@ def check_model(config: Config, with_clips: bool = True) -> None:
     """
     pipe = meta_pipeline(config)
     family, transformer = family_of(pipe.transformer), pipe.transformer.config
-    _check_family(family, transformer)
+    _check_family(family, transformer, config.objective)
     if config.clips is None and family.name != "wan":
         raise ValueError("the rendered world is for the embedded model; give clips.folder or clips.prompts")
     index = load_index(config.base)
@@ -144,6 +144,7 @@ def check_model(config: Config, with_clips: bool = True) -> None:
         stride, shrink = family.compression(pipe)
         patch_frames, _, patch_width = patch_size_of(transformer)
         check_buckets(config.clips, stride, shrink * patch_width, patch_frames)
+        check_text_length(config.base, config.clips.max_sequence_length)
     if config.objective == "few":
         return _check_few(config, family, two)
     budgets = list(config.validation.budgets) if config.clips is not None and config.validation.prompts else []
@@ -156,7 +157,7 @@ def check_model(config: Config, with_clips: bool = True) -> None:
             schedule_for_budget(costs, config.validation.steps, budget, 2, order="interleaved")
 
 
-def _check_family(family: Family, transformer: FrozenDict) -> None:
+def _check_family(family: Family, transformer: FrozenDict, objective: str) -> None:
     """Raises ValueError for a class of transformers that training cannot give all that it takes."""
     if family.lora_targets is None:
         raise ValueError(f"{family.transformer_class} of diffusers takes no LoRA, and cannot be trained yet")
@@ -164,11 +165,12 @@ def _check_family(family: Family, transformer: FrozenDict) -> None:
         # HunyuanVideo-1.5 may be told one, AnyFlow always is.
         "is told the timestep that a step goes to, and training draws none": family.destination is not None
         and transformer.get("use_meanflow", True),
-        "makes sound beside the video, and training draws no noise levels for it": bool(family.streams),
         "makes sections beside frames that are there already, and training draws none": family.section_frames,
     }
     if what := next((what for what, is_so in not_drawn.items() if is_so), None):
         raise ValueError(f"{family.transformer_class} {what}: it cannot be trained yet")
+    if family.streams and objective != "distill":
+        raise ValueError(f"{family.transformer_class} makes sound, which {objective} does not train: use distill")
 
 
 def _check_few(config: Config, family: Family, two: bool) -> None:

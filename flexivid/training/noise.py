@@ -5,11 +5,13 @@ from dataclasses import dataclass
 import torch
 
 from flexivid.diffusion import Diffusion, Level
+from flexivid.model.family import Family
 from flexivid.patches.folding import Size3
 
-# Two conditions that are no arguments of a forward: (B, C, T, H, W) that follow the latents' own channels, and
-# (B, 1, T, H, W), which latents are given without noise.
-CHANNELS, CLEAN = "channels beside the latents", "clean latents"
+# Conditions that are no arguments of a forward: (B, C, T, H, W) that follow the latents' own channels;
+# (B, 1, T, H, W), which latents are given without noise; and (B, tokens, C), the noise of a stream such as sound, which
+# stands without it in its own argument until `NoiseLevels.state`.
+CHANNELS, CLEAN, STREAM_NOISE = "channels beside the latents", "clean latents", "noise of the stream"
 
 
 def shift_sigma(sigma: torch.Tensor, shift: float) -> torch.Tensor:
@@ -61,11 +63,24 @@ def _over_latents(level: Level) -> Level:
     return Level(*(values.view(-1, 1, 1, 1, 1) for values in (level.alpha, level.s)))
 
 
+def with_stream_noise(
+    conditions: dict, family: Family, count: int, generator: torch.Generator, rows: slice = slice(None)
+) -> dict:
+    """Conditions of these rows of `count` clips, and noise for the stream among them if the family has one.
+
+    It is drawn for all of them, so that it is the same at every number of processes.
+    """
+    for name in family.streams:
+        noise = torch.randn(count, *conditions[name].shape[1:], generator=generator)
+        conditions = conditions | {STREAM_NOISE: noise[rows]}
+    return conditions
+
+
 class NoiseLevels:
     """The noise levels that a model is trained at. flow_shift: of its scheduler, in flow matching."""
 
-    def __init__(self, diffusion: Diffusion, flow_shift: float, patch_size: Size3):
-        self.diffusion, self.flow_shift, self.patch_size = diffusion, flow_shift, patch_size
+    def __init__(self, diffusion: Diffusion, flow_shift: float, patch_size: Size3, family: Family):
+        self.diffusion, self.flow_shift, self.patch_size, self.family = diffusion, flow_shift, patch_size, family
 
     def drawn(self, u: torch.Tensor, sigma_range: tuple[float, float]) -> torch.Tensor:
         """Timesteps for u in [0, 1], (B,): what a sampler visits, within a range of noise levels.
@@ -87,11 +102,22 @@ class NoiseLevels:
         return level * (len(self.diffusion.alphas_cumprod) - 1)
 
     def state(self, x_0: torch.Tensor, noise: torch.Tensor, timestep: torch.Tensor, conditions: dict) -> State:
-        """x_0, noise: (B, C, T, H, W); timestep: (B,). Latents that the conditions call clean stay x_0."""
+        """x_0, noise: (B, C, T, H, W); timestep: (B,). Latents that the conditions call clean stay x_0.
+
+        A stream is as noisy as the video, and told so, as in sampling: pipelines run it by the same schedule.
+        """
         level = self.diffusion.level(timestep)
+        conditions = self._with_streams(conditions, timestep, level)
         if (clean := conditions.get(CLEAN)) is not None:
             level = self.diffusion.flow_level(_over_latents(level).s * ~clean)
             p_t, p_h, p_w = self.patch_size
             timestep = timestep[:, None] * ~clean[:, 0, ::p_t, ::p_h, ::p_w].flatten(1)
         over_latents = _over_latents(level)
         return State(over_latents.alpha * x_0 + over_latents.s * noise, timestep, level, conditions)
+
+    def _with_streams(self, conditions: dict, timestep: torch.Tensor, level: Level) -> dict:
+        changed = {name: timestep for name in self.family.timesteps_beside if name in conditions}
+        alpha, s = (values.view(-1, 1, 1) for values in (level.alpha, level.s))
+        for name in self.family.streams:
+            changed[name] = alpha * conditions[name] + s * conditions[STREAM_NOISE]
+        return {name: value for name, value in conditions.items() if name != STREAM_NOISE} | changed

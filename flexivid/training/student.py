@@ -14,7 +14,7 @@ from flexivid.model.flexible import FlexTransformer
 from flexivid.model.lora import add_lora
 from flexivid.patches.sizes import parse_mode
 from flexivid.training.config import DistillConfig
-from flexivid.training.noise import CHANNELS, CLEAN, State
+from flexivid.training.noise import CHANNELS, CLEAN, STREAM_NOISE, State
 from flexivid.training.parallel.sharding import block_classes
 
 
@@ -24,7 +24,7 @@ def arguments_of(family: Family, x_t: torch.Tensor, timestep: torch.Tensor, cond
     conditions: its other arguments, and what `noise` names beside them.
     """
     beside = [conditions[CHANNELS].to(x_t)] if CHANNELS in conditions else []
-    others = {name: value for name, value in conditions.items() if name not in (CHANNELS, CLEAN)}
+    others = {name: value for name, value in conditions.items() if name not in (CHANNELS, CLEAN, STREAM_NOISE)}
     return others | family.arguments_for(torch.cat([x_t, *beside], 1)) | {"timestep": timestep}
 
 

@@ -14,6 +14,7 @@ from diffusers import DiffusionPipeline
 from flexivid.files import write_text
 from flexivid.model.flexible import FlexTransformer
 from flexivid.sampling.runner import PipelineRunner
+from flexivid.stock_pipelines import decoders
 from flexivid.training.config import Config
 from flexivid.training.data.buckets import Bucket
 from flexivid.training.data.conditions import clip_arguments
@@ -54,7 +55,7 @@ def picture_of(
 ) -> Iterator[Callable]:
     """Gives `draw(label, prompt, seed)`, which samples a clip of the first bucket as a row of the picture.
 
-    call: by the names of `stock_pipelines.ARGUMENTS`. The encoders are on the accelerator's device meanwhile.
+    call: by the names of `stock_pipelines.ARGUMENTS`. Encoders and decoders are on the accelerator's device.
     """
     arguments, rows = clip_arguments(pipe, Bucket.parse(config.clips.buckets[0]), config.clips, **call), {}
 
@@ -64,10 +65,11 @@ def picture_of(
             frames = pipe(prompt=prompt, **arguments, generator=generator, output_type="np").frames[0]
         rows[f"{label}: {prompt}"] = (frames * 255).round().astype("uint8")
 
-    for part in encoders_of(pipe).values():
+    parts = {*encoders_of(pipe).values(), *(part for part, _ in decoders(pipe))}
+    for part in parts:
         part.to(accelerator.device)
     yield draw
-    for part in encoders_of(pipe).values():
+    for part in parts:
         part.to("cpu")
     clear_device_cache()
     if rows and accelerator.is_main_process:

@@ -8,7 +8,7 @@ from torch.nn.functional import interpolate
 
 from flexivid.training.data.buckets import BrokenClip, Bucket, choose_bucket, frame_indices
 from flexivid.training.data.captions import CaptionedClip, find_clips
-from flexivid.training.data.readers import Reader
+from flexivid.training.data.readers import Reader, read_sound
 
 __all__ = [
     "BrokenClip",
@@ -21,6 +21,7 @@ __all__ = [
     "frame_indices",
     "load_beside",
     "load_clip",
+    "load_sound",
 ]
 
 
@@ -59,3 +60,10 @@ def load_clip(path: Path, buckets: list[Bucket], fps: float, start: float = 0.5)
     bucket = choose_bucket(reader.count, reader.fps, reader.size, buckets, fps)
     frames = reader.read(frame_indices(reader.count, reader.fps, bucket.frames, fps, start))
     return bucket, fit(frames, bucket.height, bucket.width)
+
+
+def load_sound(path: Path, bucket: Bucket, fps: float, rate: int, start: float = 0.5) -> torch.Tensor:
+    """What is heard with the frames of `load_clip`, (2, samples) at `rate` a second. Raises BrokenClip."""
+    reader = Reader(path)
+    first = frame_indices(reader.count, reader.fps, bucket.frames, fps, start)[0]
+    return torch.from_numpy(read_sound(path, reader.begins + first / reader.fps, bucket.frames / fps, rate))

@@ -96,5 +96,5 @@ def conditions_of(
 
 
 def of_clips(family: Family) -> tuple[str, ...]:
-    """The conditions that show a clip's own image or video, whatever its caption."""
-    return (*family.media, *family.conditions, CHANNELS, CLEAN)
+    """The conditions that are a clip's own, whatever its caption: image, video or sound, and how noisy it is."""
+    return (*family.media, *family.conditions, *family.streams, *family.timesteps_beside, CHANNELS, CLEAN)

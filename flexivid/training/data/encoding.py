@@ -17,8 +17,13 @@ def latent_statistics(vae: torch.nn.Module) -> tuple[torch.Tensor, torch.Tensor]
 @torch.no_grad()
 def encode(vae: torch.nn.Module, clips: torch.Tensor) -> torch.Tensor:
     """Clips (B, 3, T, H, W) in [-1, 1] -> latents as the pipeline's transformer sees them, (B, C, T', H', W')."""
-    mean, std = (statistic.to(clips) for statistic in latent_statistics(vae))
-    return (vae.encode(clips).latent_dist.mode() - mean) / std
+    return normalised(vae, vae.encode(clips).latent_dist.mode())
+
+
+def normalised(vae: torch.nn.Module, latents: torch.Tensor) -> torch.Tensor:
+    """Latents as a VAE has them -> as the pipeline's transformer sees them, (B, C, T', H', W')."""
+    mean, std = (statistic.to(latents) for statistic in latent_statistics(vae))
+    return (latents - mean) / std
 
 
 @torch.no_grad()

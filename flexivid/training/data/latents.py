@@ -16,10 +16,13 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils.memory import clear_device_cache
 from diffusers import DiffusionPipeline
+from diffusers.pipelines.ltx2 import LTX2TextConnectors
 from safetensors import safe_open
 from tqdm import tqdm
 
 from flexivid.model.families import family_of
+from flexivid.model.family import Family
+from flexivid.published import load_index, load_part
 from flexivid.text import read_prompts
 from flexivid.training.config import ClipsConfig
 from flexivid.training.data.buckets import Bucket
@@ -41,7 +44,7 @@ class LatentCache:
 
     folder: where the shards lie; every process makes its share of them. made_with: whatever else latents depend on.
     empty_conditions: bucket -> conditions of the empty caption, tensors of one clip and whatever is the same for all.
-    of_clips: names of those that a clip has whatever its caption.
+    family: says which of them a clip has whatever its caption, and which all clips of a size have.
     held_out_contents: what an earlier part of the run has held out, None to choose.
     """
 
@@ -52,12 +55,12 @@ class LatentCache:
         made_with: dict,
         encode: Encode,
         empty_conditions: Callable[[Bucket], dict],
-        of_clips: tuple[str, ...],
+        family: Family,
         config: ClipsConfig,
         accelerator: Accelerator,
         held_out_contents: list[str] | None = None,
     ):
-        self.config, self.of_clips = config, of_clips
+        self.config, self.of_clips, self.of_size = config, of_clips(family), family.of_size
         self.broken: list[tuple[str, str]] = []
         folder.mkdir(parents=True, exist_ok=True)
         shards = {
@@ -119,7 +122,8 @@ class LatentCache:
     def _read(self, bucket: str, places: list[Place], dropped: list[bool]) -> tuple[torch.Tensor, dict]:
         """What a shard holds of some clips; dropped: of which the caption is empty."""
         empty = self.empty[bucket]
-        latents, rows = [], {name: [] for name, value in empty.items() if torch.is_tensor(value)}
+        stored = [name for name, value in empty.items() if torch.is_tensor(value) and name not in self.of_size]
+        latents, rows = [], {name: [] for name in stored}
         for place, without in zip(places, dropped, strict=True):
             with safe_open(place.shard, "pt") as shard:
                 latents.append(shard.get_slice(f"{bucket}.latents")[place.row])
@@ -128,7 +132,9 @@ class LatentCache:
                     values.append(empty[name] if is_empty else shard.get_slice(f"{bucket}.{name}")[place.row])
         self._bucket_of[latents[0].shape] = bucket
         conditions = {name: torch.stack([filled(v, empty[name]) for v in values]) for name, values in rows.items()}
-        return torch.stack(latents).float(), empty | conditions
+        # Copied, since rows that share memory cannot be pinned.
+        same = {name: torch.stack([empty[name]] * len(places)) for name in self.of_size if name in empty}
+        return torch.stack(latents).float(), empty | same | conditions
 
     def unconditional(self, x_0: torch.Tensor, conditions: dict) -> dict:
         """The conditions of these clips with the empty caption."""
@@ -171,6 +177,20 @@ def check_buckets(config: ClipsConfig, temporal_factor: int, side: int, patch_fr
             )
 
 
+def check_text_length(base: str | Path, length: int) -> None:
+    """Raises ValueError for text of a length that the model cannot have.
+
+    LTX-2 puts learned tokens where a prompt leaves its text free, all of them as often as they go into it.
+    """
+    if load_index(base).get("connectors", [None])[0] is None:
+        return
+    config = load_part(base, "connectors", LTX2TextConnectors)
+    for stream in ("video", "audio"):
+        tokens = config.get(f"{stream}_connector_num_learnable_registers", 128)
+        if tokens and length % tokens:
+            raise ValueError(f"clips.max_sequence_length is {length}: for {base} it must be a multiple of {tokens}")
+
+
 def build_cache(
     config: ClipsConfig,
     pipe: DiffusionPipeline,
@@ -204,7 +224,7 @@ def build_cache(
     name = hashlib.sha256(json.dumps([facts, str(config.folder or config.prompts)]).encode()).hexdigest()[:12]
     empty, family = partial(empty_conditions, pipe, config=config), family_of(pipe.transformer)
     folder = config.cache / name
-    cache = LatentCache(folder, clips, facts, encode, empty, of_clips(family), config, accelerator, held_out)
+    cache = LatentCache(folder, clips, facts, encode, empty, family, config, accelerator, held_out)
     if cache.broken:
         accelerator.print(f"{len(cache.broken)} of {len(clips)} clips are skipped:\n{cache.report()}")
     if cache.held_out:

@@ -23,6 +23,7 @@ REMEDY = "put a.control.mp4 or a.mask.mp4 beside a.mp4, or name them in control 
 TAKES = {
     "WanImageToVideoPipeline": IMAGE,
     "LTXImageToVideoPipeline": IMAGE,
+    "LTX2ImageToVideoPipeline": IMAGE,
     "WanVACEPipeline": CONTROL,
 }
 

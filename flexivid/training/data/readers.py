@@ -6,6 +6,7 @@ of them is right for which kind of file.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 
 import av
@@ -16,6 +17,7 @@ from av.sidedata.sidedata import Type as SideData
 from flexivid.training.data.buckets import BrokenClip
 
 UPRIGHT = (1 << 16, 0, 0, 1 << 16)
+JUMP = 0.05  # seconds by which parts of a sound may be apart and still follow each other
 FINEST = 240  # frames a second at most, of a clip whose frames come at any time
 
 
@@ -83,7 +85,8 @@ class Reader:
     """One clip. Raises BrokenClip if there is none in the file.
 
     count, fps: frames, and how many a second. A clip of variable rate is read as one of constant rate, whose frames are
-    as close as its closest two. size: (height, width) as it is shown, in square pixels.
+    as close as its closest two. begins: when the first is shown, in seconds of the file. size: (height, width) as it is
+    shown, in square pixels.
     """
 
     def __init__(self, path: Path):
@@ -105,6 +108,7 @@ class Reader:
             written, tick = list(range(len(written))), 1 / rate
         self._times = np.unique(written)  # when frames are shown, in ticks
         self._seconds = (self._times - self._times[0]) * float(tick)
+        self.begins = float(self._times[0] * tick) if self._timed else 0.0
         self.count, self.fps = _constant_rate(self._seconds, float(rate or 1))
         self.size = _picture(first, self._aspect).shape[:2]
         # decord counts frames that are not shown, and takes others where they are stored in another order.
@@ -140,3 +144,37 @@ class Reader:
             if len(pictures) == len(moments):
                 return np.stack(pictures)[back]
         raise BrokenClip(f"{len(pictures)} of the {len(moments)} frames that are needed can be decoded")
+
+
+def read_sound(path: Path, begins: float, seconds: float, rate: int) -> np.ndarray:
+    """(2, samples) in [-1, 1] of what is heard with a clip, from `begins` seconds of the file on, at `rate` a second.
+
+    Silence where there is none, and throughout if the file has no sound. Raises BrokenClip if it cannot be decoded.
+    """
+    heard, place = np.zeros((2, round(seconds * rate)), np.float32), None
+    try:
+        for samples, time in _sounds(path, rate):
+            at = (place or 0) if time is None else round((time - begins) * rate)
+            # Times may be rounded to milliseconds, which would tear the sound.
+            place = at if place is None or abs(at - place) > JUMP * rate else place
+            first, end = np.clip((place, place + samples.shape[1]), 0, heard.shape[1])
+            heard[:, first:end] = samples[:, first - place : end - place]
+            place += samples.shape[1]
+            if place >= heard.shape[1]:
+                break
+    except (av.FFmpegError, ValueError) as error:  # ValueError: its format changes
+        raise BrokenClip(f"its sound cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    return heard
+
+
+def _sounds(path: Path, rate: int) -> Iterator[tuple[np.ndarray, float | None]]:
+    """Parts of a file's sound, (2, samples) each, and when they are heard, as far as it says so."""
+    with av.open(str(path)) as container:
+        stream = container.streams.best("audio")
+        if stream is None:
+            return
+        # One channel is made two here: ffmpeg would make it softer.
+        resampler = av.AudioResampler(format="fltp", layout="mono" if stream.channels == 1 else "stereo", rate=rate)
+        for frame in chain(container.decode(stream), [None]):  # None: what is left
+            for part in resampler.resample(frame):
+                yield np.broadcast_to(part.to_ndarray(), (2, part.samples)), part.time

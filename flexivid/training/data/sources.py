@@ -6,22 +6,24 @@ import torch
 from diffusers import DiffusionPipeline
 
 from flexivid.model.families import family_of
+from flexivid.model.family import Family
 from flexivid.stock_pipelines import latent_channels_of
 from flexivid.tensors import fingerprint, on_rows
 from flexivid.training.config import ClipsConfig
 from flexivid.training.data.buckets import BrokenClip, Bucket
 from flexivid.training.data.captions import CaptionedClip
-from flexivid.training.data.clips import load_clip
+from flexivid.training.data.clips import load_clip, load_sound
 from flexivid.training.data.conditions import clip_arguments, conditions_in, conditions_of, first_call
-from flexivid.training.data.encoding import encode, latent_statistics
+from flexivid.training.data.encoding import encode, latent_statistics, normalised
 from flexivid.training.data.media import blank_media, media_of, taken_by
 from flexivid.training.data.shards import Encode
+from flexivid.training.data.sound import encode_sound, packed_sound
 from flexivid.training.noise import CLEAN
 
 
 def encoders_of(pipe: DiffusionPipeline) -> dict[str, torch.nn.Module]:
-    """The VAE and the encoders of text and images, which training needs only once."""
-    kinds = ("vae", "text_encoder", "image_encoder")
+    """The VAEs and the encoders of text and images, which training needs only once."""
+    kinds = ("vae", "audio_vae", "text_encoder", "connectors", "image_encoder")
     named = {name: part for name, part in pipe.components.items() if name.startswith(kinds)}
     return {name: part for name, part in named.items() if isinstance(part, torch.nn.Module)}
 
@@ -57,6 +59,11 @@ def _of_one_clip(conditions: dict) -> dict:
     return on_rows(conditions, lambda tensor: tensor[0].cpu())
 
 
+def _to_store(family: Family, conditions: dict) -> dict:
+    """Those of one clip, without those that all clips of its size have."""
+    return _of_one_clip({name: value for name, value in conditions.items() if name not in family.of_size})
+
+
 def empty_conditions(pipe: DiffusionPipeline, bucket: Bucket, config: ClipsConfig) -> dict:
     """Those of the empty caption, and of no clip."""
     return _of_one_clip(conditions_of(pipe, "", bucket, config, blank_media(taken_by(type(pipe)), bucket)))
@@ -65,6 +72,7 @@ def empty_conditions(pipe: DiffusionPipeline, bucket: Bucket, config: ClipsConfi
 def of_files(config: ClipsConfig, pipe: DiffusionPipeline, device: torch.device) -> Encode:
     """Latents that the pipeline gives to its transformer without noise are as it makes them, from one frame."""
     buckets, taken = [Bucket.parse(text) for text in config.buckets], taken_by(type(pipe))
+    family = family_of(pipe.transformer)
 
     def encode_file(number: int, clip: CaptionedClip) -> tuple[Bucket, torch.Tensor, dict]:
         if clip.problem:
@@ -75,7 +83,10 @@ def of_files(config: ClipsConfig, pipe: DiffusionPipeline, device: torch.device)
         conditions = conditions_in(call, latent_channels_of(pipe.vae))
         if CLEAN in conditions:
             latents = torch.where(conditions[CLEAN], call.latents.to(latents), latents)
-        return bucket, latents[0], _of_one_clip(conditions)
+        for name in family.streams:
+            sound = load_sound(clip.path, bucket, config.fps, pipe.audio_sampling_rate)
+            conditions[name] = encode_sound(pipe, sound, conditions[name].shape[1])[None]
+        return bucket, latents[0], _to_store(family, conditions)
 
     return encode_file
 
@@ -90,11 +101,16 @@ def of_teacher(config: ClipsConfig, pipe: DiffusionPipeline) -> Encode:
         settings = {"steps": config.teacher_steps, "guidance_scale": config.teacher_guidance}
         call = clip_arguments(pipe, bucket, config, **settings)
         generator = torch.Generator().manual_seed(number)
-        latents = pipe(prompt=clip.caption, **call, generator=generator, output_type="latent").frames
-        size = family.latent_size(pipe, bucket.frames, bucket.height, bucket.width)
-        named = family.arguments_for(torch.empty(1, 1, *size, device="meta"))
-        latents = family.latents(named | {"hidden_states": latents})[0]
-        return bucket, latents, _of_one_clip(conditions_of(pipe, clip.caption, bucket, config))
+        output = pipe(prompt=clip.caption, **call, generator=generator, output_type="latent")
+        if family.raw_latents:
+            latents = normalised(pipe.vae, output.frames)
+        else:
+            size = family.latent_size(pipe, bucket.frames, bucket.height, bucket.width)
+            named = family.arguments_for(torch.empty(1, 1, *size, device="meta"))
+            latents = family.latents(named | {"hidden_states": output.frames})
+        conditions = conditions_of(pipe, clip.caption, bucket, config)
+        conditions |= {name: packed_sound(pipe, output.audio) for name in family.streams}
+        return bucket, latents[0], _to_store(family, conditions)
 
     return sample_teacher
 
@@ -108,6 +124,6 @@ def of_captions(config: ClipsConfig, pipe: DiffusionPipeline) -> Encode:
             raise BrokenClip(clip.problem)
         bucket = buckets[number % len(buckets)]
         latents = torch.empty(0, *family.latent_size(pipe, bucket.frames, bucket.height, bucket.width))
-        return bucket, latents, _of_one_clip(conditions_of(pipe, clip.caption, bucket, config))
+        return bucket, latents, _to_store(family, conditions_of(pipe, clip.caption, bucket, config))
 
     return encode_nothing
