@@ -12,14 +12,10 @@ from diffusers import (
 )
 from families import CHANNELS, STEPS, TEXT, _embeds, tiny, tiny_pipeline
 from PIL import Image
+from test_family_pipelines import sample
 
 import flexivid
 from flexivid.sampling.flops import flop_counter_mode
-
-
-def sample(pipe, call: dict) -> torch.Tensor:
-    with torch.no_grad():
-        return pipe(**call, generator=torch.Generator().manual_seed(0), return_dict=False)[0]
 
 
 def shares(pipe, call: dict, **settings) -> tuple[float, float]:

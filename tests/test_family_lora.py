@@ -62,6 +62,11 @@ def weak(flex, patch_size: str, call: dict) -> torch.Tensor:
     return flex.transformer(**call, return_dict=False)[0]
 
 
+def assert_alike(found: torch.Tensor, expected: torch.Tensor) -> None:
+    """Equal but for the last bits: peft has frozen stock weights, by which torch chooses how to multiply."""
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
 def call_of(transformer) -> dict:
     return inputs(transformer, grid_for(transformer, 5, 3), batch=1)
 
@@ -86,7 +91,7 @@ def test_a_lora_on_embedder_and_head_is_in_the_weak_modes(name, parametrisation)
             torch.testing.assert_close(weak(flex, patch_size, call), right, atol=1e-4, rtol=1e-3)
     assert (weak(after, modes[0], call) - plain).abs().max() > 0.01
     remove_style(after.transformer)
-    assert torch.equal(weak(after, modes[0], call), plain)
+    assert_alike(weak(after, modes[0], call), plain)
 
 
 @every_family
@@ -111,7 +116,7 @@ def test_trained_modes_get_what_was_added_since(name, parametrisation):
     assert all(isinstance(layer, BaseTunerLayer) and layer.active_adapters == ["style"] for layer in layers)
     for layer in layers:
         layer.enable_adapters(False)
-    assert torch.equal(weak(flex, modes[0], call), trained)
+    assert_alike(weak(flex, modes[0], call), trained)
     for layer in layers:
         layer.enable_adapters(True)
         merge(layer)  # leaves no mark in the weights

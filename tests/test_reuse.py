@@ -95,7 +95,10 @@ def test_every_family_reuses_and_spends_what_it_says(name):
     summary = flexivid.summary(pipe)
     outside = full.get_total_flops() - summary.flops_full if name in CONDITIONED + DECODING else 0  # of the VAE
     counted = (used.get_total_flops() - outside) / (full.get_total_flops() - outside)
-    assert summary.ratio == 0.5 and counted == pytest.approx(0.5, abs=0.01)
+    # MiniMax-H3 embeds one noise level more in steps after the first, where sound and video are at two.
+    assert summary.ratio == pytest.approx(0.5, abs=1e-4 if name == "minimax-h3" else 0) and counted == pytest.approx(
+        0.5, abs=0.01
+    )
     assert [names[0] == REUSED for names in summary.steps].count(True) == STEPS // 2
     assert clip.isfinite().all() and not torch.equal(clip, stock)
     flexivid.enable(pipe, budget=1.0, order="reuse")
