@@ -30,6 +30,11 @@ PARAMETRISATIONS = ("snr", "direct")
 LEAST_LOG_SNR = -40.0  # for tables that end in pure noise
 
 
+def shift_sigma(sigma: torch.Tensor | float, shift: float) -> torch.Tensor | float:
+    """Moves noise levels towards 1, as `flow_shift` does in sampling (Esser et al. 2024, arXiv 2403.03206, eq. 23)."""
+    return shift * sigma / (1 + (shift - 1) * sigma)
+
+
 @dataclass(frozen=True)
 class Level:
     """How noisy latents are: (alpha, s), float32, of one shape that broadcasts with the latents.

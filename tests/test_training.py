@@ -14,11 +14,11 @@ from diffusers import AutoencoderKLWan
 from safetensors.torch import load_file
 from training_runs import ONE, start_and_signal, train_here
 
-from flexivid.diffusion import Level
+from flexivid.diffusion import Level, shift_sigma
 from flexivid.model.adapter import AdapterConfig, save_adapter
 from flexivid.training.config import DistillConfig, load_config
 from flexivid.training.configuration_page import page
-from flexivid.training.noise import State, shift_sigma, uniform_steps_sigma
+from flexivid.training.noise import State, uniform_steps_sigma
 from flexivid.training.student import (
     build_student,
     corrected_distillation_loss,

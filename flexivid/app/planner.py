@@ -77,12 +77,11 @@ class Planner:
         return Plan(schedule, patch_sizes, round(stock / self._arguments.share), used, full_steps)
 
     def _costs_of_run(self, sizes: dict) -> dict[str, int]:
-        """Of one forward, where it costs other than by a budget: the powerful ones of a recipe have LoRA."""
+        """Of one forward, where it costs other than by a budget."""
         runner = self._runner
-        if not isinstance(runner, FewStepRunner) or runner.powerful not in runner.recipe.patch_sizes:
+        if not isinstance(runner, FewStepRunner):
             return {}
-        call = call_of(self._pipe, runner, **sizes)
-        return {runner.powerful: runner.counter.cost_of_adapted(call, runner.powerful)}
+        return runner.own_costs(call_of(self._pipe, runner, **sizes))
 
     def _clips(self, steps: int, guided: bool) -> int:
         """Clips that go through the transformer in a stock call of these."""

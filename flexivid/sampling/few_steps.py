@@ -150,6 +150,12 @@ class FewStepRunner(PipelineRunner):
         check_steps(self.recipe.steps, len(forwards.counts))
         return self.schedule
 
+    def own_costs(self, arguments: dict) -> dict[str, int]:
+        """FLOPs of one forward of one clip where they are others than in a budget: powerful ones have LoRA here."""
+        if self.powerful not in self.recipe.patch_sizes:
+            return {}
+        return {self.powerful: self.counter.cost_of_adapted(arguments, self.powerful)}
+
     def _fits(self, scale: float) -> bool:
         # What guided patch sizes were trained for they give without guidance in the call.
         return True
@@ -160,6 +166,5 @@ class FewStepRunner(PipelineRunner):
                 "the recipe of this adapter runs with the scheduler that enable has given the pipeline, and now it has "
                 "another: enable it again"
             )
-        runs = self.powerful in self.recipe.patch_sizes
-        cost = self.counter.cost_of_adapted(arguments, self.powerful) if runs else 0
+        cost = self.own_costs(arguments).get(self.powerful, 0)
         return FewStepRun(schedule, self.powerful, diffusion, forwards, cost)

@@ -2,6 +2,8 @@
 
 import math
 
+from flexivid.diffusion import shift_sigma
+
 FEW_STEPS = 8  # in runs of so many the last step is always a powerful one
 DENSER_FIRST = 1.6  # docs/log.md, "Where powerful steps belong when guidance is kept"
 # docs/log.md, "Places, found by searching"
@@ -76,15 +78,10 @@ def places_of_guided(first: int, count: int, steps: int) -> list[int]:
 def _geometric(first: float, last: float, steps: int, count: int) -> list[float]:
     """Two or more places, from first to last, whose share of the signal grows by one factor."""
 
-    def signal(place: float) -> float:
-        x = place / steps
-        return x / (FLOW_SHIFT - (FLOW_SHIFT - 1) * x)
-
-    def place(signal: float) -> float:
-        return steps * FLOW_SHIFT * signal / (1 + (FLOW_SHIFT - 1) * signal)
-
-    factor = (signal(last) / signal(first)) ** (1 / (count - 1))
-    return [place(signal(first) * factor**k) for k in range(count)]
+    # 1 - sigma is shifted by the inverse of what shifts sigma.
+    begun, ended = (shift_sigma(place / steps, 1 / FLOW_SHIFT) for place in (first, last))
+    factor = (ended / begun) ** (1 / (count - 1))
+    return [steps * shift_sigma(begun * factor**k, FLOW_SHIFT) for k in range(count)]
 
 
 def _last(count: int, steps: int, scale: float) -> float:

@@ -22,18 +22,13 @@ def clean_streams(
     call: Call, predictions: Iterable[torch.Tensor], diffusion: Diffusion, sigma: float | None
 ) -> tuple[torch.Tensor, ...]:
     """x0 of the streams, (B, tokens, channels) float32 each, that predictions for them stand for."""
-    if not call.family.streams:
-        return ()
-    latents, level = (call.arguments[name].float() for name in call.family.streams), _level(call, diffusion, sigma)
-    return tuple(diffusion.x0(x, output.float(), level) for x, output in zip(latents, predictions, strict=True))
+    pairs = zip((call.arguments[name].float() for name in call.family.streams), predictions, strict=True)
+    return tuple(diffusion.x0(x, output.float(), _level(call, diffusion, sigma)) for x, output in pairs)
 
 
 def predicted_streams(
     call: Call, clean: Iterable[torch.Tensor], diffusion: Diffusion, sigma: float | None
 ) -> tuple[torch.Tensor, ...]:
     """The inverse of `clean_streams`."""
-    if not call.family.streams:
-        return ()
-    latents, level = (call.arguments[name] for name in call.family.streams), _level(call, diffusion, sigma)
-    pairs = zip(latents, clean, strict=True)
-    return tuple(diffusion.output(x.float(), x_0, level).to(x.dtype) for x, x_0 in pairs)
+    pairs = zip((call.arguments[name] for name in call.family.streams), clean, strict=True)
+    return tuple(diffusion.output(x.float(), x_0, _level(call, diffusion, sigma)).to(x.dtype) for x, x_0 in pairs)

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from diffusers import AutoencoderKLWan, WanPipeline
 
+from flexivid.diffusion import shift_sigma
 from flexivid.model.families import family_of
 from flexivid.shapes.build import (
     build_pipeline,
@@ -21,7 +22,6 @@ from flexivid.shapes.oracle import adherence_shares
 from flexivid.shapes.prompts import load_prompts
 from flexivid.training.batches import micro_batch_rows, on_values, own_rows, step_generator
 from flexivid.training.config import Config, DataConfig
-from flexivid.training.noise import shift_sigma
 from flexivid.training.objective import configure_speed
 from flexivid.training.read_ahead import ReadAhead, on_device
 

@@ -5,9 +5,9 @@ from typing import Literal
 import torch
 from pydantic import Field, model_validator
 
+from flexivid.diffusion import shift_sigma
 from flexivid.model.recipe import Recipe
 from flexivid.patches.sizes import parse_mode
-from flexivid.training.noise import shift_sigma
 from flexivid.training.section import Fraction, Positive, Section, ShippedPath
 
 

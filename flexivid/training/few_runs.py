@@ -4,10 +4,11 @@ import math
 
 import torch
 
+from flexivid.diffusion import shift_sigma
 from flexivid.model.flexible import FlexTransformer
 from flexivid.model.recipe import Recipe
 from flexivid.training.few_student import FAKE, STUDENT, TEACHER
-from flexivid.training.noise import NoiseLevels, State, shift_sigma
+from flexivid.training.noise import NoiseLevels, State
 
 
 def distribution_gradient(x_0: torch.Tensor, fake: torch.Tensor, real: torch.Tensor) -> torch.Tensor:

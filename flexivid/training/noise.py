@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from flexivid.diffusion import Diffusion, Level
+from flexivid.diffusion import Diffusion, Level, shift_sigma
 from flexivid.model.family import Family
 from flexivid.patches.folding import Size3
 
@@ -12,11 +12,6 @@ from flexivid.patches.folding import Size3
 # (B, 1, T, H, W), which latents are given without noise; and (B, tokens, C), the noise of a stream such as sound, which
 # stands without it in its own argument until `NoiseLevels.state`.
 CHANNELS, CLEAN, STREAM_NOISE = "channels beside the latents", "clean latents", "noise of the stream"
-
-
-def shift_sigma(sigma: torch.Tensor, shift: float) -> torch.Tensor:
-    """Moves noise levels towards 1, as `flow_shift` does in sampling (Esser et al. 2024, arXiv 2403.03206, eq. 23)."""
-    return shift * sigma / (1 + (shift - 1) * sigma)
 
 
 def uniform_steps_sigma(u: torch.Tensor, sigma_range: tuple[float, float], shift: float) -> torch.Tensor:
