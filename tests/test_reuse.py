@@ -33,6 +33,9 @@ def test_the_places_that_are_nearest_to_full_runs_are_met():
     found = {3: "0 6 19", 4: "0 1 6 23", 5: "0 1 4 13 29", 6: "0 1 4 9 20 33", 8: "0 1 4 5 10 18 28 36"}
     for count, places in (found | {10: "0 1 3 4 6 10 16 25 33 38"}).items():
         near = zip(reuse_places(count, 40), map(int, places.split()), strict=True)
+        # Without the second step 3 dB are gone; of many the third and the fourth stand in a row.
+        begun = 1 if count == 3 else 3 if count < 7 else 4
+        assert reuse_places(count, 40)[:begun] in ([0], [0, 1, 6], [0, 1, 4], [0, 1, 4, 5], [0, 1, 3, 4])
         assert all(abs(ours - theirs) <= 3 for ours, theirs in near)
 
 
