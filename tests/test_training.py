@@ -16,7 +16,8 @@ from training_runs import ONE, start_and_signal, train_here
 
 from flexivid.diffusion import Level, shift_sigma
 from flexivid.model.adapter import AdapterConfig, save_adapter
-from flexivid.training.config import DistillConfig, load_config
+from flexivid.training.checkpoints import run_facts
+from flexivid.training.config import Config, DistillConfig, load_config
 from flexivid.training.configuration_page import page
 from flexivid.training.noise import State, uniform_steps_sigma
 from flexivid.training.student import (
@@ -343,3 +344,14 @@ def test_training_a_decoder_on_leaves_the_encoder_and_the_latents_as_they_are(tm
         name for name, p in after.state_dict().items() if not torch.equal(p, before.state_dict()[name].half().to(p))
     }
     assert changed and all(name.startswith(("decoder.", "post_quant_conv.")) for name in changed)
+
+
+def test_a_run_goes_on_wherever_its_adapter_lies_but_with_no_other(tmp_path, training_config):
+    def facts(folder: Path) -> dict:
+        distill = training_config["distill"] | {"adapter": folder}
+        return run_facts(Config(**training_config | {"distill": distill}, output=tmp_path / "out"))
+
+    for name, content in (("one", b"weights"), ("moved", b"weights"), ("other", b"others")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "flexivid.safetensors").write_bytes(content)
+    assert facts(tmp_path / "one") == facts(tmp_path / "moved") != facts(tmp_path / "other")

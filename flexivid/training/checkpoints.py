@@ -34,7 +34,8 @@ def run_facts(config: Config) -> dict:
                     base.update(hashlib.file_digest(file, "sha256").digest())
     section = {"vae": "vae", "pretrain": "transformer", "shared": "distill"}.get(config.objective, config.objective)
     bound = {"objective", "seed", "batch_size", "flow_shift", section}
-    facts = config.model_dump(mode="json", include=bound)
+    # What an adapter to go on from holds is part of the base; where it lies does not matter.
+    facts = config.model_dump(mode="json", include=bound, exclude={section: {"adapter"}})
     if config.clips is None:
         data = {"data.clips": config.data.clips, "data.word_weights": config.data.word_weights}
     else:
