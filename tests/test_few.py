@@ -1,6 +1,7 @@
 """A few steps without guidance: the recipe in an adapter, and its distillation by distribution matching."""
 
 import json
+import signal
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from conftest import sample, tiny_pipeline, tiny_transformer
 from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler, WanTransformer3DModel
 from families import tiny_trainable_pipeline
 from safetensors.torch import load_file
-from training_runs import TWO, losses, run, train_here, write
+from training_runs import ONE, SHARDED, TWO, losses, run, start_and_signal, train_here, write
 
 import flexivid
 from flexivid.commands import sample as t2v
@@ -383,6 +384,28 @@ def test_processes_and_micro_batches_change_nothing(tmp_path, settings):
     assert len(curves[0]) == 9 and torch.allclose(*curves, atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
+def test_sharded_weights_change_nothing(tmp_path, settings):
+    """FSDP: the curve of one process; killed, it goes on without FSDP, and killed again, with it."""
+    settings |= {"few": settings["few"] | {"warmup_steps": 2, "warmup_every": 1, "warmup_clips": 4}}
+    whole, whole_output = write(tmp_path, "whole", settings, steps=13)
+    assert train_here(whole) == 0
+    moved, output = write(tmp_path, "moved", settings, steps=13, sample_every=3)
+    start_and_signal(SHARDED, moved, output, after=5, number=signal.SIGKILL)
+    assert json.loads((output / "validation.jsonl").read_text().splitlines()[0]).keys() == {
+        "step",
+        "motion",
+        "diversity",
+    }
+    start_and_signal(ONE, moved, output, after=9, number=signal.SIGKILL)
+    run(SHARDED, moved)
+    assert torch.allclose(torch.tensor(losses(output)), torch.tensor(losses(whole_output)), atol=1e-5, rtol=0)
+    for name in ("flexivid.safetensors", "pytorch_lora_weights.safetensors"):
+        expected, found = (load_file(folder / "result" / name) for folder in (whole_output, output))
+        assert expected.keys() == found.keys()
+        assert all(torch.allclose(found[key], expected[key], atol=1e-3) for key in expected)
+
+
 def test_another_family_from_prompts_alone(tmp_path, accelerator):
     """No clip is read, and the teacher samples none; pictures and figures come from the student's runs."""
     pipe = tiny_trainable_pipeline("ltx")
@@ -444,8 +467,8 @@ def test_configs_that_are_refused(more, message):
 @pytest.mark.parametrize(
     ("facts", "message"),
     [
-        ({"distributed_type": DistributedType.FSDP, "is_fsdp2": True}, "not with FSDP or DeepSpeed yet"),
-        ({"distributed_type": DistributedType.DEEPSPEED}, "not with FSDP or DeepSpeed yet"),
+        ({"distributed_type": DistributedType.FSDP, "is_fsdp2": False, "mixed_precision": "no"}, "only version 2"),
+        ({"distributed_type": DistributedType.DEEPSPEED}, "or with FSDP; not with DeepSpeed"),
         ({"distributed_type": DistributedType.NO, "mixed_precision": "fp16"}, "mixed_precision bf16 or no, not fp16"),
     ],
 )

@@ -230,7 +230,7 @@ def test_sharded_weights_change_nothing(tmp_path, settings, folder):
     [
         (
             {"objective": "shared", "distill": {"modes": ["1x4x4"]}},
-            "objective must be distill and optim.name adamw, not shared and adamw",
+            "objective must be distill or few and optim.name adamw, not shared and adamw",
         ),
         ({"optim": {"name": "muon"}}, "not distill and muon"),
         ({"compile": True}, "neither compile nor"),

@@ -18,8 +18,10 @@ from flexivid.training.parallel.zero import check_zero
 
 def check_sharding(accelerator: Accelerator, config: Config) -> None:
     """Raises ValueError for launches and configs that cannot be trained together."""
-    if config.objective == "few" and (is_sharded(accelerator) or is_zero(accelerator)):
-        raise ValueError("few runs on one process or several that each hold the model, not with FSDP or DeepSpeed yet")
+    if config.objective == "few" and is_zero(accelerator):
+        raise ValueError(
+            "few runs on one process, on several that each hold the model, or with FSDP; not with DeepSpeed"
+        )
     if config.objective == "few" and accelerator.mixed_precision == "fp16":
         raise ValueError("few takes mixed_precision bf16 or no, not fp16, whose scale would be that of two losses")
     if is_zero(accelerator):
@@ -28,9 +30,10 @@ def check_sharding(accelerator: Accelerator, config: Config) -> None:
         return
     if not accelerator.is_fsdp2:
         raise ValueError("only version 2 of FSDP is supported: fsdp_version: 2 in accelerate's config")
-    if config.objective != "distill" or config.optim.name != "adamw":
+    if config.objective not in ("distill", "few") or config.optim.name != "adamw":
         raise ValueError(
-            f"with FSDP, objective must be distill and optim.name adamw, not {config.objective} and {config.optim.name}"
+            "with FSDP, objective must be distill or few and optim.name adamw, "
+            f"not {config.objective} and {config.optim.name}"
         )
     if config.compile or config.distill.on_policy:
         raise ValueError("with FSDP there is neither compile nor distill.on_policy yet: --compile false")
