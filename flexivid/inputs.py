@@ -9,7 +9,7 @@ import warnings
 from pathlib import Path
 
 import torch
-from diffusers import DiffusionPipeline, WanPipeline
+from diffusers import DiffusionPipeline, MiniMaxH3ModularPipeline, WanPipeline
 from safetensors import SafetensorError, safe_open
 
 import flexivid
@@ -20,6 +20,7 @@ from flexivid.shapes.prompts import load_prompts
 from flexivid.shapes.world import Scene, all_scenes
 from flexivid.single_file import is_single_file
 from flexivid.stock_pipelines import pipeline_class, without_weights
+from flexivid.training.modular import PARTS
 
 SHAPES_SETS = ("shapes", "shapes-held-out", "shapes-unjudged")
 
@@ -85,16 +86,19 @@ def check_model(model: str | Path, without: tuple[str, ...] = ()) -> None:
     without: parts whose weights come from elsewhere.
     """
     folder = Path(model)
-    index = folder / "model_index.json"
-    if not index.is_file():
+    indices = [path for name in ("", "modular_") if (path := folder / f"{name}model_index.json").is_file()]
+    if not indices:
         if folder.exists() or str(model).count("/") != 1:
             raise ValueError(f"no model in diffusers format at {model}: it has no model_index.json")
         return
+    index, *_ = indices
     content = read_json(index)
     if "_class_name" not in content:
         raise ValueError(f"{index} names no pipeline: it has no _class_name")
     # A component is written as [library, class], and [null, null] where there is none.
     parts = [name for name, value in content.items() if isinstance(value, list) and len(value) == 2 and value[1]]
+    if content["_class_name"] == MiniMaxH3ModularPipeline.__name__:
+        parts = list(PARTS)
     for name in parts:
         if not (folder / name).is_dir():
             raise ValueError(f"{model} is incomplete: it has no folder {name}")

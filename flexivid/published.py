@@ -5,13 +5,13 @@ scripts convert_*_to_diffusers.py of diffusers made the published folders from t
 transformers and VAEs of Wan2.1, LTX-Video, LTX-2, CogVideoX and HunyuanVideo, and Mochi's transformer; with public
 copies of its config: transformer and VAE of Wan2.2-TI2V-5B. Compared with nothing, since the folders could not be read:
 the schedulers' shifts, the scheduler of CogVideoX-5b, Mochi's VAE, and the boundaries of Wan2.2's A14B models, which
-are those of its paper's code. A dry run depends on the architectures only.
+are those of its paper's code; of MiniMax-H3 nothing. A dry run depends on the architectures only.
 """
 
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from diffusers import ConfigMixin, DiffusionPipeline
+from diffusers import ConfigMixin, DiffusionPipeline, ModularPipeline
 
 
 @dataclass(frozen=True)
@@ -139,6 +139,15 @@ ARCHITECTURES = {
             "scheduler": (EULER, {"shift": 5.0}),
         },
     ),
+    "MiniMaxAI/MiniMax-H3": Architecture(
+        "MiniMaxH3ModularPipeline",
+        {
+            "transformer": ("MiniMaxH3Transformer3DModel", {}),
+            "vae": ("AutoencoderKLMiniMaxH3", {}),
+            "scheduler": ("MiniMaxH3Scheduler", {}),
+            "audio_scheduler": ("MiniMaxH3Scheduler", {"shift": 3.0}),
+        },
+    ),
     "genmo/mochi-1-preview": Architecture(
         "MochiPipeline",
         {
@@ -155,9 +164,19 @@ def _known(model: str | Path) -> Architecture | None:
 
 
 def load_index(model: str | Path) -> dict:
-    """model_index.json of a folder or a hub id. Raises OSError if there is none, or no network for one not known."""
-    known = _known(model)
-    return known.index() if known else DiffusionPipeline.load_config(str(model))
+    """model_index.json of a folder or a hub id, or of a modular pipeline, which is named otherwise.
+
+    Raises OSError if there is none, or no network for one not known.
+    """
+    if known := _known(model):
+        return known.index()
+    try:
+        return DiffusionPipeline.load_config(str(model))
+    except OSError as error:
+        try:
+            return ModularPipeline.load_config(str(model))
+        except OSError:
+            raise error from None
 
 
 def load_part(model: str | Path, part: str, component: type[ConfigMixin]) -> dict:

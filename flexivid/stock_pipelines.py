@@ -8,7 +8,7 @@ from pathlib import Path
 
 import diffusers
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, ModularPipeline
 
 from flexivid.model.families import family_of
 from flexivid.model.family import transformer_of
@@ -33,6 +33,11 @@ def pipeline_class(model: str | Path, with_image: bool) -> type[DiffusionPipelin
     found = getattr(diffusers, name, None)
     if found is None:
         raise ValueError(f"diffusers {diffusers.__version__} has no {name}, which {model} asks for")
+    if issubclass(found, ModularPipeline):
+        raise ValueError(
+            f"{model} is a {name}: of a modular pipeline only MiniMax-H3 can be trained, and others must be loaded in "
+            f"Python, for flexivid.enable"
+        )
     if not with_image or "image" in inspect.signature(found.__call__).parameters:
         return found
     sister = getattr(diffusers, name.replace("Pipeline", "ImageToVideoPipeline"), None)
@@ -52,7 +57,7 @@ def without_weights(model: str | Path, pipeline: type[DiffusionPipeline]) -> Dif
             config = load_part(model, name, component)
             with torch.device("meta"):
                 settings[name] = component.from_config(config)
-        elif isinstance(value, list) and name == "scheduler" and value[1] is not None:
+        elif isinstance(value, list) and name.endswith("scheduler") and value[1] is not None:
             component = getattr(diffusers, value[1])
             settings[name] = component.from_config(load_part(model, name, component))  # it has no weights
         elif isinstance(value, list) or (value is None and parameter.default is parameter.empty):

@@ -14,7 +14,7 @@ SUPPORT = {
     "helios": ("yes", "untested", "-", "yes", "yes", "yes", "no"),
     "ltx": ("yes", "yes", "yes", "yes", "yes", "yes", "yes"),
     "ltx-2": ("yes", "yes", "-", "-", "yes", "yes", "yes"),
-    "minimax-h3": ("yes", "yes", "-", "yes", "group", "yes", "no"),
+    "minimax-h3": ("yes", "yes", "-", "yes", "group", "yes", "yes"),
     "cogvideox": ("yes", "yes", "yes", "-", "yes", "yes", "yes"),
     "consisid": ("-", "face", "-", "-", "yes", "yes", "no"),
     "cosmos": ("yes", "yes", "-", "-", "yes", "yes", "no"),
@@ -45,7 +45,7 @@ LEFT_OUT = {
     "Helios by a pyramid": "its stages begin at noise that is alike within blocks, so that a mean over blocks keeps it",
     "Kandinsky 6": "one timestep is told of video and sound, and on a coarse grid that of the video alone changes",
     "SANA-WM": "its attention goes by rays of a camera, which its forward makes for tokens of the base patch size",
-    "Training of MiniMax-H3": "its sound has noise levels of its own, which would have to be drawn as well",
+    "Training of MiniMax-H3 with frames or references": "what its pipeline shows the text encoder of them is not built",
     "Cosmos 3": "takes lists of clips, with text and sound in one sequence of tokens, which no row describes yet",
     "Wan-Animate 2": "keeps keys and values of what it is shown, of tokens of one patch size",
     "Kandinsky5 image-to-video": "the first frame is clean, and its timestep does not say so",
@@ -96,7 +96,8 @@ text, first and last frame, and references (`transformer_ref`), at budgets and i
 no guider: there is one forward a step, one fewer than the steps that it is asked for, which count the end. Plans are of
 a clip from text: given frames cost tokens that they do not know of. `group` is enable_group_offload; modular pipelines
 have no enable_model_cpu_offload. What is counted below are diffusers' defaults, of its class and of the canvas of its
-pipeline, with 256 tokens of text, which it does not pad.
+pipeline, with 256 tokens of text, which it does not pad. It is trained on text alone, with its sound
+([test_training_minimax_h3](../tests/test_training_minimax_h3.py)).
 
 LTX-2's sound stays as it is, a stream of few tokens beside the video; of the three forwards of its default step (both
 branches of guidance, a perturbed one, one without sound) weak steps run the first, and keep what the others add

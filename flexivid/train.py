@@ -40,6 +40,7 @@ from flexivid.training.few_forecast import few_forecast  # noqa: E402
 from flexivid.training.finite import TrainingFailed  # noqa: E402
 from flexivid.training.forecast import check_model, forecast  # noqa: E402
 from flexivid.training.loop import train  # noqa: E402
+from flexivid.training.meta import meta_pipeline  # noqa: E402
 from flexivid.training.optimizers import check_optimizer  # noqa: E402
 from flexivid.training.parallel.launch import from_main  # noqa: E402
 from flexivid.training.parallel.sharding import check_sharding  # noqa: E402
@@ -67,7 +68,7 @@ def check_login(repository: str) -> None:
 
 def check_student(config) -> None:
     """Raises ValueError for modes, an adapter and an attention backend that the base cannot be trained with."""
-    transformer = getattr(inputs.empty_pipeline(config.base), config.component)
+    transformer = meta_pipeline(config).transformer
     with warnings.catch_warnings(action="ignore"), torch.device("meta"):
         if config.objective == "few":
             build_few_student(transformer, config.few)

@@ -12,6 +12,7 @@ from training_runs import train_here
 from flexivid.published import ARCHITECTURES, load_index, load_part
 from flexivid.training.config import load_config
 from flexivid.training.forecast import check_model
+from flexivid.training.modular import MiniMaxH3Pipeline
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted(path.name for path in (ROOT / "configs").glob("*-lora.yaml"))
@@ -48,7 +49,8 @@ def test_every_setting_is_one_of_its_class(hub_id):
         assert settings.keys() <= parameters.keys()
         # What equals the default need not be said.
         assert not [name for name, value in settings.items() if parameters[name].default == value]
-    pipeline = getattr(diffusers, architecture.pipeline)
+    modular = {"MiniMaxH3ModularPipeline": MiniMaxH3Pipeline}
+    pipeline = modular.get(architecture.pipeline) or getattr(diffusers, architecture.pipeline)
     assert {*architecture.settings, *architecture.parts} <= inspect.signature(pipeline).parameters.keys()
 
 

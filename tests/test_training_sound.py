@@ -39,20 +39,27 @@ SOUND = "audio_hidden_states"
 RATE = 16000
 
 
-def write_with_sound(path: Path, sound: np.ndarray | None, rate: int = 48000, frames: int = FRAMES):
+def write_with_sound(
+    path: Path,
+    sound: np.ndarray | None,
+    rate: int = 48000,
+    frames: int = FRAMES,
+    size: tuple[int, int] = (HEIGHT, WIDTH),
+    fps: int = FPS,
+):
     """A clip of noise, and the sound, (samples,) or (2, samples), if there is one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     generator = np.random.default_rng(len(path.stem))
     with av.open(str(path), "w") as container:
-        video = container.add_stream("libx264", rate=FPS, options={"threads": "1", "crf": "0", "bf": "0"})
-        video.height, video.width, video.pix_fmt = HEIGHT, WIDTH, "yuv420p"
+        video = container.add_stream("libx264", rate=fps, options={"threads": "1", "crf": "0", "bf": "0"})
+        video.height, video.width, video.pix_fmt = *size, "yuv420p"
         layout = "mono" if sound is None or sound.ndim == 1 else "stereo"
         if sound is not None:
             audio = container.add_stream("flac" if path.suffix == ".mkv" else "aac", rate=rate, layout=layout)
         for number in range(frames):
-            coarse = generator.integers(0, 256, (HEIGHT // 8, WIDTH // 8, 3)).astype(np.uint8)
+            coarse = generator.integers(0, 256, (size[0] // 8, size[1] // 8, 3)).astype(np.uint8)
             frame = av.VideoFrame.from_ndarray(coarse.repeat(8, 0).repeat(8, 1), format="rgb24")
-            frame.pts, frame.time_base = number, Fraction(1, FPS)
+            frame.pts, frame.time_base = number, Fraction(1, fps)
             container.mux(video.encode(frame))
         container.mux(video.encode())
         if sound is not None:

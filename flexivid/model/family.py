@@ -44,12 +44,15 @@ class Sequence:
     latents: the arguments of a forward, or what it gives for `hidden_states` -> (B, C, T, H, W) of the clip.
     packed: (B, C, T, H, W) -> tokens. given: (completed arguments) -> how many tokens stand before those in
     `hidden_states`, and are no part of the clip: its first and last frame, or what it refers to.
+    laid_out: (latents (1, C, T, H, W), text (1, tokens, D), stream (1, tokens, C), timestep of the latents, timestep of
+    the stream) -> the arguments that a pipeline gives to `forward` for one clip of text, what names tokens on the CPU.
     """
 
     stock: Callable[[dict, Folding | None], dict]
     latents: Callable[[dict], torch.Tensor]
     packed: Callable[[torch.Tensor], torch.Tensor]
     given: Callable[[dict], int]
+    laid_out: Callable[[torch.Tensor, torch.Tensor, torch.Tensor, float, float], dict]
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,7 +8,8 @@ import torch
 from flexivid.model.flexible import FlexTransformer
 from flexivid.patches.folding import token_grid
 from flexivid.sampling.flops import FlopCounter
-from flexivid.training.noise import CLEAN
+from flexivid.tensors import on_rows
+from flexivid.training.noise import CLEAN, STREAM_TIMESTEP
 from flexivid.training.student import arguments_of
 
 
@@ -46,4 +47,9 @@ class Costs:
         latents, conditions = values[0], next(value for value in values if isinstance(value, dict))
         grid = token_grid(latents.shape[2:], self.flex.base_patch)
         of_tokens = (math.prod(grid),) if CLEAN in conditions else ()
+        if self.flex.family.sequence is not None:  # of one clip: those of a batch have texts of different lengths
+            latents, conditions = latents[:1], on_rows(conditions, lambda tensor: tensor[:1])
+            conditions |= {STREAM_TIMESTEP: torch.ones(1)}
+            # Completed, which reads values: the counter has none.
+            return self.flex.family.completed(arguments_of(self.flex.family, latents, torch.zeros(1), conditions))
         return arguments_of(self.flex.family, latents, torch.empty(len(latents), *of_tokens), conditions)

@@ -10,6 +10,7 @@ from diffusers import DiffusionPipeline
 
 from flexivid.model.adapter import AdapterConfig, save_adapter
 from flexivid.patches.sizes import parse_mode
+from flexivid.published import load_index
 from flexivid.sampling.runner import PipelineRunner
 from flexivid.tensors import on_rows
 from flexivid.training.batches import clips_per_part, micro_batch_rows, on_values, own_rows, step_generator
@@ -40,7 +41,7 @@ def load_base(config: Config) -> DiffusionPipeline:
     # LTX-2's connectors take what the text encoder gives as it is.
     parts = ("transformer", "transformer_2", "text_encoder", "connectors")
     dtypes = {"default": torch.float32} | dict.fromkeys(parts, dtype)
-    index = DiffusionPipeline.load_config(str(config.base))
+    index = load_index(config.base)
     others = [name for name in ("transformer", "transformer_2") if name != config.component]
     without = {name: None for name in others if index.get(name, [None])[0] is not None}
     pipe = trained_class(config).from_pretrained(str(config.base), dtype=dtypes, use_safetensors=True, **without)
@@ -65,7 +66,11 @@ class DistillObjective:
         self.flex = self.model._flex[0]
         table = getattr(self.pipeline.scheduler, "alphas_cumprod", None)
         self.flex.diffusion = replace(self.flex.diffusion, alphas_cumprod=table)
-        self.levels = NoiseLevels(self.flex.diffusion, config.flow_shift, self.flex.base_patch, self.flex.family)
+        of_stream = getattr(self.pipeline, "audio_scheduler", None)
+        stream_shift = None if of_stream is None else of_stream.config.shift
+        self.levels = NoiseLevels(
+            self.flex.diffusion, config.flow_shift, self.flex.base_patch, self.flex.family, stream_shift
+        )
         configure_speed(self.pipeline.transformer, config)
         self.batches, self.costs = ReadAhead(self.read, config.steps), Costs(self.flex)
         self.data, self.facts = self.load_data()

@@ -9,7 +9,8 @@ from flexivid.sampling.flops import FlopCounter, flop_counter_mode
 from flexivid.training.batches import clips_per_part
 from flexivid.training.config import Config
 from flexivid.training.few_student import FAKE, STUDENT, FewStudent, build_few_student, is_of_fake_score
-from flexivid.training.forecast import GIB, cost_table, count_of, meta_call, meta_pipeline, meta_state, saved_bytes
+from flexivid.training.forecast import GIB, cost_table, count_of, saved_bytes
+from flexivid.training.meta import meta_call, meta_pipeline, meta_state
 
 
 def few_forecast(config: Config, processes: int, mixed_precision: bool) -> str:

@@ -1,7 +1,6 @@
 """What a distillation will cost, known before a GPU is rented: counted on the meta device, without loading weights."""
 
 import math
-import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -11,42 +10,23 @@ from diffusers import DiffusionPipeline, UniPCMultistepScheduler
 from diffusers.configuration_utils import FrozenDict
 from torch.autograd.graph import saved_tensors_hooks
 
-from flexivid.diffusion import FLOWS, Level
+from flexivid.diffusion import FLOWS
 from flexivid.model.families import family_of
 from flexivid.model.family import Family, patch_size_of
-from flexivid.patches.folding import token_grid
 from flexivid.patches.sizes import parse_mode
 from flexivid.published import load_index, load_part
 from flexivid.sampling.budget import least_budget, schedule_for_budget
 from flexivid.sampling.flops import FlopCounter, flop_counter_mode
-from flexivid.stock_pipelines import latent_channels_of, without_weights
-from flexivid.tensors import on_rows
+from flexivid.stock_pipelines import latent_channels_of
 from flexivid.training.batches import clips_per_part
 from flexivid.training.config import Config, DistillConfig
-from flexivid.training.data.buckets import Bucket
-from flexivid.training.data.latents import check_buckets, check_text_length, clips_of
-from flexivid.training.data.media import (
-    FILLS,
-    TAKES,
-    check_has_media,
-    check_media,
-    gives_clean_frame,
-    taken_by,
-    trained_class,
-)
+from flexivid.training.data.latents import check_buckets, check_sequence, check_text_length, clips_of
+from flexivid.training.data.media import FILLS, TAKES, check_has_media, check_media, taken_by
+from flexivid.training.meta import meta_call, meta_pipeline, meta_state
 from flexivid.training.noise import State
 from flexivid.training.student import Student, build_student, distillation_loss, unfrozen_student, weak_errors
 
 GIB = 2**30
-
-
-def meta_pipeline(config: Config) -> DiffusionPipeline:
-    """The pipeline on the meta device, the transformer that is trained as its only one."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of copies between tensors that have no data
-        pipe = without_weights(config.base, trained_class(config))
-    pipe.register_modules(transformer=getattr(pipe, config.component))
-    return pipe
 
 
 def _student(config: Config, pipe: DiffusionPipeline) -> tuple[Student, int]:
@@ -64,36 +44,6 @@ def _student(config: Config, pipe: DiffusionPipeline) -> tuple[Student, int]:
     table = torch.linspace(1, 0, 1000)  # any will do: values cost nothing
     flex.diffusion = replace(flex.diffusion, alphas_cumprod=table)
     return student, base_count
-
-
-def meta_call(config: Config, pipe: DiffusionPipeline, clips: int, dtype: torch.dtype) -> dict:
-    """Arguments of a forward of `clips` clips of the largest bucket, on the meta device."""
-    if config.clips is None:
-        bucket, length = Bucket(config.data.frames, config.data.size, config.data.size), max(config.data.text_lengths)
-    else:
-        bucket = max((Bucket.parse(text) for text in config.clips.buckets), key=lambda b: b.frames * b.height * b.width)
-        length = config.clips.max_sequence_length
-    family = family_of(pipe.transformer)
-    size = family.latent_size(pipe, bucket.frames, bucket.height, bucket.width)
-
-    def repeated(tensor: torch.Tensor) -> torch.Tensor:
-        # HunyuanVideo-1.5 computes in the precision of its timestep.
-        is_cast = tensor.is_floating_point() and (tensor.ndim > 1 or tensor is call["timestep"])
-        kind = dtype if is_cast else tensor.dtype
-        return torch.empty(clips, *tensor.shape[1:], dtype=kind, device="meta")
-
-    call = family.example(pipe.transformer.config, size, length)
-    if gives_clean_frame(pipe):  # every token has a timestep of its own, and sound that of the step
-        per_token = torch.empty(1, math.prod(token_grid(size, patch_size_of(pipe.transformer.config))), device="meta")
-        call |= dict.fromkeys(family.timesteps_beside, call["timestep"]) | {"timestep": per_token}
-    return on_rows(call, repeated)
-
-
-def meta_state(pipe: DiffusionPipeline, call: dict) -> State:
-    family = family_of(pipe.transformer)
-    conditions = {name: value for name, value in call.items() if name not in ("hidden_states", "timestep")}
-    level = torch.empty(len(call["timestep"]), device="meta")
-    return State(family.latents(call), call["timestep"], Level(level, level), conditions, unconditional=conditions)
 
 
 def _costs(student: Student, call: dict) -> dict[str, int]:
@@ -131,6 +81,8 @@ def check_model(config: Config, with_clips: bool = True) -> None:
             f"{config.base} takes {transformer['in_channels']} channels and its VAE has {latent_channels}: it has "
             f"conditions beside the text, which cannot be trained yet"
         )
+    if config.distill.guidance_scale is not None and family.sequence is not None:
+        raise ValueError(f"{family.transformer_class} has its guidance in its weights: it takes no guided modes")
     if config.distill.on_policy and (family.guidance != "separate" or two or beside):
         raise ValueError(f"on_policy is for pipelines such as Wan's, with one transformer; {config.base} is none")
     scheduler = load_part(config.base, "scheduler", UniPCMultistepScheduler)
@@ -145,6 +97,7 @@ def check_model(config: Config, with_clips: bool = True) -> None:
         patch_frames, _, patch_width = patch_size_of(transformer)
         check_buckets(config.clips, stride, shrink * patch_width, patch_frames)
         check_text_length(config.base, config.clips.max_sequence_length)
+        check_sequence(config.clips, pipe)
     if config.objective == "few":
         return _check_few(config, family, two)
     budgets = list(config.validation.budgets) if config.clips is not None and config.validation.prompts else []
@@ -244,8 +197,10 @@ def _data_lines(config: Config, pipe: DiffusionPipeline, call: dict, clips: int)
     """What a clip takes of the disk, in half precision, and what the transformer is given of it beside latents."""
     if config.clips is None:
         return []
-    taken = taken_by(type(pipe))
-    kept = 2 * sum(value.numel() for value in call.values() if torch.is_tensor(value)) / clips
+    taken, shared = taken_by(type(pipe)), family_of(pipe.transformer).for_all_clips
+    kept = (
+        2 * sum(value.numel() for name, value in call.items() if torch.is_tensor(value) and name not in shared) / clips
+    )
     given = "" if taken is None else f", with what the pipeline makes of {taken}"
     return [f"a clip of this size takes up to {kept / 2**20:.1f} MiB of {config.clips.cache}{given}"]
 

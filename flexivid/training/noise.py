@@ -10,8 +10,10 @@ from flexivid.patches.folding import Size3
 
 # Conditions that are no arguments of a forward: (B, C, T, H, W) that follow the latents' own channels;
 # (B, 1, T, H, W), which latents are given without noise; and (B, tokens, C), the noise of a stream such as sound, which
-# stands without it in its own argument until `NoiseLevels.state`.
+# stands without it in its own argument until `NoiseLevels.state`. (B,) timesteps of that stream, where it has its own
+# schedule; (B, 1), how many tokens a text has, where pipelines do not pad it.
 CHANNELS, CLEAN, STREAM_NOISE = "channels beside the latents", "clean latents", "noise of the stream"
+STREAM_TIMESTEP, TEXT_LENGTH = "timestep of the stream", "tokens of the text"
 
 
 def uniform_steps_sigma(u: torch.Tensor, sigma_range: tuple[float, float], shift: float) -> torch.Tensor:
@@ -72,10 +74,21 @@ def with_stream_noise(
 
 
 class NoiseLevels:
-    """The noise levels that a model is trained at. flow_shift: of its scheduler, in flow matching."""
+    """The noise levels that a model is trained at. flow_shift: of its scheduler, in flow matching.
 
-    def __init__(self, diffusion: Diffusion, flow_shift: float, patch_size: Size3, family: Family):
+    stream_shift: of the scheduler of a stream that has its own.
+    """
+
+    def __init__(
+        self,
+        diffusion: Diffusion,
+        flow_shift: float,
+        patch_size: Size3,
+        family: Family,
+        stream_shift: float | None = None,
+    ):
         self.diffusion, self.flow_shift, self.patch_size, self.family = diffusion, flow_shift, patch_size, family
+        self.stream_shift = stream_shift
 
     def drawn(self, u: torch.Tensor, sigma_range: tuple[float, float]) -> torch.Tensor:
         """Timesteps for u in [0, 1], (B,): what a sampler visits, within a range of noise levels.
@@ -99,7 +112,8 @@ class NoiseLevels:
     def state(self, x_0: torch.Tensor, noise: torch.Tensor, timestep: torch.Tensor, conditions: dict) -> State:
         """x_0, noise: (B, C, T, H, W); timestep: (B,). Latents that the conditions call clean stay x_0.
 
-        A stream is as noisy as the video, and told so, as in sampling: pipelines run it by the same schedule.
+        A stream is as noisy as the video, and told so, as in sampling: pipelines run it by the same schedule; or as
+        noisy as at the same step of its own.
         """
         level = self.diffusion.level(timestep)
         conditions = self._with_streams(conditions, timestep, level)
@@ -112,6 +126,9 @@ class NoiseLevels:
 
     def _with_streams(self, conditions: dict, timestep: torch.Tensor, level: Level) -> dict:
         changed = {name: timestep for name in self.family.timesteps_beside if name in conditions}
+        if self.stream_shift is not None:
+            level = self.diffusion.flow_level(shift_sigma(level.s, self.stream_shift / self.flow_shift))
+            changed[STREAM_TIMESTEP] = self.diffusion.timestep(level)
         alpha, s = (values.view(-1, 1, 1) for values in (level.alpha, level.s))
         for name in self.family.streams:
             changed[name] = alpha * conditions[name] + s * conditions[STREAM_NOISE]

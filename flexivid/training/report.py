@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import matplotlib
+from diffusers import ModularPipeline
 from huggingface_hub import HfApi
 
 from flexivid.files import replacing, write_text
@@ -32,12 +33,7 @@ Lets `{model}` run with the larger patch sizes {modes} beside its own, so that a
 you set. Made by flexivid ([FlexiDiT](https://arxiv.org/abs/2502.20126) for the video models of diffusers), {objective}.
 
 ```python
-import flexivid, torch
-from diffusers import DiffusionPipeline
-
-pipe = DiffusionPipeline.from_pretrained("{model}", dtype=torch.bfloat16).to("cuda")
-flexivid.enable(pipe, adapter="{name}", budget=0.5)
-video = pipe("...", max_sequence_length={length}).frames
+{usage}
 ```
 
 `pipe.load_lora_weights` alone is not enough: it reads `{lora}` and leaves out `{weights}`, which hold the
@@ -52,6 +48,22 @@ Mean squared difference of the predicted x0 to that of the base model at its own
 
 {errors}
 """
+
+USAGE = """\
+import flexivid, torch
+from diffusers import DiffusionPipeline
+
+pipe = DiffusionPipeline.from_pretrained("{model}", dtype=torch.bfloat16).to("cuda")
+flexivid.enable(pipe, adapter="{name}", budget=0.5)
+video = pipe("...", max_sequence_length={length}).frames"""
+MODULAR_USAGE = """\
+import flexivid, torch
+from diffusers import ModularPipeline
+
+pipe = ModularPipeline.from_pretrained("{model}", workflow="t2va")
+pipe.load_components(dtype=torch.bfloat16)
+flexivid.enable(pipe.to("cuda"), adapter="{name}", budget=0.5)
+video = pipe(prompt="...", num_inference_steps=50, output="videos")"""
 
 
 def public_name(base: Path) -> str:
@@ -120,6 +132,7 @@ def write_card(
         "LoRA rank": adapter.lora_rank,
         "parametrisation": adapter.parametrisation,
     }
+    usage = MODULAR_USAGE if issubclass(trained_class(config), ModularPipeline) else USAGE
     rows = ["| patch size | " + " | ".join(f"{sigma:g}" for sigma in SIGMAS) + " |", "|---" * (len(SIGMAS) + 1) + "|"]
     rows += [f"| {name} | " + " | ".join(f"{value:.4f}" for value in values) + " |" for name, values in errors.items()]
     text = CARD.format(
@@ -127,8 +140,11 @@ def write_card(
         model=model or base,
         modes=", ".join(adapter.patch_sizes),
         objective=adapter.training["objective"],
-        name=config.push_to_hub or "path/to/this/folder",
-        length=adapter.max_sequence_length,
+        usage=usage.format(
+            model=model or base,
+            name=config.push_to_hub or "path/to/this/folder",
+            length=adapter.max_sequence_length,
+        ),
         lora=LORA_NAME,
         weights=f"{WEIGHTS_NAME}` and `{CONFIG_NAME}",
         facts="\n".join(f"- {name.replace('_', ' ')}: {value}" for name, value in facts.items()),

@@ -4,6 +4,8 @@ Trained are the coarse embedders, heads and patch-size embeddings, and a LoRA pe
 so that the powerful mode stays exact.
 """
 
+from operator import itemgetter
+
 import torch
 from diffusers.training_utils import cast_training_params
 
@@ -13,23 +15,43 @@ from flexivid.model.family import Family
 from flexivid.model.flexible import FlexTransformer
 from flexivid.model.lora import add_lora
 from flexivid.patches.sizes import parse_mode
+from flexivid.tensors import on_rows
 from flexivid.training.config import DistillConfig
-from flexivid.training.noise import CHANNELS, CLEAN, STREAM_NOISE, State
+from flexivid.training.noise import CHANNELS, CLEAN, STREAM_NOISE, STREAM_TIMESTEP, TEXT_LENGTH, State
 from flexivid.training.parallel.sharding import block_classes
 
 
 def arguments_of(family: Family, x_t: torch.Tensor, timestep: torch.Tensor, conditions: dict) -> dict:
     """Those of a forward at latents x_t (B, C, T, H, W).
 
-    conditions: its other arguments, and what `noise` names beside them.
+    conditions: its other arguments, and what `noise` names beside them. Where all tokens are one sequence these are of
+    one clip, and on the meta device as `Family.completed` leaves them.
     """
+    if family.sequence is not None:
+        text = conditions["encoder_hidden_states"][:, : int(conditions[TEXT_LENGTH][0])]
+        streams = [conditions[name] for name in family.streams]
+        noise_levels = float(timestep[0]), float(conditions[STREAM_TIMESTEP][0])
+        call = family.sequence.laid_out(x_t, text, *streams, *noise_levels)
+        # Layouts are read from values, which there are none of on the meta device.
+        return on_rows(family.completed(call) if x_t.is_meta else call, lambda tensor: tensor.to(x_t.device))
     beside = [conditions[CHANNELS].to(x_t)] if CHANNELS in conditions else []
     others = {name: value for name, value in conditions.items() if name not in (CHANNELS, CLEAN, STREAM_NOISE)}
     return others | family.arguments_for(torch.cat([x_t, *beside], 1)) | {"timestep": timestep}
 
 
 def predict(transformer: torch.nn.Module, family: Family, x_t, timestep, conditions: dict) -> torch.Tensor:
-    """One forward, see `arguments_of`: the network's output, (B, C, T, H, W) float32."""
+    """One forward, see `arguments_of`: the network's output, (B, C, T, H, W) float32.
+
+    One a clip where all tokens are one sequence: clips have texts of different lengths in it, and one noise level each.
+    """
+    if family.sequence is not None and len(x_t) > 1:
+        clips = [slice(number, number + 1) for number in range(len(x_t))]
+        conditions_of = [on_rows(conditions, itemgetter(clip)) for clip in clips]
+        outputs = [
+            predict(transformer, family, x_t[clip], timestep[clip], own)
+            for clip, own in zip(clips, conditions_of, strict=True)
+        ]
+        return torch.cat(outputs)
     call = arguments_of(family, x_t, timestep, conditions)
     output, *_ = parts_of(transformer(**call, return_dict=False))
     return family.latents(call | {"hidden_states": output}).float()

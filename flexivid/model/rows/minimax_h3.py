@@ -9,6 +9,10 @@ import math
 
 import torch
 from diffusers.models.transformers.transformer_minimax_h3 import MiniMaxH3TransformerOutput
+from diffusers.modular_pipelines.minimax_h3.before_denoise import (
+    MiniMaxH3PrepareLayoutStep,
+    MiniMaxH3SetTimestepsStep,
+)
 from einops import rearrange
 
 from flexivid.model.family import Family, Sequence
@@ -123,6 +127,30 @@ def _shorter(call: dict, folding: Folding) -> dict:
     }
 
 
+def _laid_out(latents: torch.Tensor, text: torch.Tensor, sound: torch.Tensor, timestep: float, of_sound: float) -> dict:
+    sounds = sound.shape[1] // SOUND_CHANNELS
+    tags = torch.full((text.shape[1],), TEXT)
+    layout = MiniMaxH3PrepareLayoutStep.build_packed_sequence(
+        tags, *latents.shape[2:], sounds, PATCH, SOUND_CHANNELS, SOUND, VIDEO
+    )
+    places, tags, video_indices, sound_indices, text_indices, *given = layout
+    timesteps, levels = MiniMaxH3SetTimestepsStep.build_row_timesteps(
+        video_indices, sound_indices, *given, text.shape[1], timestep, of_sound, 1.0, 1.0
+    )
+    return {
+        "hidden_states": _packed(latents),
+        "audio_hidden_states": sound,
+        "encoder_hidden_states": text,
+        "timestep": timesteps,
+        "timestep_indices": levels,
+        "token_tags": tags,
+        "position_ids": places,
+        "video_indices": video_indices,
+        "audio_indices": sound_indices,
+        "text_indices": text_indices,
+    }
+
+
 def _example(config, size, length):
     """Text, sound, and the clip, as in the pipeline, at the same noise level: as its first step is."""
     grid = token_grid(size, PATCH)
@@ -172,7 +200,7 @@ MINIMAX_H3 = Family(
     frames=124,
     sizes=(("t", "num_frames"), ("h", "height"), ("w", "width")),
     completed=_completed,
-    sequence=Sequence(_stock, _latents, _packed, lambda call: call["given_tokens"].shape[1]),
+    sequence=Sequence(_stock, _latents, _packed, lambda call: call["given_tokens"].shape[1], _laid_out),
     streams=("audio_hidden_states",),
     stream_timestep="audio_timesteps",
     output_class=MiniMaxH3TransformerOutput,

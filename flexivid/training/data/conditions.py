@@ -6,6 +6,7 @@ Nothing here knows a family: the pipeline is called, and stopped when it comes t
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import wraps
 
 import torch
 from diffusers import DiffusionPipeline
@@ -15,13 +16,13 @@ from flexivid.model.families import family_of
 from flexivid.model.family import Family, patch_size_of
 from flexivid.stock_pipelines import call_arguments, latent_channels_of
 from flexivid.training.config import ClipsConfig
-from flexivid.training.data.buckets import Bucket
-from flexivid.training.noise import CHANNELS, CLEAN
+from flexivid.training.data.buckets import BrokenClip, Bucket
+from flexivid.training.noise import CHANNELS, CLEAN, TEXT_LENGTH
 
 NOT_CONDITIONS = ("hidden_states", "timestep", "return_dict", "attention_kwargs")
 
 
-class _AtTheTransformer(Exception):
+class _AtTheTransformer(BaseException):  # modular pipelines print every Exception that passes
     pass
 
 
@@ -54,6 +55,7 @@ def first_call(pipe: DiffusionPipeline, prompt: str, bucket: Bucket, config: Cli
     unguided = {} if family.guidance == "embedded" else {"guidance_scale": 1.0}
     seen = {}
 
+    @wraps(transformer.forward)  # modular pipelines give what its signature names
     def stop(*args, **kwargs):
         seen.update(signature.bind(transformer, *args, **kwargs).arguments)
         raise _AtTheTransformer
@@ -68,17 +70,27 @@ def first_call(pipe: DiffusionPipeline, prompt: str, bucket: Bucket, config: Cli
         pipe(**call, generator=torch.Generator().manual_seed(0), output_type="latent")
     del seen["self"]
     for name in family.for_all_clips:
-        if signature.parameters[name].default is None:  # what the forward takes by itself, such as scales of 1
+        if (
+            name in signature.parameters and signature.parameters[name].default is None
+        ):  # what the forward takes by itself, such as scales of 1
             seen.pop(name, None)
     return Call(family, patch_size_of(transformer.config), seen, transformer.forward)
 
 
-def conditions_in(call: Call, channels: int) -> dict:
+def conditions_in(call: Call, channels: int, text_length: int) -> dict:
     """What a first forward is given beside latents of so many channels, and their timestep.
 
     Tensors have a row a clip; tables of a size come as tuples, its axes as numbers. CHANNELS and CLEAN are there where
-    the pipeline gives such.
+    the pipeline gives such. Of a sequence of all tokens its text, filled up to `text_length`, and its stream: what
+    names tokens follows from them. Raises BrokenClip if that text is longer.
     """
+    if call.family.sequence is not None:
+        text = call.given["encoder_hidden_states"]
+        if text.shape[1] > text_length:
+            raise BrokenClip(f"its caption has {text.shape[1]} tokens, clips.max_sequence_length is {text_length}")
+        streams = {name: call.given[name] for name in call.family.streams}
+        filled = torch.nn.functional.pad(text, (0, 0, 0, text_length - text.shape[1]))
+        return {"encoder_hidden_states": filled, TEXT_LENGTH: torch.tensor([[text.shape[1]]]), **streams}
     conditions = {name: value for name, value in call.given.items() if name not in NOT_CONDITIONS and value is not None}
     if call.latents.shape[1] > channels:
         conditions[CHANNELS] = call.latents[:, channels:]
@@ -92,7 +104,8 @@ def conditions_of(
     pipe: DiffusionPipeline, prompt: str, bucket: Bucket, config: ClipsConfig, media: dict | None = None
 ) -> dict:
     """`conditions_in` of the first forward of a call."""
-    return conditions_in(first_call(pipe, prompt, bucket, config, media or {}), latent_channels_of(pipe.vae))
+    call = first_call(pipe, prompt, bucket, config, media or {})
+    return conditions_in(call, latent_channels_of(pipe.vae), config.max_sequence_length)
 
 
 def of_clips(family: Family) -> tuple[str, ...]:

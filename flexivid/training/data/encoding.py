@@ -1,6 +1,8 @@
 """Clips to latents and back, as the pipeline of a VAE normalises them."""
 
 import torch
+from diffusers import AutoencoderKLMiniMaxH3
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 
 def latent_statistics(vae: torch.nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
@@ -17,6 +19,10 @@ def latent_statistics(vae: torch.nn.Module) -> tuple[torch.Tensor, torch.Tensor]
 @torch.no_grad()
 def encode(vae: torch.nn.Module, clips: torch.Tensor) -> torch.Tensor:
     """Clips (B, 3, T, H, W) in [-1, 1] -> latents as the pipeline's transformer sees them, (B, C, T', H', W')."""
+    if isinstance(vae, AutoencoderKLMiniMaxH3):  # whose pipeline gives it pixels as ImageNet has them
+        of_pixels = (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+        mean, std = (clips.new_tensor(values).view(1, -1, 1, 1, 1) for values in of_pixels)
+        clips = ((clips + 1) / 2 - mean) / std
     return normalised(vae, vae.encode(clips).latent_dist.mode())
 
 

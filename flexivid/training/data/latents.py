@@ -16,6 +16,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils.memory import clear_device_cache
 from diffusers import DiffusionPipeline
+from diffusers.modular_pipelines.minimax_h3.modular_pipeline import align_num_frames
 from diffusers.pipelines.ltx2 import LTX2TextConnectors
 from safetensors import safe_open
 from tqdm import tqdm
@@ -174,6 +175,26 @@ def check_buckets(config: ClipsConfig, temporal_factor: int, side: int, patch_fr
             raise ValueError(
                 f"the bucket {bucket} does not fit the model, which joins {patch_frames} latent frames: give it "
                 f"{temporal_factor} frames more"
+            )
+
+
+def check_sequence(config: ClipsConfig, pipe: DiffusionPipeline) -> None:
+    """Raises ValueError for clips that a model of one sequence, MiniMax-H3, does not make."""
+    if family_of(pipe.transformer).sequence is None:
+        return
+    if config.drop_caption:
+        raise ValueError(
+            f"clips.drop_caption is {config.drop_caption}: guidance is in the model's weights, and a caption of no "
+            f"tokens cannot be encoded; set it to 0"
+        )
+    if config.fps != pipe.fps:
+        raise ValueError(f"clips.fps is {config.fps:g}: the model makes clips of {pipe.fps} frames a second")
+    for bucket in map(Bucket.parse, config.buckets):
+        aligned = align_num_frames(bucket.frames, pipe.vae_frames_per_chunk, pipe.vae_latents_per_chunk)
+        if aligned != bucket.frames or not pipe.min_duration <= aligned / pipe.fps <= pipe.max_duration:
+            raise ValueError(
+                f"the bucket {bucket} does not fit the model: {pipe.vae_latents_per_chunk} + a multiple of "
+                f"{pipe.vae_frames_per_chunk} frames, {pipe.min_duration:g} to {pipe.max_duration:g} seconds of them"
             )
 
 

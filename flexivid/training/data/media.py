@@ -7,15 +7,17 @@ import inspect
 from pathlib import Path
 
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, MiniMaxH3ModularPipeline
 from PIL import Image
 
 from flexivid.model.families import family_of
+from flexivid.published import load_index
 from flexivid.stock_pipelines import latent_channels_of, pipeline_class
 from flexivid.training.config import Config
 from flexivid.training.data.buckets import BrokenClip, Bucket
 from flexivid.training.data.captions import CaptionedClip
 from flexivid.training.data.clips import load_beside
+from flexivid.training.modular import MiniMaxH3Pipeline
 
 IMAGE, CONTROL = "an image", "a control video"
 REMEDY = "put a.control.mp4 or a.mask.mp4 beside a.mp4, or name them in control and mask of the metadata"
@@ -36,6 +38,12 @@ def trained_class(config: Config) -> type[DiffusionPipeline]:
 
     Raises ValueError if diffusers has none.
     """
+    if load_index(config.base)["_class_name"] == MiniMaxH3ModularPipeline.__name__:
+        if config.clips is not None and config.clips.first_frame:
+            raise ValueError(
+                "MiniMax-H3 is trained on text alone, frames are not built: clips.first_frame must be false"
+            )
+        return MiniMaxH3Pipeline
     return pipeline_class(config.base, with_image=config.clips is not None and config.clips.first_frame)
 
 

@@ -48,6 +48,9 @@ def made_with(config: ClipsConfig, pipe: DiffusionPipeline, captions_only: bool)
             "steps": config.teacher_steps,
             "guidance": config.teacher_guidance,
         }
+    if (of_sound := getattr(pipe, "audio_scheduler", None)) is not None:  # MiniMax-H3's
+        of_latents = [pipe.audio_vae.config[name] for name in ("latents_mean", "latents_std")]
+        facts["sound"] = [*of_latents, of_sound.config.shift]
     if taken_by(type(pipe)) is not None:
         processor = getattr(pipe, "image_processor", None)
         facts["media"] = [type(pipe).__name__, str(pipe.transformer.dtype), json.dumps(dict(pipe.config), default=str)]
@@ -65,8 +68,9 @@ def _to_store(family: Family, conditions: dict) -> dict:
 
 
 def empty_conditions(pipe: DiffusionPipeline, bucket: Bucket, config: ClipsConfig) -> dict:
-    """Those of the empty caption, and of no clip."""
-    return _of_one_clip(conditions_of(pipe, "", bucket, config, blank_media(taken_by(type(pipe)), bucket)))
+    """Those of the empty caption, and of no clip. There is none in a sequence that needs text: then of a short one."""
+    caption = "" if family_of(pipe.transformer).sequence is None else "."
+    return _of_one_clip(conditions_of(pipe, caption, bucket, config, blank_media(taken_by(type(pipe)), bucket)))
 
 
 def of_files(config: ClipsConfig, pipe: DiffusionPipeline, device: torch.device) -> Encode:
@@ -80,7 +84,7 @@ def of_files(config: ClipsConfig, pipe: DiffusionPipeline, device: torch.device)
         bucket, frames = load_clip(clip.path, buckets, config.fps)
         latents = encode(pipe.vae, frames[None].to(device, pipe.vae.dtype))
         call = first_call(pipe, clip.caption, bucket, config, media_of(taken, clip, frames, bucket, config.fps))
-        conditions = conditions_in(call, latent_channels_of(pipe.vae))
+        conditions = conditions_in(call, latent_channels_of(pipe.vae), config.max_sequence_length)
         if CLEAN in conditions:
             latents = torch.where(conditions[CLEAN], call.latents.to(latents), latents)
         for name in family.streams:
