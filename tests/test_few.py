@@ -11,10 +11,8 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 from conftest import sample, tiny_pipeline, tiny_transformer
 from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler, WanTransformer3DModel
-from families import tiny_pipeline as family_pipeline
 from families import tiny_trainable_pipeline
 from safetensors.torch import load_file
-from test_family_pipelines import sample as sample_family
 from training_runs import ONE, SHARDED, TWO, losses, run, start_and_signal, train_here, write
 
 import flexivid
@@ -23,8 +21,6 @@ from flexivid.model.adapter import AdapterConfig, read_config, save_adapter
 from flexivid.model.family import patch_size_of
 from flexivid.model.recipe import Recipe
 from flexivid.patches.sizes import format_patch_size, spatially_doubled
-from flexivid.sampling import few_steps
-from flexivid.sampling.few_steps import noised_again
 from flexivid.shapes.embedded import MODEL
 from flexivid.shapes.pretrain import ShapesWorld
 from flexivid.training.config import Config, load_config
@@ -67,9 +63,9 @@ def student_of(pipe) -> FewStudent:
     return shaken(build_few_student(pipe.transformer, SETTINGS))
 
 
-def runs_of(student: FewStudent, guidance_scale: float = 3.0, recipe: Recipe = RECIPE) -> Runs:
+def runs_of(student: FewStudent, guidance_scale: float = 3.0) -> Runs:
     flex = student._flex[0]
-    return Runs(flex, NoiseLevels(flex.diffusion, 3.0, flex.base_patch, flex.family), recipe, guidance_scale)
+    return Runs(flex, NoiseLevels(flex.diffusion, 3.0, flex.base_patch, flex.family), RECIPE, guidance_scale)
 
 
 def saved(student: FewStudent, recipe: Recipe, folder: Path) -> Path:
@@ -125,70 +121,6 @@ def test_a_pipeline_takes_the_steps_that_were_trained(pipe, adapter, merge_lora)
     without = tiny_pipeline()
     without.scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
     assert not torch.allclose(found, sample(without, latents=noise, prompt="a plain red circle", **CALL), atol=1e-2)
-
-
-def test_a_pipeline_noises_again_as_in_training(pipe, tmp_path):
-    recipe, other = RECIPE.model_copy(update={"fresh_noise": True}), tiny_pipeline()
-    student = student_of(other)
-    flexivid.enable(pipe, adapter=saved(student, recipe, tmp_path / "fresh"))
-    noise = torch.randn(2, 4, 3, 8, 8, generator=torch.Generator().manual_seed(1))
-    call = CALL | {"prompt": ["a plain red circle"] * 2}
-    found = sample(pipe, latents=noise, **call)
-    with torch.no_grad():
-        text = {"encoder_hidden_states": text_of(other)[0]["encoder_hidden_states"].expand(2, -1, -1)}
-        expected, by_euler = (
-            runs_of(student, recipe=each).student(student, noise, text, stop=3) for each in (recipe, RECIPE)
-        )
-    assert torch.allclose(found, expected, atol=5e-5) and not torch.allclose(found, by_euler, atol=1e-2)
-    assert torch.equal(sample(pipe, latents=noise, **call), found)  # its noise is that of the first latents
-    alone = sample(pipe, latents=noise[1:], **CALL | {"prompt": "a plain red circle"})
-    assert torch.allclose(alone, found[1:], atol=1e-5)
-
-
-def test_noise_of_every_step_is_another():
-    recipe = Recipe(sigmas=[1.0, 0.9, 0.8, 0.7, 0.5], patch_sizes=["1x2x2"] * 5, fresh_noise=True)
-    for size in ((4, 2, 2), (5, 16, 24)):
-        first, clip = torch.randn(1, 16, *size), torch.randn(1, 16, *size)
-        noises = [
-            (noised_again(clip, first, recipe, k) - (1 - recipe.sigmas[k]) * clip) / recipe.sigmas[k] for k in range(5)
-        ]
-        assert torch.allclose(noises[0], first, atol=1e-5)
-        for k, noise in enumerate(noises):
-            assert torch.allclose(noise.flatten().sort()[0], first.flatten().sort()[0], atol=1e-5)
-            for other in noises[k + 1 :]:
-                correlation = torch.corrcoef(torch.stack([noise.flatten(), other.flatten()]))[0, 1].abs()
-                assert correlation < 5 / noise.numel() ** 0.5
-
-
-@pytest.mark.parametrize("name", ["ltx", "mochi"])  # packed latents, and a network that predicts the opposite
-def test_other_families_noise_again(tmp_path, name, monkeypatch):
-    pipe, call = family_pipeline(name)
-    powerful = format_patch_size(patch_size_of(pipe.transformer.config))
-    settings = FewConfig(
-        patch_sizes=[spatially_doubled(patch_size_of(pipe.transformer.config)), powerful, powerful], rank=4
-    )
-    recipe = settings.recipe(3.0).model_copy(update={"fresh_noise": True})
-    folder = saved(shaken(build_few_student(pipe.transformer, settings)), recipe, tmp_path / "few")
-    pipe, call = family_pipeline(name)
-    flexivid.enable(pipe, adapter=folder)
-    wanted, found = [], []
-
-    def noised(*arguments):
-        wanted.append(noised_again(*arguments))
-        return wanted[-1]
-
-    monkeypatch.setattr(few_steps, "noised_again", noised)
-    towards = few_steps.FewStepRun.forward
-
-    def forward(run, flex, asked, at, costs, observer=None):
-        found.append(asked.latents.float())
-        return towards(run, flex, asked, at, costs, observer)
-
-    monkeypatch.setattr(few_steps.FewStepRun, "forward", forward)
-    clip = sample_family(pipe, call | {"num_inference_steps": 3, "guidance_scale": 1.0})
-    assert clip.isfinite().all() and len(wanted) == 2 and len(found) == 3
-    for latents, noisy in zip(found[1:], wanted, strict=True):
-        assert torch.allclose(latents, noisy, atol=1e-3)
 
 
 def test_guided_patch_sizes_run_without_guidance_in_a_recipe_only(pipe, tmp_path):

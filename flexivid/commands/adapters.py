@@ -112,7 +112,6 @@ def print_config(folder: Path, config: AdapterConfig) -> None:
     if config.recipe is not None:
         steps = zip(config.recipe.patch_sizes, config.recipe.sigmas, strict=True)
         facts["recipe"] = [f"{patch_size} at {sigma:g}" for patch_size, sigma in steps]
-        facts["recipe"] += ["each but the last noised again"] if config.recipe.fresh_noise else []
     facts |= {"shape": config.transformer_shape, "training": config.training}
     facts["numbers"] = {name: f"{number / 1e6:.3g} M" for name, number in sizes_of(folder).items()}
     for name, value in facts.items():

@@ -1,8 +1,7 @@
 """A few-step recipe: the noise levels at which a distilled adapter runs, and the patch size of every step.
 
-It is made for guidance off, and for one of two steps of flow matching from sigma to sigma': the deterministic one,
-x' = x + (sigma' - sigma) v, which diffusers' FlowMatchEulerDiscreteScheduler takes, or x0 noised again,
-x' = (1 - sigma') x0 + sigma' noise, by which consistency models (arXiv 2303.01469) and DMD2 (arXiv 2405.14867) go.
+It is made for guidance off, and for the deterministic step of flow matching, x' = x + (sigma' - sigma) v: the one that
+diffusers' FlowMatchEulerDiscreteScheduler takes.
 """
 
 from itertools import pairwise
@@ -15,7 +14,6 @@ from flexivid.patches.sizes import parse_mode
 class Recipe(BaseModel):
     """sigmas: of every step, falling from 1. patch_sizes: of every step, as `1x4x4`, the model's own among them or not,
     or guided, as `1x4x4-guided`: one that was trained on from a mode which gives guidance in one forward.
-    fresh_noise: whether every step but the last noises its x0 again.
 
     Raises ValueError for anything else.
     """
@@ -24,7 +22,6 @@ class Recipe(BaseModel):
 
     sigmas: list[float] = Field(min_length=1)
     patch_sizes: list[str] = Field(min_length=1)
-    fresh_noise: bool = False
 
     @model_validator(mode="after")
     def _steps_agree(self):

@@ -4,11 +4,10 @@ from collections.abc import Mapping
 from fractions import Fraction
 from functools import partial
 
-import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
 from flexivid.diffusion import Diffusion
-from flexivid.model.call import Call, parts_of
+from flexivid.model.call import Call
 from flexivid.model.family import Family
 from flexivid.model.flexible import FlexTransformer
 from flexivid.model.recipe import Recipe
@@ -75,19 +74,6 @@ def check_steps(steps: int, asked: int) -> None:
         )
 
 
-def noised_again(x_0: torch.Tensor, first_noise: torch.Tensor, recipe: Recipe, step: int) -> torch.Tensor:
-    """The latents at the noise level of a step, of what the one before predicts: (1 - sigma) x0 + sigma noise.
-
-    x_0, first_noise: (B, C, T, H, W). The noise is that which the run began from, moved over channels, height and
-    width, by others in every step: as independent of x0 as new noise is for a network that sees neither, and the same
-    clip for the same first latents, in any batch and on any device.
-    """
-    height, width = x_0.shape[-2:]
-    shifts = (step, step * height // recipe.steps, step * width // recipe.steps)
-    sigma = recipe.sigmas[step]
-    return (1 - sigma) * x_0 + sigma * first_noise.roll(shifts, dims=(1, -2, -1))
-
-
 class FewStepRun(Run):
     """Every step as it was trained: no correction of weak ones, and powerful ones with the LoRA that they have here.
 
@@ -95,17 +81,10 @@ class FewStepRun(Run):
     """
 
     def __init__(
-        self,
-        recipe: Recipe,
-        schedule: Schedule,
-        powerful: str,
-        diffusion: Diffusion,
-        forwards: Forwards,
-        cost_of_powerful: int,
+        self, schedule: Schedule, powerful: str, diffusion: Diffusion, forwards: Forwards, cost_of_powerful: int
     ):
         super().__init__(schedule, powerful, diffusion, forwards, Mixing(1.0, is_batched=False))
-        self.recipe, self.cost_of_powerful = recipe, cost_of_powerful
-        self._first_noise: torch.Tensor | None = None
+        self.cost_of_powerful = cost_of_powerful
 
     def forward(
         self,
@@ -128,29 +107,7 @@ class FewStepRun(Run):
             output = call.output_of(flex.predict(call, name, self.diffusion, call.level(self.diffusion, at.sigma)))
         if at.step == at.steps - 1:
             self.drop()
-        elif self.recipe.fresh_noise:
-            output = self._towards_fresh_noise(call, output, at.step)
         return output
-
-    def _towards_fresh_noise(self, call: Call, output, step: int):
-        """The output by which the scheduler's deterministic step goes to x0 noised again."""
-        prediction, *beside = parts_of(output)
-        prediction = call.latents_of(prediction)
-        x_t = call.latents[:, : prediction.shape[1]].float()
-        if step == 0:
-            self._first_noise = x_t  # at sigma 1 there is nothing else
-        sigma, following = self.recipe.sigmas[step : step + 2]
-        level = call.level(self.diffusion, sigma)
-        x_0 = self.diffusion.x0(x_t, prediction.float(), level)
-        change = noised_again(x_0, self._first_noise, self.recipe, step + 1) - x_t
-        # x' - x = (sigma' - sigma) v, and x0 = x - sigma v
-        aimed = x_t - sigma / (following - sigma) * change
-        call.beside = tuple(beside)
-        return call.output_of(self.diffusion.output(x_t, aimed, level).to(prediction.dtype))
-
-    def drop(self) -> None:
-        super().drop()
-        self._first_noise = None
 
 
 class FewStepRunner(PipelineRunner):
@@ -210,4 +167,4 @@ class FewStepRunner(PipelineRunner):
                 "another: enable it again"
             )
         cost = self.own_costs(arguments).get(self.powerful, 0)
-        return FewStepRun(self.recipe, schedule, self.powerful, diffusion, forwards, cost)
+        return FewStepRun(schedule, self.powerful, diffusion, forwards, cost)

@@ -23,11 +23,6 @@ class FewConfig(Section):
     sigmas: list[float] | None = Field(
         None, description="noise level of every step, falling from 1; by default evenly spaced, shifted by flow_shift"
     )
-    fresh_noise: bool = Field(
-        False,
-        description="whether every step but the last noises its x0 again, instead of Euler's step: for students that "
-        "match distributions, whose errors are then not carried on",
-    )
     guidance_scale: float = Field(
         5.0, ge=1, description="of the teacher, which the student has in its weights; not where a model embeds guidance"
     )
@@ -67,8 +62,4 @@ class FewConfig(Section):
         """The steps of the student, as its adapter will hold them. Raises ValueError if they are none."""
         count = len(self.patch_sizes)
         evenly = shift_sigma(1 - torch.arange(count, dtype=torch.float64) / count, flow_shift).tolist()
-        return Recipe(
-            sigmas=self.sigmas or [round(sigma, 6) for sigma in evenly],
-            patch_sizes=self.patch_sizes,
-            fresh_noise=self.fresh_noise,
-        )
+        return Recipe(sigmas=self.sigmas or [round(sigma, 6) for sigma in evenly], patch_sizes=self.patch_sizes)

@@ -26,7 +26,7 @@ tags: [flexivid, text-to-video, lora]
 
 # flexivid few-step adapter for {base}
 
-Runs `{base}` in {steps} steps without guidance{noised}, at the patch sizes {patch_sizes} and the noise levels {sigmas}. Made by
+Runs `{base}` in {steps} steps without guidance, at the patch sizes {patch_sizes} and the noise levels {sigmas}. Made by
 flexivid (distribution matching, [DMD2](https://arxiv.org/abs/2405.14867), at the patch sizes of
 [FlexiDiT](https://arxiv.org/abs/2502.20126)).
 
@@ -106,7 +106,6 @@ def write_few_card(folder: Path, adapter: AdapterConfig, config: Config, looks: 
     text = CARD.format(
         base=adapter.base_model,
         steps=adapter.recipe.steps,
-        noised=", each but the last noised again," if adapter.recipe.fresh_noise else "",
         patch_sizes=", ".join(adapter.recipe.patch_sizes),
         sigmas=", ".join(f"{sigma:g}" for sigma in adapter.recipe.sigmas),
         name=config.push_to_hub or "path/to/this/folder",

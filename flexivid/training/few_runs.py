@@ -7,7 +7,6 @@ import torch
 from flexivid.diffusion import shift_sigma
 from flexivid.model.flexible import FlexTransformer
 from flexivid.model.recipe import Recipe
-from flexivid.sampling.few_steps import noised_again
 from flexivid.training.few_student import FAKE, STUDENT, TEACHER
 from flexivid.training.noise import NoiseLevels, State
 
@@ -23,7 +22,7 @@ def distribution_gradient(x_0: torch.Tensor, fake: torch.Tensor, real: torch.Ten
 
 
 class Runs:
-    """Runs of the recipe's noise levels, by its steps: what a pipeline will take.
+    """Deterministic runs of the recipe's noise levels, by Euler's step: what its scheduler will take.
 
     guidance_scale: of the teacher.
     """
@@ -37,7 +36,7 @@ class Runs:
         return State(x_t, timestep, self.levels.diffusion.level(timestep), conditions)
 
     def step(self, x_t: torch.Tensor, output: torch.Tensor, sigma: float, following: float) -> torch.Tensor:
-        """x' = x + (sigma' - sigma) v (Euler)."""
+        """x' = x + (sigma' - sigma) v."""
         change = following - sigma
         return x_t + (-change if self.levels.diffusion.prediction == "reversed_flow" else change) * output
 
@@ -46,14 +45,12 @@ class Runs:
 
         Stopped anywhere, every step learns to end a run (Self-Forcing, arXiv 2506.08009).
         """
-        recipe, learns, x_t = self.recipe, torch.is_grad_enabled(), noise
+        sigmas, learns, x_t = self.recipe.sigmas, torch.is_grad_enabled(), noise
         for index in range(stop + 1):
             with torch.set_grad_enabled(learns and index == stop):
                 x_0, output = self.student_step(model, x_t, conditions, index)
-            if index < stop and recipe.fresh_noise:
-                x_t = noised_again(x_0, noise, recipe, index + 1)
-            elif index < stop:
-                x_t = self.step(x_t, output, *recipe.sigmas[index : index + 2])
+            if index < stop:
+                x_t = self.step(x_t, output, *sigmas[index : index + 2])
         return x_0
 
     def student_step(self, model, x_t: torch.Tensor, conditions: dict, index: int) -> tuple[torch.Tensor, torch.Tensor]:
