@@ -1,8 +1,5 @@
 """What people already turn on, together with flexivid, for every family whose cell in the support table says so."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,6 +13,7 @@ from peft import LoraConfig
 from safetensors.torch import load_file
 from test_family_pipelines import PIPELINES, sample
 from test_flexible import config_of
+from training_runs import Launch, run, said_by
 
 import flexivid
 from flexivid.model.adapter import save_adapter
@@ -117,16 +115,9 @@ def test_group_offload(name, offload_type):
 
 
 @pytest.mark.slow
-def test_context_parallel():
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    paths = os.pathsep.join([str(TESTS), str(TESTS.parent), str(TESTS.parent / "eval")])
-    done = subprocess.run(
-        [*command, str(TESTS / "context_parallel_on_cpu.py")],
-        env={**os.environ, "PYTHONPATH": paths},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0 and done.stdout.split() == ["equal", "equal"], done.stderr[-2000:]
+def test_context_parallel(tmp_path):
+    run(Launch("context_parallel_on_cpu.py", 2), tmp_path / "no.yaml")
+    assert said_by(tmp_path / "no.yaml").read_text().splitlines().count("equal") == 2
 
 
 def test_context_parallel_that_splits_latents_is_refused():
