@@ -137,6 +137,14 @@ class TestCacheDit:
         monkeypatch.setattr(dbcache, "find_spec", lambda name: None)
         assert "pip install cache-dit" in dbcache.refusal(pipe, CALL)
 
+    def test_several_processes_are_refused(self, pipe, monkeypatch):
+        pytest.importorskip("cache_dit")
+        assert dbcache.refusal(pipe, CALL) is None
+        monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+        for processes, refused in ((1, False), (2, True)):
+            monkeypatch.setattr(torch.distributed, "get_world_size", lambda processes=processes: processes)
+            assert (dbcache.refusal(pipe, CALL) is not None) is refused
+
     def test_few_steps_are_tried_where_a_cache_does_not_come_down_to_the_budget(self):
         steps = [family[0]["steps"] for family in dbcache.families(SimpleNamespace(steps=40), 0.1)]
         assert set(steps) == {40, 20, 10}

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 
+import torch
 from diffusers import DiffusionPipeline
 
 from flexivid.sweep.probe import Probe
@@ -25,6 +26,11 @@ def refusal(pipe: DiffusionPipeline, call: dict) -> str | None:
         return "the method cache-dit needs the package cache-dit: pip install cache-dit"
     if not _module().BlockAdapterRegister.is_supported(pipe):
         return f"cache-dit does not support {type(pipe).__name__}"
+    if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+        # It takes every launch for one clip that is split over processes.
+        return (
+            "cache-dit averages over all processes what it decides by, so that their clips mix: run it in one process"
+        )
     return None
 
 
