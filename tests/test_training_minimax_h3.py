@@ -347,6 +347,14 @@ def test_a_caption_that_is_too_long_is_skipped_with_the_reason(clips):
         ({"flow_shift": 3.0}, "flow_shift is 3.0, and the scheduler of .*base has 12.0"),
         ({"clips": {"first_frame": True}}, "MiniMax-H3 is trained on text alone, .* clips.first_frame must be false"),
         ({"clips": {"drop_caption": 0.1}}, "clips.drop_caption is 0.1: .* set it to 0"),
+        (
+            {"clips": {"folder": None, "prompts": __file__, "teacher_guidance": 3.0}},
+            "clips.teacher_guidance would do nothing: guidance is in the model's weights; leave it out",
+        ),
+        (
+            {"validation": {"prompts": ["a red circle"], "guidance_scale": 3.0}},
+            "validation.guidance_scale would do nothing",
+        ),
         ({"clips": {"fps": 16}}, "clips.fps is 16: the model makes clips of 24 frames a second"),
         ({"clips": {"buckets": ["21x64x96"]}}, r"bucket 21x64x96 does not fit .*: 5 \+ a multiple of 17 frames"),
         ({"clips": {"buckets": ["379x64x96"]}}, "bucket 379x64x96 does not fit the model: .* 0 to 15 seconds of them"),

@@ -97,7 +97,7 @@ def check_model(config: Config, with_clips: bool = True) -> None:
         patch_frames, _, patch_width = patch_size_of(transformer)
         check_buckets(config.clips, stride, shrink * patch_width, patch_frames)
         check_text_length(config.base, config.clips.max_sequence_length)
-        check_sequence(config.clips, pipe)
+        check_sequence(config, pipe)
     if config.objective == "few":
         return _check_few(config, family, two)
     budgets = list(config.validation.budgets) if config.clips is not None and config.validation.prompts else []

@@ -25,7 +25,7 @@ from flexivid.model.families import family_of
 from flexivid.model.family import Family
 from flexivid.published import load_index, load_part
 from flexivid.text import read_prompts
-from flexivid.training.config import ClipsConfig
+from flexivid.training.config import ClipsConfig, Config
 from flexivid.training.data.buckets import Bucket
 from flexivid.training.data.captions import CaptionedClip, find_clips
 from flexivid.training.data.conditions import of_clips
@@ -178,18 +178,22 @@ def check_buckets(config: ClipsConfig, temporal_factor: int, side: int, patch_fr
             )
 
 
-def check_sequence(config: ClipsConfig, pipe: DiffusionPipeline) -> None:
-    """Raises ValueError for clips that a model of one sequence, MiniMax-H3, does not make."""
+def check_sequence(config: Config, pipe: DiffusionPipeline) -> None:
+    """Raises ValueError for clips that a model of one sequence, MiniMax-H3, does not make, and for guidance of them."""
     if family_of(pipe.transformer).sequence is None:
         return
-    if config.drop_caption:
+    clips = config.clips
+    for section, name in (("clips", "teacher_guidance"), ("validation", "guidance_scale")):
+        if name in getattr(config, section).model_fields_set:
+            raise ValueError(f"{section}.{name} would do nothing: guidance is in the model's weights; leave it out")
+    if clips.drop_caption:
         raise ValueError(
-            f"clips.drop_caption is {config.drop_caption}: guidance is in the model's weights, and a caption of no "
+            f"clips.drop_caption is {clips.drop_caption}: guidance is in the model's weights, and a caption of no "
             f"tokens cannot be encoded; set it to 0"
         )
-    if config.fps != pipe.fps:
-        raise ValueError(f"clips.fps is {config.fps:g}: the model makes clips of {pipe.fps} frames a second")
-    for bucket in map(Bucket.parse, config.buckets):
+    if clips.fps != pipe.fps:
+        raise ValueError(f"clips.fps is {clips.fps:g}: the model makes clips of {pipe.fps} frames a second")
+    for bucket in map(Bucket.parse, clips.buckets):
         aligned = align_num_frames(bucket.frames, pipe.vae_frames_per_chunk, pipe.vae_latents_per_chunk)
         if aligned != bucket.frames or not pipe.min_duration <= aligned / pipe.fps <= pipe.max_duration:
             raise ValueError(
