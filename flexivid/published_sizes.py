@@ -157,6 +157,23 @@ PUBLISHED = (
             "visual_cond": True,
         },
     ),
+    Published(
+        "Kandinsky 6.0 Pro",
+        "Kandinsky6Transformer3DModel",
+        (121, 512, 768),
+        (31, 64, 96),
+        1024,
+        {
+            "in_audio_dim": 40,
+            "out_audio_dim": 40,
+            "model_dim_a": 2048,
+            "ff_dim_a": 7168,
+            "ca_rope": True,
+            "cross_gates": True,
+            "fix_modulation": True,
+            "visual_token_type_num_embeddings": 2,
+        },
+    ),
     Published("Mochi 1", "MochiTransformer3DModel", (163, 480, 848), (28, 60, 106), 256),
     Published("Allegro", "AllegroTransformer3DModel", (88, 720, 1280), (22, 90, 160), 512),
     Published(  # its class's defaults, which come to its 12 B parameters

@@ -115,7 +115,10 @@ def sound_of(pipe: DiffusionPipeline, output) -> Sound | None:
     `latent`."""
     if getattr(output, "audio", None) is None:
         return None
-    return Sound(output.audio[0].float().cpu().numpy(), pipe.vocoder.config["output_sampling_rate"])
+    samples = torch.as_tensor(output.audio[0]).float().cpu()
+    # Kandinsky 6 makes one channel, without an axis for it, and its vocoder does not tell the rate.
+    rate = getattr(pipe, "audio_sample_rate", None) or pipe.vocoder.config["output_sampling_rate"]
+    return Sound(torch.atleast_2d(samples).numpy(), rate)
 
 
 def usual_arguments(pipe: DiffusionPipeline) -> dict:
@@ -148,7 +151,7 @@ def usual_arguments(pipe: DiffusionPipeline) -> dict:
 
 def unknown_words(pipe: DiffusionPipeline, prompt: str) -> list[str]:
     """Words of a prompt that the tokenizer does not know."""
-    tokenizer = pipe.tokenizer
+    tokenizer = pipe.tokenizer if hasattr(pipe.tokenizer, "unk_token_id") else pipe.tokenizer.tokenizer  # a processor's
     return [
         word for word in prompt.split() if tokenizer.unk_token_id in tokenizer(word, add_special_tokens=False).input_ids
     ]

@@ -23,6 +23,7 @@ SUPPORT = {
     "hunyuan-video-1.5": ("yes", "yes", "-", "yes", "yes", "yes", "yes"),
     "motif-video": ("yes", "untested", "yes", "yes", "yes", "yes", "no"),
     "kandinsky5": ("yes", "-", "-", "yes", "yes", "yes", "untested"),
+    "kandinsky6": ("yes", "yes", "-", "yes", "yes", "yes", "no"),
     "mochi": ("yes", "-", "yes", "-", "yes", "yes", "yes"),
     "allegro": ("yes", "-", "-", "-", "yes", "-", "-"),
     "easyanimate": ("yes", "no", "-", "-", "yes", "-", "-"),
@@ -43,7 +44,9 @@ LEFT_OUT = {
     "Cosmos-Transfer": "what its controlnet adds to blocks is of the tokens of the base patch size",
     "EasyAnimate by image, video or control": "its forward joins them to the latents, beside which they must be folded",
     "Helios by a pyramid": "its stages begin at noise that is alike within blocks, so that a mean over blocks keeps it",
-    "Kandinsky 6": "one timestep is told of video and sound, and on a coarse grid that of the video alone changes",
+    "Kandinsky 6 distilled, for PiflowScheduler": "its head predicts a velocity for each of ten places within a step",
+    "Training of Kandinsky 6": "how its VAE of sound encodes clips is not built",
+    "Kandinsky 6 super-resolution": "what attends to what depends on values, so that it has no fixed cost",
     "SANA-WM": "its attention goes by rays of a camera, which its forward makes for tokens of the base patch size",
     "Training of MiniMax-H3 with frames or references": "what its pipeline shows the text encoder of them is not built",
     "Cosmos 3": "takes lists of clips, with text and sound in one sequence of tokens, which no row describes yet",
@@ -98,6 +101,12 @@ a clip from text: given frames cost tokens that they do not know of. `group` is 
 have no enable_model_cpu_offload. What is counted below are diffusers' defaults, of its class and of the canvas of its
 pipeline, with 256 tokens of text, which it does not pad. It is trained on text alone, with its sound
 ([test_training_minimax_h3](../tests/test_training_minimax_h3.py)).
+
+Kandinsky 6 tells video and sound one timestep, to a module each: in a weak pass the video is told that of its coarse
+grid, and sound its own. An image is a latent frame behind the clip, clean and of a type of its own, which weak passes
+keep apart from the frames of the clip ([test_family_kandinsky6](../tests/test_family_kandinsky6.py)). Plans are of a
+clip from text. Models distilled for PiflowScheduler are refused. What is counted below has the config of Pro as other
+libraries quote it.
 
 LTX-2's sound stays as it is, a stream of few tokens beside the video; of the three forwards of its default step (both
 branches of guidance, a perturbed one, one without sound) weak steps run the first, and keep what the others add

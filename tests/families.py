@@ -50,6 +50,8 @@ from diffusers import (
     HunyuanVideoTransformer3DModel,
     Kandinsky5T2VPipeline,
     Kandinsky5Transformer3DModel,
+    Kandinsky6TI2VAPipeline,
+    Kandinsky6Transformer3DModel,
     LattePipeline,
     LatteTransformer3DModel,
     LTX2ImageToVideoPipeline,
@@ -62,6 +64,8 @@ from diffusers import (
     MiniMaxH3ModularPipeline,
     MiniMaxH3Scheduler,
     MiniMaxH3Transformer3DModel,
+    MMAudioVAE,
+    MMAudioVocoder,
     MochiPipeline,
     MochiTransformer3DModel,
     MotifVideoPipeline,
@@ -109,7 +113,7 @@ from flexivid.model.families import family_of
 from flexivid.model.family import Family, patch_size_of
 from flexivid.model.flexible import FlexTransformer
 from flexivid.model.lora import add_lora
-from flexivid.model.rows import consisid, cosmos, hunyuan
+from flexivid.model.rows import consisid, cosmos, hunyuan, kandinsky6
 from flexivid.models import weak_patch_sizes
 from flexivid.patches.resize import resize_matrix
 from flexivid.shapes.build import build_tokenizer
@@ -118,6 +122,7 @@ CHANNELS, TEXT = 4, 16
 # As many as there are of video, beside which coarse patches would save nothing.
 hunyuan.GLYPH_TOKENS, hunyuan.IMAGE_TOKENS = 1, 4
 consisid.FACE_TOKENS = 3
+kandinsky6.SOUND_A_SECOND = 8000 / 1024
 # In the place of torchvision's, which no test has: to the nearest pixel, too.
 transformer_cosmos.transforms = cosmos.RESIZE_OF_TORCH
 
@@ -191,6 +196,29 @@ HUNYUAN = {
     "text_embed_dim": TEXT,
     "pooled_projection_dim": 8,
     "rope_axes_dim": (4, 6, 6),
+}
+KANDINSKY = {
+    "in_visual_dim": CHANNELS,
+    "out_visual_dim": CHANNELS,
+    "in_text_dim": TEXT,
+    "in_text_dim2": 8,
+    "time_dim": 16,
+    "model_dim": 32,
+    "ff_dim": 64,
+    "num_text_blocks": 1,
+    "num_visual_blocks": 2,
+    "axes_dims": (4, 6, 6),
+    "visual_cond": True,
+}
+KANDINSKY6 = KANDINSKY | {
+    "in_audio_dim": 2,
+    "out_audio_dim": 2,
+    "model_dim_a": 16,
+    "ff_dim_a": 32,
+    "ca_rope": True,  # these as of all that are published
+    "cross_gates": True,
+    "fix_modulation": True,
+    "visual_token_type_num_embeddings": 2,
 }
 # name: (class, config)
 TINY = {
@@ -338,22 +366,8 @@ TINY = {
             "rope_axes_dim": (4, 6, 6),
         },
     ),
-    "kandinsky5": (
-        Kandinsky5Transformer3DModel,
-        {
-            "in_visual_dim": CHANNELS,
-            "out_visual_dim": CHANNELS,
-            "in_text_dim": TEXT,
-            "in_text_dim2": 8,
-            "time_dim": 16,
-            "model_dim": 32,
-            "ff_dim": 64,
-            "num_text_blocks": 1,
-            "num_visual_blocks": 2,
-            "axes_dims": (4, 6, 6),
-            "visual_cond": True,
-        },
-    ),
+    "kandinsky5": (Kandinsky5Transformer3DModel, KANDINSKY),
+    "kandinsky6": (Kandinsky6Transformer3DModel, KANDINSKY6),
     "mochi": (
         MochiTransformer3DModel,
         {
@@ -657,6 +671,9 @@ def tiny_pipeline(name: str, scheduler=None):
             **without, text_encoder_2=None, tokenizer_2=None, transformer=transformer, scheduler=scheduler or euler
         )
         call = kandinsky_embeds() | {"guidance_scale": 3.0}
+    elif name == "kandinsky6":
+        pipe = kandinsky6_pipeline(without, transformer, scheduler or euler)
+        call = _embeds(mask=False, pooled=8) | {"guidance_scale": 3.0}
     elif name == "hunyuan-video-1.5":
         pipe, call = _hunyuan_15_pipeline(HunyuanVideo15Pipeline, transformer, scheduler or euler)
         call |= {"height": 96, "width": 144}
@@ -788,6 +805,17 @@ def kandinsky_embeds() -> dict:
     return call
 
 
+def kandinsky6_pipeline(parts: dict, transformer, scheduler) -> Kandinsky6TI2VAPipeline:
+    """parts: of VAE and text. Its own are those of sound, of as many latents as `kandinsky6.SOUND_A_SECOND` says."""
+    torch.manual_seed(3)
+    parts = parts | {"text_encoder_2": None, "tokenizer_2": None}
+    bins, steps = 8, (8, 8, 8)  # 512 samples a mel frame, of which two are a latent
+    sound = MMAudioVAE(bins, latent_channels=2, hidden_channels=4, layers_per_block=1, sample_rate=8000)
+    vocoder = MMAudioVocoder(bins, 16, steps, (16, 16, 16), (3,), ((1,),))
+    parts |= {"audio_vae": sound.eval(), "vocoder": vocoder.eval()}
+    return Kandinsky6TI2VAPipeline(**parts, transformer=transformer, scheduler=scheduler)
+
+
 # Whose pipelines encode videos or images, in which FLOPs are spent too.
 CONDITIONED = ("wan-vace", "wan-animate", "chronoedit", "consisid", "framepack")
 # Whose pipelines decode, whatever is asked for.
@@ -895,6 +923,7 @@ IMAGE_PIPELINES = (
     "cogvideox-i2v",
     "lucy-edit",
     "hunyuan-video-1.5-i2v",
+    "kandinsky6-i2v",
 )
 
 
@@ -946,6 +975,10 @@ def tiny_image_pipeline(name: str, text_length: int = 7):
             **_siglip(),
         )
         call = {key: call[key] for key in call if key not in ("height", "width", "guidance_scale")} | embeds
+    elif name == "kandinsky6-i2v":
+        euler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+        pipe = kandinsky6_pipeline(without | {"vae": _hunyuan_vae()}, tiny("kandinsky6"), euler)
+        call |= _embeds(mask=False, pooled=8)
     elif name == "ltx-i2v":
         blocks = (8, 8, 8, 8)
         vae = AutoencoderKLLTXVideo(

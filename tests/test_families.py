@@ -171,7 +171,7 @@ def check_scaling(name: str, kind: int) -> None:
     for condition in family.conditions:
         of_it = folding_for(tuple(large[condition].shape[2:]), multiple, base_patch, False)
         small[condition] = of_it.block_mean(large[condition])
-    with family.around(transformer, folding):
+    with family.around(transformer, folding, small):
         base = family.latents(small | {"hidden_states": run(transformer, small)})
     # Kandinsky5 rounds what attends to bfloat16, whatever it runs in.
     tolerance = 2e-2 if name == "kandinsky5" else 1e-4
@@ -196,8 +196,9 @@ def positions_of(transformer, call: dict) -> list[torch.Tensor]:
             output = output["query"][0]
         if family.name == "helios":
             output = tuple(output.flatten(2).transpose(1, 2).chunk(2, 2))
-        if family.name == "kandinsky5":  # rotation matrices
-            output = output[0, ..., 0, :, :, 0].flatten(0, 2).unbind(-1)
+        if family.name.startswith("kandinsky"):  # rotation matrices
+            output = output[0] if family.name == "kandinsky5" else output
+            output = output[..., 0, :, :, 0].flatten(0, 2).unbind(-1)
         if before:
             output = tuple(table[before:] for table in output)
         found.append(torch.complex(*output) if isinstance(output, tuple) else output[:, length:])
@@ -476,7 +477,8 @@ class TestPlantedFaults:
     """What the suite is for: each of these must fail it."""
 
     @pytest.mark.parametrize(
-        "name", ["wan", "helios", "hunyuan-video", "framepack", "kandinsky5", "mochi", "cogvideox-1.5", "cosmos"]
+        "name",
+        ["wan", "helios", "hunyuan-video", "framepack", "kandinsky5", "kandinsky6", "mochi", "cogvideox-1.5", "cosmos"],
     )
     def test_a_head_in_the_wrong_channel_order(self, name, monkeypatch):
         stock = WeakMode.__init__
@@ -492,7 +494,7 @@ class TestPlantedFaults:
         "name",
         [
             *("wan", "anyflow", "helios", "ltx", "ltx-2", "cogvideox-2b", "cogvideox-5b", "consisid", "cosmos"),
-            *("hunyuan-video", "framepack", "allegro", "easyanimate", "kandinsky5"),
+            *("hunyuan-video", "framepack", "allegro", "easyanimate", "kandinsky5", "kandinsky6"),
         ],
     )
     def test_positions_that_are_not_strided(self, name, monkeypatch):

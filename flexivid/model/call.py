@@ -73,7 +73,12 @@ class Call:
     def timesteps(self) -> dict[str, torch.Tensor]:
         """By argument: that of the latents, and that to which a flow map takes them."""
         names = ("timestep", self.family.destination)
-        return {name: torch.as_tensor(value) for name in names if (value := self.arguments.get(name)) is not None}
+        found = {name: torch.as_tensor(value) for name in names if (value := self.arguments.get(name)) is not None}
+        if behind := self.family.given_behind(self.arguments):
+            by_frame = found["timestep"].expand(len(self.latents))[:, None].repeat(1, self.latents.shape[2])
+            by_frame[:, -behind:] = 0
+            found["timestep"] = rearrange(by_frame, f"b t -> {self.family.frame_timesteps}")
+        return found
 
     def level(self, diffusion: Diffusion, sigma: float | None = None) -> Level:
         """The noise level of the latents: (B, 1, 1, 1, 1), or (B, 1, T, H, W) if tokens or frames have timesteps.

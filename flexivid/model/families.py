@@ -2,7 +2,7 @@
 
 import torch
 
-from flexivid.model.family import Family
+from flexivid.model.family import Family, Same
 from flexivid.model.rows.allegro import ALLEGRO
 from flexivid.model.rows.anyflow import ANYFLOW
 from flexivid.model.rows.cogvideox import COGVIDEOX
@@ -12,6 +12,7 @@ from flexivid.model.rows.easyanimate import EASYANIMATE
 from flexivid.model.rows.helios import HELIOS
 from flexivid.model.rows.hunyuan import FRAMEPACK, HUNYUAN_VIDEO, HUNYUAN_VIDEO_15, MOTIF_VIDEO
 from flexivid.model.rows.kandinsky import KANDINSKY5
+from flexivid.model.rows.kandinsky6 import KANDINSKY6
 from flexivid.model.rows.latte import DIT, LATTE, PIXART
 from flexivid.model.rows.ltx import LTX
 from flexivid.model.rows.ltx2 import LTX2
@@ -39,6 +40,7 @@ FAMILIES = (
     HUNYUAN_VIDEO_15,
     MOTIF_VIDEO,
     KANDINSKY5,
+    KANDINSKY6,
     MOCHI,
     ALLEGRO,
     EASYANIMATE,
@@ -72,6 +74,7 @@ def family_of(transformer: torch.nn.Module) -> Family:
                 if transformer.config.get(setting) == value:
                     raise ValueError(f"{name} with {setting} {value} is not supported: docs/models.md")
             for setting, value in family.required:
+                value = transformer.config.get(value.setting) if isinstance(value, Same) else value
                 found = transformer.config.get(setting)
                 if (tuple(found) if isinstance(found, list) else found) != value:
                     raise ValueError(f"{name} with {setting} {found} is not supported: only {value} is")

@@ -35,6 +35,13 @@ class Loose:
 
 
 @dataclass(frozen=True)
+class Same:
+    """The value that another setting of a configuration has."""
+
+    setting: str
+
+
+@dataclass(frozen=True)
 class Sequence:
     """How a forward takes one sequence of the tokens of all that there is, and tensors that say what each of them is.
 
@@ -105,16 +112,18 @@ class Family:
         perturbed model.
     conditions: arguments with a video (B, C, T, H, W) that modules of their own embed: weak passes get its block means.
     media: arguments that show the image which a pipeline is given beside the prompt.
-    reference_frames: latent frames that a pipeline puts before those of the clip. section_frames: those of a section,
-        where a pipeline makes clips of any length, section after section, each with all of its steps: a plan, and a
-        summary, are of one.
-    around: (transformer, folding) -> a context in which a weak forward runs.
+    reference_frames: latent frames that a pipeline puts before those of the clip. given_behind: (completed arguments)
+        -> how many it puts behind them, clean whatever the timestep: a clip of their own, for whose frames `levels` is
+        told timestep 0, as `frame_timesteps` has it. section_frames: those of a section, where a pipeline makes clips
+        of any length, section after section, each with all of its steps: a plan, and a summary, are of one.
+    around: (transformer, folding, completed arguments) -> a context in which a weak forward runs.
     refused: classes of pipelines around the same transformer, and what they do that weak modes do not go with.
     for_all_clips: tensors that have no row for each clip. of_size: those whose rows are the same for all clips of a
         size. raw_latents: with output_type `latent` pipelines give latents as their VAE has them, and unpacked.
+    untrained: what keeps training from it, empty where nothing does.
     bare_output: without `return_dict` the forward gives its tensor, and no tuple.
     unsupported: settings of a model's configuration, and the value with which it is refused. required: settings, and
-        the only value that they may have.
+        the only value that they may have, or the other setting whose value that is, as `Same`.
     check: raises ValueError for the arguments of a call that a pipeline makes, and that cannot be planned.
     loose: how its forward takes a sequence of fine and coarse tokens, with a timestep and a place each; or why not.
     """
@@ -162,11 +171,13 @@ class Family:
     conditions: tuple[str, ...] = ()
     media: tuple[str, ...] = ()
     reference_frames: int = 0
-    around: Callable[[torch.nn.Module, Folding], AbstractContextManager] = lambda transformer, folding: nullcontext()
+    given_behind: Callable[[dict], int] = lambda call: 0
+    around: Callable[[torch.nn.Module, Folding, dict], AbstractContextManager] = lambda *call: nullcontext()
     section_frames: int | None = None
     refused: tuple[tuple[str, str], ...] = ()
     for_all_clips: tuple[str, ...] = ()
     of_size: tuple[str, ...] = ()
+    untrained: str = ""
     raw_latents: bool = False
     embedder_channels_last: bool = False
     bare_output: bool = False
@@ -192,7 +203,10 @@ class Family:
 
     def folding(self, call: dict, multiple: Size3, patch_size: Size3) -> Folding:
         """How the latents of a call are folded by `multiple`, each of several clips by itself."""
-        return folding_for(tuple(self.latents(call).shape[2:]), multiple, patch_size, self.causal, self._clips(call))
+        size, clips = tuple(self.latents(call).shape[2:]), self._clips(call)
+        if behind := self.given_behind(call):
+            clips = (size[0] - behind, behind)
+        return folding_for(size, multiple, patch_size, self.causal, clips)
 
     def _clips(self, call: dict) -> tuple[int, ...] | None:
         """Frames of each clip, None where the layout alone tells them."""

@@ -249,7 +249,7 @@ class FlexTransformer:
                 changed[name] = of_it.block_mean(video.float()).to(video.dtype)
         with ExitStack() as around:
             around.enter_context(bypassed(self.stock_layers))
-            around.enter_context(family.around(self.transformer, self.folding))
+            around.enter_context(family.around(self.transformer, self.folding, call.arguments))
             if getattr(self.transformer, "is_cache_enabled", False):  # some have no caches
                 around.enter_context(self._cache_of(call, patch_size))
             if family.fixed_out_channels:

@@ -109,7 +109,7 @@ def _framepack_rope(module, stock, folding: Folding, frame_indices, height, widt
 
 
 @contextmanager
-def _framepack_around(transformer, folding: Folding):
+def _framepack_around(transformer, folding: Folding, call: dict):
     """Positions of far frames are pooled on their own grid, which the forward takes to be that of the section."""
     _, rows, columns = folding.grid
     stock = transformer._pad_rotary_emb

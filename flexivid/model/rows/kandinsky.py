@@ -8,11 +8,15 @@ from flexivid.patches.folding import Folding, token_grid
 from flexivid.patches.positions import centred_rope
 
 
+def centred_rotations(matrices: torch.Tensor, folding: Folding) -> torch.Tensor:
+    """Rotation matrices of the base grid, (T, H, W, 1, D, 2, 2) -> of the coarse tokens, (T', H', W', 1, D, 2, 2)."""
+    cos, sin = centred_rope(*matrices[..., 0].unbind(-1), folding.centres, folding.aside)
+    return torch.stack([cos, -sin, sin, cos], -1).unflatten(-1, (2, 2))
+
+
 def _kandinsky_rope(module, stock, folding: Folding, shape, places, scale_factor) -> torch.Tensor:
-    """Rotation matrices (B, T', H', W', 1, D, 2, 2), from the places of the base grid that the pipeline passes."""
-    first_columns = stock((1, *folding.grid), places, scale_factor)[0, ..., 0]
-    cos, sin = centred_rope(*first_columns.unbind(-1), folding.centres, folding.aside)
-    matrices = torch.stack([cos, -sin, sin, cos], -1).unflatten(-1, (2, 2))
+    """Of a batch, from the places of the base grid that the pipeline passes."""
+    matrices = centred_rotations(stock((1, *folding.grid), places, scale_factor)[0], folding)
     return matrices.expand(shape[0], *matrices.shape)
 
 
