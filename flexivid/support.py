@@ -22,7 +22,7 @@ SUPPORT = {
     "framepack": ("-", "yes", "-", "-", "yes", "yes", "no"),
     "hunyuan-video-1.5": ("yes", "yes", "-", "yes", "yes", "yes", "yes"),
     "motif-video": ("yes", "untested", "yes", "yes", "yes", "yes", "no"),
-    "kandinsky5": ("yes", "-", "-", "yes", "yes", "yes", "untested"),
+    "kandinsky5": ("yes", "-", "-", "yes", "yes", "yes", "no"),
     "kandinsky6": ("yes", "yes", "-", "yes", "yes", "yes", "no"),
     "mochi": ("yes", "-", "yes", "-", "yes", "yes", "yes"),
     "allegro": ("yes", "-", "-", "-", "yes", "-", "-"),

@@ -150,12 +150,19 @@ def test_what_kandinsky6_does_not_take_is_refused():
             flex.family.check(call | wrong)
 
 
-def test_training_is_refused(tmp_path):
-    tiny_image_pipeline("kandinsky6-i2v")[0].save_pretrained(tmp_path / "base")
+@pytest.mark.parametrize(
+    "pipeline, said",
+    [
+        (lambda: tiny_image_pipeline("kandinsky6-i2v")[0], "Kandinsky6Transformer3DModel makes sound"),
+        (lambda: tiny_pipeline("kandinsky5")[0], "Kandinsky5Transformer3DModel takes text of two encoders"),
+    ],
+)
+def test_training_is_refused(tmp_path, pipeline, said):
+    pipeline().save_pretrained(tmp_path / "base")
     clips = {"folder": tmp_path, "cache": tmp_path / "cache", "buckets": ["17x64x96"]}
     settings = {"objective": "distill", "steps": 1, "batch_size": 1, "distill": {"modes": ["1x4x4"], "rank": 4}}
     config = Config(**settings, base=tmp_path / "base", output=tmp_path / "out", clips=clips)
-    with pytest.raises(ValueError, match="Kandinsky6Transformer3DModel makes sound, .* it cannot be trained yet"):
+    with pytest.raises(ValueError, match=f"{said}.*: it cannot be trained yet"):
         check_model(config)
 
 

@@ -61,5 +61,6 @@ KANDINSKY5 = Family(
     # Sparse attention, over blocks that values choose.
     unsupported=(("attention_type", "nabla"),),
     check=_check_kandinsky,
+    untrained="takes text of two encoders and places of its tokens, which training does not pass",
     loose=ONE_TIMESTEP,
 )
