@@ -19,6 +19,7 @@ from flexivid.__main__ import COMMANDS
 from flexivid.commands import latency, sample
 from flexivid.shapes.world import all_scenes
 from flexivid.sweep import settings
+from flexivid.sweep.architectures import ARCHITECTURES
 
 SCRIPTS = sorted(path.stem for path in (Path(__file__).parents[1] / "eval").glob("*.py"))
 
@@ -109,6 +110,12 @@ def test_former_names_still_do():
     arguments = settings.parse_arguments("", "--timed-rounds 2 --cpu".split())
     assert (arguments.rounds, arguments.device) == (2, torch.device("cpu"))
     assert sample.parse_arguments(["--prompt-file", "a.txt"]).prompts == "a.txt"
+
+
+def test_latency_takes_what_its_arms_reach(tmp_path):
+    """Four powerful steps of forty, the others reused."""
+    arguments = latency.parse_arguments(["--budgets", "0.1", "--device", "cpu", "--output", str(tmp_path / "out")])
+    assert latency.call_of(arguments, ARCHITECTURES["embedded"])["num_inference_steps"] == 40
 
 
 def test_sets_of_prompts_and_files(tmp_path):

@@ -38,6 +38,9 @@ from flexivid.sweep.settings import device_name
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
+# How arms with a budget are enabled, beside it.
+OF_BUDGETS = {"order": "reuse"}
+
 
 @torch.no_grad()
 def seconds_of_the_rest(architecture: Architecture, call: dict, dtype: torch.dtype, device: torch.device) -> dict:
@@ -115,7 +118,7 @@ def measure(
     settings = {"modes": list(architecture.modes), "adapter": architecture.adapter}
     settings["merge_lora"] = architecture.adapter is not None
     enabled = {"stock": None, "idle": {"budget": 1.0}}
-    enabled |= {f"budget-{budget:g}": {"budget": budget, "order": "reuse"} for budget in arguments.budgets}
+    enabled |= {f"budget-{budget:g}": {"budget": budget, **OF_BUDGETS} for budget in arguments.budgets}
     enabled |= {patch_size: {"schedule": patch_size} for patch_size in architecture.modes}
     rows = {name: {"compiled": compiled, "batch": batch, "arm": name, "all_seconds": []} for name in enabled}
     # The first of the repeats warms up: it compiles, and asks for memory.
@@ -239,7 +242,8 @@ def call_of(arguments: argparse.Namespace, architecture: Architecture) -> dict:
         empty = empty_wan_pipeline(MODEL)
     ours = {name: call[theirs] for name in ARGUMENTS for theirs in ARGUMENTS[name] if theirs in call}
     check_sizes(empty, *(ours[name] for name in ("frames", "height", "width")))
-    check_arm(empty, ours, budget=min(arguments.budgets), modes=list(architecture.modes), adapter=architecture.adapter)
+    weak = {"modes": list(architecture.modes), "adapter": architecture.adapter}
+    check_arm(empty, ours, budget=min(arguments.budgets), **OF_BUDGETS, **weak)
     return call
 
 
