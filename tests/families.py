@@ -109,6 +109,7 @@ from transformers import (
     T5EncoderModel,
 )
 
+import flexivid
 from flexivid.model.families import family_of
 from flexivid.model.family import Family, patch_size_of
 from flexivid.model.flexible import FlexTransformer
@@ -814,6 +815,30 @@ def kandinsky6_pipeline(parts: dict, transformer, scheduler) -> Kandinsky6TI2VAP
     vocoder = MMAudioVocoder(bins, 16, steps, (16, 16, 16), (3,), ((1,),))
     parts |= {"audio_vae": sound.eval(), "vocoder": vocoder.eval()}
     return Kandinsky6TI2VAPipeline(**parts, transformer=transformer, scheduler=scheduler)
+
+
+@torch.no_grad()
+def sample_with_sound(pipe, call: dict) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Video and sound."""
+    return pipe(**call, generator=torch.Generator().manual_seed(0), return_dict=False)
+
+
+def equal(one, other) -> list[bool]:
+    """Of each part, bit for bit."""
+    return [torch.equal(*pair) for pair in zip(one, other, strict=True)]
+
+
+def check_sound_is_stock(pipe, call: dict, budget: float) -> None:
+    """Video and sound are stock at budget 1 and after `disable`; below they are others, the same in two calls."""
+    stock = sample_with_sound(pipe, call)
+    flexivid.enable(pipe, budget=1.0)
+    assert all(equal(sample_with_sound(pipe, call), stock))
+    flexivid.enable(pipe, budget=budget, order="interleaved")
+    weak = sample_with_sound(pipe, call)
+    assert not any(equal(weak, stock)) and all(part.isfinite().all() for part in weak)
+    assert all(equal(sample_with_sound(pipe, call), weak))
+    flexivid.disable(pipe)
+    assert all(equal(sample_with_sound(pipe, call), stock))
 
 
 # Whose pipelines encode videos or images, in which FLOPs are spent too.

@@ -9,8 +9,10 @@ from families import (
     CHANNELS,
     STEPS,
     attach,
+    check_sound_is_stock,
     grid_for,
     inputs,
+    sample_with_sound,
     tiny,
     tiny_image_pipeline,
     tiny_pipeline,
@@ -26,30 +28,11 @@ from flexivid.training.forecast import check_model
 PIPELINES = [lambda: tiny_pipeline("kandinsky6"), lambda: tiny_image_pipeline("kandinsky6-i2v")]
 
 
-@torch.no_grad()
-def sample(pipe, call: dict) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Video and sound."""
-    return pipe(**call, generator=torch.Generator().manual_seed(0), return_dict=False)
-
-
-def equal(one, other) -> list[bool]:
-    return [torch.equal(*pair) for pair in zip(one, other, strict=True)]
-
-
 @pytest.mark.parametrize("make", PIPELINES)
 @pytest.mark.parametrize("guidance_scale", [3.0, 1.0])
 def test_sound_is_stock_too(make, guidance_scale):
     pipe, call = make()
-    call["guidance_scale"] = guidance_scale
-    stock = sample(pipe, call)
-    flexivid.enable(pipe, budget=1.0)
-    assert all(equal(sample(pipe, call), stock))
-    flexivid.enable(pipe, budget=0.5, order="interleaved")
-    weak = sample(pipe, call)
-    assert not any(equal(weak, stock)) and all(part.isfinite().all() for part in weak)
-    assert all(equal(sample(pipe, call), weak))
-    flexivid.disable(pipe)
-    assert all(equal(sample(pipe, call), stock))
+    check_sound_is_stock(pipe, call | {"guidance_scale": guidance_scale}, budget=0.5)
 
 
 @pytest.mark.parametrize("make", PIPELINES)
@@ -59,12 +42,12 @@ def test_flops_are_counted_with_and_without_sound(make, sample_audio, budget):
     pipe, call = make()
     call["sample_audio"] = sample_audio
     with flop_counter_mode() as full:
-        stock = sample(pipe, call)
+        stock = sample_with_sound(pipe, call)
     assert (stock[1] is not None) == sample_audio
     flexivid.enable(pipe, budget=budget, modes=["2x4x4"])
-    first = sample(pipe, call)
+    first = sample_with_sound(pipe, call)
     with flop_counter_mode() as counter:
-        second = sample(pipe, call)
+        second = sample_with_sound(pipe, call)
     assert torch.equal(first[0], second[0]) and not torch.equal(first[0], stock[0])
     summary = flexivid.summary(pipe)
     assert len(summary.steps) == STEPS and summary.ratio <= budget

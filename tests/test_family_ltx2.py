@@ -7,8 +7,10 @@ from families import (
     STEPS,
     TINY,
     attach,
+    check_sound_is_stock,
     grid_for,
     inputs,
+    sample_with_sound,
     tiny,
     tiny_image_pipeline,
     tiny_pipeline,
@@ -20,27 +22,9 @@ from flexivid.sampling.flops import flop_counter_mode
 from flexivid.sampling.schedule import KEPT
 
 
-@torch.no_grad()
-def sample(pipe, call: dict) -> tuple[torch.Tensor, torch.Tensor]:
-    """Video and sound."""
-    return pipe(**call, generator=torch.Generator().manual_seed(0), return_dict=False)
-
-
-def equal(one, other) -> list[bool]:
-    return [torch.equal(*pair) for pair in zip(one, other, strict=True)]
-
-
 @pytest.mark.parametrize("make", [lambda: tiny_pipeline("ltx-2"), lambda: tiny_image_pipeline("ltx2-i2v")])
 def test_sound_is_stock_too(make):
-    pipe, call = make()
-    stock = sample(pipe, call)
-    flexivid.enable(pipe, budget=1.0)
-    assert all(equal(sample(pipe, call), stock))
-    flexivid.enable(pipe, budget=0.6, order="interleaved")
-    weak = sample(pipe, call)
-    assert not any(equal(weak, stock)) and all(part.isfinite().all() for part in weak)
-    flexivid.disable(pipe)
-    assert all(equal(sample(pipe, call), stock))
+    check_sound_is_stock(*make(), budget=0.6)
 
 
 # name: (arguments of a call, forwards of a step)
@@ -59,11 +43,11 @@ def test_every_forward_of_a_step_is_counted_and_planned(kind):
     more, forwards = CALLS[kind]
     call |= more
     with flop_counter_mode() as full:
-        sample(pipe, call)
+        sample_with_sound(pipe, call)
     flexivid.enable(pipe, budget=0.5, order="interleaved")
-    sample(pipe, call)
+    sample_with_sound(pipe, call)
     with flop_counter_mode() as counter:
-        sample(pipe, call)
+        sample_with_sound(pipe, call)
     summary = flexivid.summary(pipe)
     assert {len(step) for step in summary.steps} == {forwards}
     outside = full.get_total_flops() - summary.flops_full
@@ -85,7 +69,7 @@ def test_what_other_forwards_add_can_be_kept_and_reused():
 
     handle = pipe.transformer.register_forward_hook(note, with_kwargs=True)
     flexivid.enable(pipe, schedule=f"1x1x1:1,1x2x2/kept:2,reused:{STEPS - 3}")
-    sample(pipe, call)
+    sample_with_sound(pipe, call)
     handle.remove()
 
     def x0(step: int, forward: int) -> list[torch.Tensor]:

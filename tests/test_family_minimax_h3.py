@@ -16,7 +16,7 @@ from diffusers.modular_pipelines.minimax_h3.modular_blocks_minimax_h3 import (
 )
 from diffusers.modular_pipelines.minimax_h3.modular_pipeline import align_num_frames, video_latent_num_frames
 from diffusers.modular_pipelines.modular_pipeline import PipelineState
-from families import STEPS, attach, inputs, minimax_h3_pipeline, minimax_h3_text, tiny
+from families import STEPS, attach, equal, inputs, minimax_h3_pipeline, minimax_h3_text, tiny
 from peft import LoraConfig
 
 import flexivid
@@ -81,10 +81,6 @@ def sample(pipe, call: dict) -> list[torch.Tensor]:
 
 def transformer_in(pipe):
     return getattr(pipe, "transformer", None) or pipe.transformer_ref
-
-
-def equal(one, other) -> list[bool]:
-    return [torch.equal(*pair) for pair in zip(one, other, strict=True)]
 
 
 @every_kind

@@ -119,9 +119,8 @@ def _check_family(family: Family, transformer: FrozenDict, objective: str) -> No
         "is told the timestep that a step goes to, and training draws none": family.destination is not None
         and transformer.get("use_meanflow", True),
         "makes sections beside frames that are there already, and training draws none": family.section_frames,
-        family.untrained: family.untrained,
     }
-    if what := next((what for what, is_so in not_drawn.items() if is_so), None):
+    if what := family.untrained or next((what for what, is_so in not_drawn.items() if is_so), None):
         raise ValueError(f"{family.transformer_class} {what}: it cannot be trained yet")
     if family.streams and objective != "distill":
         raise ValueError(f"{family.transformer_class} makes sound, which {objective} does not train: use distill")
